@@ -1,0 +1,31 @@
+# `make demo` and `make test` set up what they need in .venv; `make clean` removes it.
+PYTHON ?= python3
+EXTRAS ?= dev
+READY := .venv/installed-$(EXTRAS)
+
+.PHONY: demo test lint types check clean
+
+demo: $(READY)
+	.venv/bin/fedshare demo
+
+test: $(READY)
+	.venv/bin/python -m pytest
+
+lint: $(READY)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: $(READY)
+	.venv/bin/mypy
+
+check: lint types test
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "fedshare needs Python 3.11 to 3.13, and $(PYTHON) is another: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -1,0 +1,1 @@
+"""Entry points and hydra configs: the only place that knows hydra and wandb."""
