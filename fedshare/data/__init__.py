@@ -1,0 +1,17 @@
+"""Published data sets, each one a function. `fedshare.data.files` says where they lie and how they come there."""
+
+from fedshare.data.characters import shakespeare
+from fedshare.data.images import cifar10, cifar100, digits, fashion_mnist, mnist
+from fedshare.data.sentiment import movie_review, sst2, sst_trees
+
+__all__ = [
+    "cifar10",
+    "cifar100",
+    "digits",
+    "fashion_mnist",
+    "mnist",
+    "movie_review",
+    "shakespeare",
+    "sst2",
+    "sst_trees",
+]

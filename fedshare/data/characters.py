@@ -1,0 +1,69 @@
+"""Tiny Shakespeare as a language model's task, character by character, divided by who speaks.
+
+The text: Karpathy, char-rnn, 2015. The task, next character from at most `length` before it and a client for each role:
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedshare.data.dataset import Dataset, Examples
+from fedshare.data.files import find
+from fedshare.data.sources import TINY_SHAKESPEARE
+from fedshare.errors import UserError
+
+ALPHABET = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # all that occurs in the text
+VOCABULARY = 1 + len(ALPHABET)  # 0 is padding, as everywhere
+TOKENS = np.zeros(256, np.int64)
+TOKENS[list(ALPHABET)] = np.arange(1, VOCABULARY)
+IGNORED = -100  # the target of padding
+TEST = 0.2  # the fraction of a speaker's lines, the last ones
+
+
+def shakespeare(root: str | Path | None = None, *, vocabulary: int = VOCABULARY, length: int) -> Dataset:
+    """Characters, int64 ``[n, length]``, and the one after each, int64 ``[n, length]``, -100 where that is padding.
+
+    `Dataset.owner` numbers the 299 speakers in order of appearance. An example is a stretch of one speaker's lines,
+    without names; the last fifth of a speaker's lines, rounded down, is for test. `vocabulary` can only be 66: the 65
+    characters of the text, and padding.
+    """
+    if vocabulary != VOCABULARY:
+        raise UserError(f"shakespeare: vocabulary is {vocabulary}, it must be {VOCABULARY}")
+    if length < 1:
+        raise UserError(f"shakespeare: length is {length}, it must be at least 1")
+    lines = list(read_speakers(find(TINY_SHAKESPEARE, root)["input.txt"]).values())
+    cuts = [len(own) - int(len(own) * TEST) for own in lines]
+    train = [windows(own[:cut], length) for own, cut in zip(lines, cuts, strict=True)]
+    test = [windows(own[cut:], length) for own, cut in zip(lines, cuts, strict=True)]
+    x, y = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*train, *test, strict=True))
+    owner = np.tile(np.arange(len(lines)), 2).repeat([len(y) for _, y in train + test])
+    return Dataset("shakespeare", Examples(x, y), sum(len(y) for _, y in train), VOCABULARY, owner)
+
+
+def read_speakers(path: Path) -> dict[bytes, list[bytes]]:
+    """Each speaker's lines in order. A speech is the speaker's name and a colon, then lines, then an empty line."""
+    text = path.read_bytes().replace(b"\r\n", b"\n")
+    if foreign := set(text) - set(ALPHABET):
+        raise UserError(f"{path} is not Tiny Shakespeare: it has the byte {min(foreign):#04x}")
+    speakers: dict[bytes, list[bytes]] = {}
+    for speech in text.split(b"\n\n"):
+        name, *lines = speech.strip(b"\n").split(b"\n")
+        if lines and not name.endswith(b":"):
+            raise UserError(f"{path} is damaged: a speech begins with {name.decode()!r}, not with a name and a colon")
+        if lines:  # some ghosts only appear
+            speakers.setdefault(name, []).extend(lines)
+    if not speakers:
+        raise UserError(f"{path} is damaged: nobody speaks in it")
+    return speakers
+
+
+def windows(lines: list[bytes], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets, int64 ``[n, length]``: every character but the first is a target, once."""
+    tokens = TOKENS[np.frombuffer(b"".join(line + b"\n" for line in lines), np.uint8)]
+    targets = max(len(tokens) - 1, 0)
+    x = np.zeros(-(-targets // length) * length, np.int64)
+    y = np.full_like(x, IGNORED)
+    x[:targets], y[:targets] = tokens[:-1], tokens[1:]
+    return x.reshape(-1, length), y.reshape(-1, length)

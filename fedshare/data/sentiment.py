@@ -1,0 +1,108 @@
+"""Sentences that praise or blame a film: SST-2, the SST's trees and Movie Review.
+
+SST: Socher et al., "Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank", EMNLP 2013.
+SST-2 is its GLUE version: Wang et al., 2018, arXiv:1804.07461. Movie Review: Pang and Lee, "Seeing Stars", ACL 2005.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fedshare.data.dataset import Dataset
+from fedshare.data.files import find
+from fedshare.data.sources import MOVIE_REVIEW, SST2, SST_TREES
+from fedshare.data.split import stratified
+from fedshare.data.text import Texts, classification, read_lines
+from fedshare.errors import UserError
+
+
+def sst2(root: str | Path | None = None, *, vocabulary: int, length: int, min_count: int = 2) -> Dataset:
+    """67,349 phrases for training and 872 sentences for test, 2 classes, 1 for praise.
+
+    GLUE keeps the labels of its test part to itself, so the published development part is the test.
+    """
+    files = find(SST2, root)
+    train, test = read_tsv(files["train.tsv"]), read_tsv(files["dev.tsv"])
+    return classification("sst2", train, test, classes=2, vocabulary=vocabulary, length=length, min_count=min_count)
+
+
+def sst_trees(
+    root: str | Path | None = None, *, classes: int = 2, vocabulary: int, length: int, min_count: int = 2
+) -> Dataset:
+    """Whole sentences with the label of their tree's root.
+
+    5 classes (8,544 for training, 2,210 for test) from very negative to very positive; or 2 classes (6,920 and 1,821),
+    negative and positive without the neutral ones. The published development part is left out.
+    """
+    if classes not in (2, 5):
+        raise UserError(f"sst_trees: classes is {classes}, it must be 2 or 5")
+    files = find(SST_TREES, root)
+    train, test = (read_trees(files[f"{part}.txt"], binary=classes == 2) for part in ("train", "test"))
+    return classification(
+        "sst_trees", train, test, classes=classes, vocabulary=vocabulary, length=length, min_count=min_count
+    )
+
+
+def movie_review(root: str | Path | None = None, *, vocabulary: int, length: int, min_count: int = 2) -> Dataset:
+    """5,331 sentences of praise (1) and as many of blame (0); 90 % of each for training, always the same."""
+    files = find(MOVIE_REVIEW, root)
+    parts = {
+        label: read_lines(files[f"rt-polarity.{kind}"], "windows-1252") for label, kind in ((0, "neg"), (1, "pos"))
+    }
+    sentences = np.array(parts[0] + parts[1], dtype=object)
+    labels = np.repeat([0, 1], [len(parts[0]), len(parts[1])])
+    train, test = (
+        (sentences[rows].tolist(), labels[rows].tolist()) for rows in stratified(labels, 0.1, "movie_review")
+    )
+    return classification(
+        "movie_review", train, test, classes=2, vocabulary=vocabulary, length=length, min_count=min_count
+    )
+
+
+def read_tsv(path: Path) -> Texts:
+    lines = read_lines(path)
+    if not lines or lines[0] != "sentence\tlabel":
+        raise UserError(f"{path} must start with the line sentence<TAB>label")
+    sentences, labels = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        sentence, _, label = line.rpartition("\t")
+        if not sentence or label not in ("0", "1"):
+            raise UserError(f"{path} is damaged: line {number} must be a sentence, a tab and 0 or 1")
+        sentences.append(sentence)
+        labels.append(int(label))
+    return sentences, labels
+
+
+def read_trees(path: Path, *, binary: bool) -> Texts:
+    sentences, labels = [], []
+    for number, line in enumerate(read_lines(path), start=1):
+        tree = read_tree(line)
+        if tree is None:
+            raise UserError(f"{path} is damaged: line {number} is not one tree with labels 0 to 4")
+        sentence, label = tree
+        if not binary:
+            sentences.append(sentence)
+            labels.append(label)
+        elif label != 2:
+            sentences.append(sentence)
+            labels.append(int(label > 2))
+    return sentences, labels
+
+
+NODE = re.compile(r" *\(([0-4]) (?:([^() ]+)\))?| *(\))")  # a node opens, with its word if it is a leaf; or one closes
+
+
+def read_tree(line: str) -> tuple[str, int] | None:
+    """The words and the root's label of ``(3 (2 Good) (2 fun))``; None where the line is not one tree."""
+    depth, at, leaves = 0, 0, []
+    while node := NODE.match(line, at):
+        _, word, closed = node.groups()
+        depth += -1 if closed else not word
+        at = node.end()
+        if word:
+            leaves.append(word)
+        if depth <= 0:
+            break
+    whole = depth == 0 and leaves and not line[at:].strip()
+    return (" ".join(leaves), int(line.strip()[1])) if whole else None
