@@ -1,0 +1,35 @@
+"""Partitions: how a data set is divided among clients."""
+
+from fedshare.data.partition.base import Partition, Split, table
+from fedshare.data.partition.deal import match
+from fedshare.data.partition.feature import FeatureSkew
+from fedshare.data.partition.fling import Fling
+from fedshare.data.partition.flwr import Flwr
+from fedshare.data.partition.label import Dirichlet, DirichletClient, Imbalance, Pathological, Shards
+from fedshare.data.partition.pfllib import PfllibDir, PfllibExdir, PfllibPat
+from fedshare.data.partition.rffl import RfflClassImbalance, RfflPowerlaw, RfflUniform
+from fedshare.data.partition.simple import Iid, Natural, Quantity
+
+__all__ = [
+    "Dirichlet",
+    "DirichletClient",
+    "FeatureSkew",
+    "Fling",
+    "Flwr",
+    "Iid",
+    "Imbalance",
+    "Natural",
+    "Partition",
+    "Pathological",
+    "PfllibDir",
+    "PfllibExdir",
+    "PfllibPat",
+    "Quantity",
+    "RfflClassImbalance",
+    "RfflPowerlaw",
+    "RfflUniform",
+    "Shards",
+    "Split",
+    "match",
+    "table",
+]

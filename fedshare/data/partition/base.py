@@ -1,0 +1,89 @@
+"""How a data set is divided among clients: one answer for training and test alike."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedshare.data.dataset import Dataset, Examples
+from fedshare.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of each client, as sorted int64 indices into `Dataset.pool`; position is the client's id.
+
+    Everyone has a training example, and no example is in two places unless a convention says otherwise. A test part may
+    be empty: where there are fewer test examples than clients, or an owner has none.
+    """
+
+    train: list[np.ndarray]
+    test: list[np.ndarray]
+
+    def __post_init__(self) -> None:
+        empty = [client for client, indices in enumerate(self.train) if not len(indices)]
+        if empty:
+            raise UserError(f"partition: client {empty[0]} has no training example; ask for fewer clients")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition(ABC):
+    """Fields are the YAML keys. `split` is a pure function of the data set and the seed.
+
+    The same seed and the same numpy give the same split. Draws use only `Generator.random` and
+    `Generator.standard_gamma`, whose streams numpy rarely changes; golden indices in the tests tell when it does.
+    """
+
+    clients: int | None  # how many clients the data are divided among; null: as many as the data themselves name
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` where a field makes no sense."""
+        whole("clients", self.clients, 1)
+
+    @abstractmethod
+    def split(self, dataset: Dataset, seed: int) -> Split:
+        """Raise `UserError` where the division asked for cannot be made."""
+
+    def view(self, client: int, examples: Examples, seed: int) -> Examples:
+        """The examples as this client sees them: a feature skew changes them, nothing else does."""
+        return examples
+
+
+def table(split: Split, labels: np.ndarray, classes: int) -> np.ndarray:
+    """How many training examples of each class each client has, int64 ``[clients, classes]``."""
+    client = np.repeat(np.arange(len(split.train)), [len(indices) for indices in split.train])
+    cell = client * classes + labels[np.concatenate(split.train)]
+    return np.bincount(cell, minlength=len(split.train) * classes).reshape(-1, classes)
+
+
+def class_labels(dataset: Dataset) -> np.ndarray:
+    """`Dataset.labels`, for a partition that cannot do without."""
+    if dataset.labels is None:
+        raise UserError(
+            f"partition needs a class for each example; data={dataset.name} has none (use iid, quantity or natural)"
+        )
+    return dataset.labels
+
+
+def enough(dataset: Dataset, available: int, clients: int, least: int = 1) -> None:
+    if clients * least > available:
+        raise UserError(
+            f"partition: {clients} clients with at least {least} examples each need {clients * least}; "
+            f"data={dataset.name} has {available}"
+        )
+
+
+def whole(name: str, value: object, low: int) -> None:
+    if type(value) is not int or value < low:
+        raise UserError(f"{name} must be a whole number >= {low}, not {value}")
+
+
+def positive(name: str, value: object) -> None:
+    if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+        raise UserError(f"{name} must be > 0, not {value}")
+
+
+def not_negative(name: str, value: object) -> None:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
+        raise UserError(f"{name} must be >= 0, not {value}")
