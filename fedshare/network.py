@@ -1,0 +1,37 @@
+"""Where the clients are."""
+
+from enum import Enum
+from typing import Protocol
+
+from fedshare.client import Client
+from fedshare.payload import Payload
+from fedshare.strategy import Strategy
+
+
+class Task(Enum):
+    """What a client is asked to do with a download."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class Network(Protocol):
+    def client_ids(self) -> list[int]:
+        """Everyone who may be asked, as stable small integers, sorted."""
+        ...
+
+    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+        """Each client's answer to its download. Who does not answer in time is not among them."""
+        ...
+
+    def digests(self) -> dict[int, dict[str, str]]:
+        """What each client of the last TRAIN exchange remembers now, as `fedshare.state.digests`."""
+        ...
+
+
+def answer(strategy: Strategy, client: Client, task: Task, round: int, download: Payload) -> Payload:
+    """The client's side of an exchange, in every mode."""
+    strategy.apply(client, download)
+    if task is Task.TRAIN:
+        return strategy.train(client, round)
+    return Payload(metrics=client.evaluate())

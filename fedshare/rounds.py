@@ -1,0 +1,146 @@
+"""The server's loop. It yields after each round; whoever runs it prints, logs, checkpoints and draws."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedshare import chain, metrics, seeds
+from fedshare.chain import Link
+from fedshare.errors import RunHalted
+from fedshare.network import Network, Task
+from fedshare.payload import Payload, flaw
+from fedshare.state import State, digests
+from fedshare.strategy import Strategy
+from fedshare.threads import one_thread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How many rounds, and who takes part in them."""
+
+    rounds: int  # the last round
+    seed: int
+    clients_per_round: int | None = None  # sampled without replacement; None, or more than there are: all
+    evaluate_every: int = 1  # test every client after each this many rounds, and after the last; 0: never
+    max_examples: int = 10**9  # an upload that claims to stand for more is dropped
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is known when a round is over."""
+
+    number: int
+    state: State  # the server's memory
+    link: Link  # of the digest chain
+    row: dict[str, Any]  # the metrics, ready for JSON
+
+
+def sample(client_ids: list[int], count: int | None, seed: int, round: int) -> list[int]:
+    """The clients of a round, sorted."""
+    if count is None or count >= len(client_ids):
+        return list(client_ids)
+    order = torch.randperm(len(client_ids), generator=seeds.generator(seed, "sample", round))
+    return sorted(client_ids[position] for position in order[:count].tolist())
+
+
+def run_server(
+    strategy: Strategy, network: Network, state: State, schedule: Schedule, start: int = 0, digest: str = chain.START
+) -> Iterator[Round]:
+    """Run the rounds after `start`, whose server memory is `state` and whose digest is `digest`.
+
+    Raises `RunHalted` when more than half of a round's uploads cannot be used.
+    """
+    everyone = network.client_ids()
+    for round in range(start + 1, schedule.rounds + 1):
+        clock = _Clock()
+        chosen = sample(everyone, schedule.clients_per_round, schedule.seed, round)
+        downloads = _downloads(strategy, state, chosen)
+        clock.lap("download")
+        answers = network.exchange(Task.TRAIN, round, downloads)
+        clock.lap("train")
+        with one_thread():
+            uploads, dropped = _usable(answers, downloads, strategy.expects(state), schedule.max_examples)
+        if 2 * len(dropped) > len(downloads):
+            raise RunHalted(
+                f"round {round}: {len(dropped)} of {len(downloads)} uploads cannot be used, so the fault is the global "
+                f"model's or everyone's (a smaller learning rate?): {_listing(dropped)}"
+            )
+        if uploads:
+            with one_thread():
+                state = strategy.aggregate(state, round, uploads)
+        clock.lap("aggregate")
+        link = Link.extend(digest, round, digests(state), network.digests())
+        digest = link.digest
+        clock.lap("digest")
+        row: dict[str, Any] = {
+            "round": round,
+            "clients": sorted(uploads),
+            "dropped": {str(client): reason for client, reason in dropped.items()},
+            "examples": int(sum(upload.metrics["examples"] for upload in uploads.values())),
+            **_averages(uploads),
+            "bytes_up": sum(upload.nbytes for upload in answers.values()),
+            "bytes_down": sum(download.nbytes for download in downloads.values()),
+            "digest": digest,
+        }
+        last = round == schedule.rounds
+        if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
+            row |= metrics.summarise(_evaluate(strategy, network, state, round, everyone))
+            clock.lap("evaluate")
+        yield Round(round, state, link, row | {"seconds": clock.laps})
+
+
+def _downloads(strategy: Strategy, state: State, clients: list[int]) -> dict[int, Payload]:
+    downloads = {client: strategy.download(state, client) for client in clients}
+    return {client: download for client, download in downloads.items() if download is not None}
+
+
+def _usable(
+    answers: dict[int, Payload], downloads: dict[int, Payload], expected: dict[str, Any], max_examples: int
+) -> tuple[dict[int, Payload], dict[int, str]]:
+    """The uploads that can be used, and why the others cannot, both in client order."""
+    usable, dropped = {}, {}
+    for client in sorted(downloads):
+        if client not in answers:
+            dropped[client] = "no answer"
+        elif reason := flaw(answers[client], expected, max_examples):
+            dropped[client] = reason
+        else:
+            usable[client] = answers[client]
+    return usable, dropped
+
+
+def _evaluate(
+    strategy: Strategy, network: Network, state: State, round: int, clients: list[int]
+) -> dict[int, dict[str, float]]:
+    """Each client's test metrics with the model it would use now."""
+    answers = network.exchange(Task.EVALUATE, round, _downloads(strategy, state, clients))
+    return {client: answers[client].metrics for client in sorted(answers)}
+
+
+def _averages(uploads: dict[int, Payload]) -> dict[str, float]:
+    """What every upload reports (the training loss), weighted by examples."""
+    reports = [upload.metrics for upload in uploads.values()]
+    weights = [report["examples"] for report in reports]
+    names = sorted(set.intersection(*(set(report) for report in reports)) - {"examples"}) if reports else []
+    return {name: metrics.weighted_mean([report[name] for report in reports], weights) for name in names}
+
+
+def _listing(dropped: dict[int, str], most: int = 3) -> str:
+    some = "; ".join(f"client {client}: {reason}" for client, reason in list(dropped.items())[:most])
+    return some + (f"; and {len(dropped) - most} more" if len(dropped) > most else "")
+
+
+class _Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.laps[phase] = round(now - self._last, 6)
+        self._last = now

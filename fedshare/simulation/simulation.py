@@ -1,0 +1,65 @@
+"""Clients on this machine: in this process, or in several worker processes, with the same bits."""
+
+from collections.abc import Callable, Iterator
+
+from fedshare.network import Task
+from fedshare.payload import Payload
+from fedshare.simulation.population import Answer, Population
+from fedshare.simulation.workers import Job, Workers
+from fedshare.state import State
+from fedshare.threads import one_thread
+
+
+class Simulation:
+    """A `Network` whose clients are simulated.
+
+    `build` makes the population, here and again in each worker process, so it must be importable (a module's function,
+    a `functools.partial` of one); `population` is what it gave, where it was called before. `workers` is the number of
+    processes; 0 stays in this one. What clients remember lies in `states`, here: a worker may serve any client, and one
+    that dies loses nothing. `timeout` is how many seconds a client may take.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Population],
+        workers: int = 0,
+        timeout: float = 3600.0,
+        population: Population | None = None,
+    ) -> None:
+        with one_thread():
+            self.population = population or build()
+        self.states: dict[int, State] = {}
+        self._digests: dict[int, dict[str, str]] = {}
+        self._sizes = self.population.sizes()
+        self._workers = Workers(build, workers, timeout) if workers else None
+
+    def __enter__(self) -> "Simulation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._workers:
+            self._workers.close()
+
+    def client_ids(self) -> list[int]:
+        return list(range(len(self._sizes)))
+
+    def digests(self) -> dict[int, dict[str, str]]:
+        return self._digests
+
+    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+        # The largest clients first, so that no worker is left with one of them at the end.
+        order = sorted(downloads, key=lambda client: -self._sizes[client])
+        jobs = [Job(task, round, client, downloads[client], self.states.get(client, {})) for client in order]
+        answers = dict(self._workers.run(jobs) if self._workers else self._here(jobs))
+        if task is Task.TRAIN:
+            self.states |= {client: answer.state for client, answer in answers.items() if answer.state}
+            self._digests = {client: answer.digests for client, answer in sorted(answers.items())}
+        return {client: answers[client].payload for client in sorted(answers)}
+
+    def _here(self, jobs: list[Job]) -> Iterator[tuple[int, Answer]]:
+        with one_thread():
+            for job in jobs:
+                yield job.client, job.run(self.population)

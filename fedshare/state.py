@@ -1,0 +1,88 @@
+"""What a server or a client remembers: plain nested data and tensors, saved and digested to the bit.
+
+A state is a dict of dicts, lists, tensors, str, int, float, bool and None; dict keys are str or int. It becomes one
+safetensors file whose metadata hold the nesting as JSON. Nothing is pickled.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from fedshare.tensors import digest as tensor_digest
+
+State = dict[str, Any]
+
+
+def pack(state: State) -> bytes:
+    """`state` as the bytes of a safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    places: dict[int, str] = {}  # one tensor that stands in two places is stored once
+
+    def outline(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in places:
+                places[id(value)] = str(len(places))
+                whole = value.detach().cpu().contiguous()
+                # safetensors refuses tensors that overlap in memory, as views may.
+                viewed = whole.untyped_storage().nbytes() > whole.nbytes
+                tensors[places[id(value)]] = whole.clone() if viewed else whole
+            return {"tensor": places[id(value)]}
+        if isinstance(value, dict):
+            if wrong := [key for key in value if type(key) not in (str, int)]:
+                raise TypeError(f"{path}: a key of a state is a str or an int, not {wrong[0]!r}")
+            # Pairs, not a JSON object: it would turn int keys to str and is not promised to keep its order.
+            return {"dict": [[key, outline(item, f"{path}/{key}")] for key, item in value.items()]}
+        if isinstance(value, list):
+            return [outline(item, f"{path}/{position}") for position, item in enumerate(value)]
+        if value is None or type(value) in (str, int, float, bool):
+            return value
+        raise TypeError(f"{path}: a state cannot hold a {type(value).__name__}")
+
+    text = json.dumps(outline(state, "state"), separators=(",", ":"))
+    return save_tensors(tensors, metadata={"outline": text})
+
+
+def unpack(data: bytes) -> State:
+    """The state that `pack` made `data` of. Raises ValueError, saying what is wrong, on any other bytes."""
+    try:
+        tensors = load_tensors(data)
+        length = int.from_bytes(data[:8], "little")
+        text = json.loads(data[8 : 8 + length])["__metadata__"]["outline"]
+        state = _restore(json.loads(text), tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"not a packed state: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError("not a packed state: its outline is not a dict")
+    return state
+
+
+def _restore(outline: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(outline, dict):
+        if "tensor" in outline:
+            return tensors[outline["tensor"]]
+        return {key: _restore(item, tensors) for key, item in outline["dict"]}
+    if isinstance(outline, list):
+        return [_restore(item, tensors) for item in outline]
+    return outline
+
+
+def digests(state: State) -> dict[str, str]:
+    """SHA-256 of each leaf of `state` by its path, such as ``params/fc.weight``, sorted by path."""
+    leaves: dict[str, str] = {}
+
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, Tensor):
+            leaves[path] = tensor_digest(value)
+        elif isinstance(value, dict | list) and value:
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                visit(item, f"{path}/{key}" if path else str(key))
+        else:
+            leaves[path] = hashlib.sha256(f"{type(value).__name__} {json.dumps(value)}".encode()).hexdigest()
+
+    visit(state, "")
+    return dict(sorted(leaves.items())) if state else {}

@@ -1,0 +1,42 @@
+"""A federated algorithm, both halves, as the five steps of a round."""
+
+from abc import ABC, abstractmethod
+
+from fedshare.client import Client
+from fedshare.payload import Payload
+from fedshare.state import State
+from fedshare.tensors import Tensors
+
+
+class Strategy(ABC):
+    """One paper, one file, in the order of a round.
+
+    Fields are hyperparameters and nothing else is kept on self: the server remembers in `state`, a client in
+    `client.state`, both plain nested data (`fedshare.state`). `aggregate` is deterministic and independent of the order
+    in which uploads came, so a server or every peer may run it. By convention ``state["params"]`` is the global model,
+    where there is one.
+    """
+
+    @abstractmethod
+    def init(self, params: Tensors) -> State:
+        """The server's memory before round 1, from the model that everyone starts with."""
+
+    @abstractmethod
+    def download(self, state: State, client_id: int) -> Payload | None:
+        """What the server sends this client; None leaves it out of the round."""
+
+    @abstractmethod
+    def apply(self, client: Client, download: Payload) -> None:
+        """Make `client.model` the model this client is to use. Writes nothing else and may be repeated."""
+
+    @abstractmethod
+    def train(self, client: Client, round: int) -> Payload:
+        """Learn from the client's examples; the upload. May write `client.state`."""
+
+    @abstractmethod
+    def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        """The server's memory after the round. `uploads`, by client id, is never empty and holds only usable ones."""
+
+    def expects(self, state: State) -> dict[str, Tensors]:
+        """What the tensors of an upload must look like: groups, names, shapes, types. Another upload is dropped."""
+        return {"params": state["params"]}

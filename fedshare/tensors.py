@@ -1,0 +1,73 @@
+"""Arithmetic on named tensors, so that a strategy's lines read as its paper's formulas."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def add(a: Tensors, b: Tensors, alpha: float = 1.0) -> Tensors:
+    """``a + alpha * b``, name by name."""
+    _same_names(a, b)
+    return {name: torch.add(a[name], b[name], alpha=alpha) for name in a}
+
+
+def subtract(a: Tensors, b: Tensors) -> Tensors:
+    """``a - b``, name by name."""
+    _same_names(a, b)
+    return {name: a[name] - b[name] for name in a}
+
+
+def scale(a: Tensors, factor: float) -> Tensors:
+    return {name: a[name] * factor for name in a}
+
+
+def zeros_like(a: Tensors) -> Tensors:
+    return {name: torch.zeros_like(tensor) for name, tensor in a.items()}
+
+
+def mean(items: Sequence[Tensors], weights: Sequence[float] | None = None) -> Tensors:
+    """The average of `items`, weighted by `weights` (equal by default), summed in the order given.
+
+    The order is part of the result's last bits: give items in client order.
+    """
+    if not items:
+        raise ValueError("the mean of nothing")
+    weights = [1.0] * len(items) if weights is None else weights
+    if len(weights) != len(items):
+        raise ValueError(f"{len(items)} items but {len(weights)} weights")
+    whole = sum(weights)
+    total = scale(items[0], weights[0] / whole)
+    for item, weight in zip(items[1:], weights[1:], strict=True):
+        _same_names(total, item)
+        for name, tensor in total.items():
+            tensor.add_(item[name], alpha=weight / whole)
+    return total
+
+
+def clone(a: Tensors) -> Tensors:
+    return {name: tensor.clone() for name, tensor in a.items()}
+
+
+def equal(a: Tensors, b: Tensors) -> bool:
+    """The same names with the same bits: a NaN equals itself, 0.0 does not equal -0.0."""
+    return a.keys() == b.keys() and all(digest(a[name]) == digest(b[name]) for name in a)
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256, in hex, of a tensor's type, shape and bits."""
+    whole = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
+
+
+def _same_names(a: Tensors, b: Tensors) -> None:
+    if a.keys() != b.keys():
+        raise KeyError(f"tensors differ in names: {sorted(a.keys() ^ b.keys())}")
