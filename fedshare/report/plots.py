@@ -1,0 +1,198 @@
+"""The pictures of a run, as small SVG files: the same input gives the same bytes."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedshare.files import write_atomically
+from fedshare.report.units import human_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+BLUE, RED, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#333333", "#8a8a8a"  # Okabe and Ito: safe for all eyes
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: a fifth of the size, and it can be searched
+    "svg.hashsalt": "fedshare",
+    "text.parse_math": False,  # a dollar in a title is a dollar
+    "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+MOST_BUBBLES = 40  # clients or classes; beyond, a heat map is easier to read
+MOST_NAMED = 100  # clients; beyond, their order shows more than their numbers
+
+
+def partition_plot(counts: np.ndarray, path: Path | str, title: str = "") -> None:
+    """Draw how many examples of each class each client holds, and above it how many in all.
+
+    `counts` is ``[clients, classes]``, whole numbers. Beyond a hundred, clients are sorted by their largest class, so
+    that a skew shows as a staircase and its absence as an even field.
+    """
+    counts = np.asarray(counts)
+    clients, classes = counts.shape
+    width = 2.2 + min(8.0, max(3.0, 0.22 * clients))
+    height = 1.6 + min(6.0, max(1.5, 0.22 * classes))
+    if sort := clients > MOST_NAMED:
+        counts = counts[np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))]
+    with _figure(path, width, height) as figure:
+        above, middle = figure.subplots(2, 1, sharex=True, height_ratios=[0.7, height - 1.6])
+        if clients <= MOST_BUBBLES:
+            above.bar(np.arange(clients), counts.sum(axis=1), width=0.7, color=GREY)
+        else:  # one outline: a path for each of a thousand bars would be most of the file
+            above.stairs(counts.sum(axis=1), np.arange(clients + 1) - 0.5, fill=True, color=GREY)
+        above.set(title=title, ylabel="examples", ylim=(0, None))
+        above.grid(axis="y")
+        above.tick_params(bottom=False)
+        above.locator_params(axis="y", nbins=3)
+        if max(clients, classes) <= MOST_BUBBLES:
+            _bubbles(middle, counts)
+        else:
+            _heat(figure, middle, counts)
+        middle.set(xlabel="clients, sorted by their largest class" if sort else "client", ylabel="class")
+        middle.set(xlim=(-0.5, clients - 0.5), ylim=(classes - 0.5, -0.5))
+        _whole_numbers(middle.xaxis, clients)
+        _whole_numbers(middle.yaxis, classes)
+        figure.align_ylabels()
+
+
+def _bubbles(axes: "Axes", counts: np.ndarray) -> None:
+    """One bubble per client and class, its area in proportion to the count."""
+    client, label = np.nonzero(counts)
+    most = max(1, int(counts.max(initial=0)))
+
+    def steps(examples: Any) -> Any:
+        """Diameters in half points: few sizes make a small file, and the smallest bubble can be seen."""
+        return np.maximum(3, np.ceil(26 * np.sqrt(examples / most)))
+
+    axes.grid()
+    bubbles = steps(counts[client, label])
+    for size in np.unique(bubbles):
+        here = bubbles == size
+        axes.plot(client[here], label[here], "o", markersize=size / 2, color=BLUE, markeredgewidth=0)
+    for examples in _examples_of_sizes(most):
+        axes.plot([], [], "o", markersize=steps(examples) / 2, color=BLUE, markeredgewidth=0, label=f"{examples:,}")
+    axes.legend(title="examples", loc="upper left", bbox_to_anchor=(1, 1), labelspacing=0.9, alignment="left")
+
+
+def _examples_of_sizes(most: int) -> list[int]:
+    """Up to three round numbers for a legend, the largest near `most`."""
+    scale = 10 ** math.floor(math.log10(most))
+    top = next(step for step in (5, 2, 1) if step * scale <= most) * scale
+    return sorted({number for number in (top, top // 5, top // 25) if number}, reverse=True)
+
+
+def _heat(figure: "Figure", axes: "Axes", counts: np.ndarray) -> None:
+    """One cell per client and class; the colours follow the square root, so that small counts can be seen."""
+    from matplotlib.colors import PowerNorm
+
+    # Each cell is several pixels: many viewers smooth the borders between pixels.
+    across, down = (max(1, math.ceil(1600 / cells)) for cells in counts.shape)
+    cells = np.ma.masked_equal(counts.T.repeat(down, axis=0).repeat(across, axis=1), 0)
+    norm = PowerNorm(0.5, vmin=0, vmax=max(1, int(counts.max(initial=0))))
+    extent = (-0.5, counts.shape[0] - 0.5, counts.shape[1] - 0.5, -0.5)
+    image = axes.imshow(cells, aspect="auto", cmap="YlGnBu", norm=norm, interpolation="none", extent=extent)
+    bar = figure.colorbar(image, ax=axes, label="examples", pad=0.02, fraction=0.05, aspect=20)
+    bar.outline.set_visible(False)
+
+
+def accuracy_plot(rows: list[dict[str, Any]], path: Path | str) -> None:
+    """Draw accuracy by round (over all examples, worst tenth, spread among clients), and the bytes sent so far.
+
+    `rows` are those of ``metrics.jsonl``; a round without evaluation leaves no point.
+    """
+    with _figure(path, 7.0, 4.8) as figure:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
+        evaluated = [row for row in rows if row.get("accuracy") is not None]
+        _accuracy(above, evaluated)
+        _traffic(below, rows)
+        below.set(xlabel="round", xlim=(0, 1.02 * max([1, *(row["round"] for row in rows)])))
+        _whole_numbers(below.xaxis)
+        for axes in (above, below):
+            axes.grid()
+        figure.align_ylabels()
+
+
+def _accuracy(axes: "Axes", rows: list[dict[str, Any]]) -> None:
+    axes.set_ylabel("test accuracy")
+    if not rows:
+        axes.text(0.5, 0.5, "no evaluation yet", transform=axes.transAxes, ha="center", color=GREY)
+        axes.set_yticks([])
+        return
+    rounds = [row["round"] for row in rows]
+    marker = "o" if len(rows) <= 30 else ""
+    spread = [(row["round"], *_spread(row)) for row in rows if row.get("per_client", {}).get("accuracy")]
+    if spread:
+        at, low, high = zip(*spread, strict=True)
+        axes.fill_between(at, low, high, color=BLUE, alpha=0.15, linewidth=0, label="middle 80 % of clients")
+    lines = (("accuracy", "all examples", BLUE, "-"), ("accuracy_mean", "mean of clients", GREEN, "--"))
+    for key, label, colour, dash in (*lines, ("accuracy_worst10", "worst 10 % of clients", RED, "-")):
+        values = [math.nan if row.get(key) is None else row[key] for row in rows]
+        axes.plot(rounds, values, dash, color=colour, label=label, linewidth=1.6, marker=marker, markersize=3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _spread(row: dict[str, Any]) -> tuple[float, float]:
+    values = [math.nan if value is None else value for value in row["per_client"]["accuracy"].values()]
+    low, high = np.quantile(values, [0.1, 0.9])
+    return float(low), float(high)
+
+
+def _traffic(axes: "Axes", rows: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    rounds = [rows[0]["round"] - 1, *(row["round"] for row in rows)] if rows else []
+    most = 1.0
+    for key, label, colour, dash in (("bytes_up", "upload", RED, "-"), ("bytes_down", "download", BLUE, "--")):
+        sent = np.cumsum([0, *(row.get(key, 0) for row in rows)])[: len(rounds)]
+        axes.plot(rounds, sent, dash, color=colour, label=label, linewidth=1.6)
+        most = max([most, *sent])
+    axes.set(ylabel="bytes so far", ylim=(0, 1.05 * most))
+    axes.yaxis.set_major_locator(MaxNLocator(4, min_n_ticks=3, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value).replace(".0 ", " ")))
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _whole_numbers(axis: "Axis", count: int | None = None) -> None:
+    """Ticks at whole numbers: at each of `count` where these are few."""
+    from matplotlib.ticker import MaxNLocator
+
+    if count is not None and count <= 20:
+        axis.set_ticks(range(count))
+    else:
+        axis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+
+
+@contextmanager
+def _figure(path: Path | str, width: float, height: float) -> Iterator["Figure"]:
+    """A figure of so many inches, written to `path` in one piece when the block ends."""
+    import matplotlib  # 0.3 s, which a run without pictures need not wait
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure
+        picture = BytesIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+    write_atomically(Path(path), picture.getvalue())
