@@ -1,0 +1,77 @@
+"""The `fedshare` command. What a subcommand needs is imported when it is called, so that help comes at once."""
+
+import argparse
+import sys
+
+import fedshare
+from fedshare.errors import UserError
+
+_EPILOG = """examples:
+  fedshare demo
+  fedshare run strategy=fedavg data=mnist partition=shards partition.clients=100 rounds=20 seed=0
+  fedshare run -m strategy=fedavg,local seed=0,1,2
+  fedshare run --cfg job            show the whole config; --info defaults: where it comes from
+  fedshare resume runs/A
+  fedshare verify runs/A runs/B
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exit status: 0 done; 1 verify found a difference; 2 bad input; 3 the run halted; 130 stopped."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        sys.exit(_dispatch(arguments))
+    except UserError as error:
+        print(f"fedshare: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except OSError as error:
+        print(f"fedshare: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["run"]:  # hydra reads the rest
+        from .run import run
+
+        run(arguments[1:])
+        return 0
+    options = _parser().parse_args(arguments)
+    if options.command == "demo":
+        from .run import run
+
+        run(["--config-name", "demo", *options.overrides])
+    elif options.command == "resume":
+        from .execute import resume
+
+        resume(options.run, options.rounds)
+    else:
+        from fedshare.runs import RunFolder, verify
+
+        same, sentence = verify(*(RunFolder.open(path) for path in options.runs))
+        print(sentence)
+        return 0 if same else 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedshare",
+        description=fedshare.__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fedshare {fedshare.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("run", help="run an experiment, or a sweep with -m", add_help=False)
+    demo = commands.add_parser("demo", help="a small run that needs no data, no network and no account")
+    demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    resume = commands.add_parser("resume", help="go on with a run that was stopped, to the same bits")
+    resume.add_argument("run", help="its folder")
+    resume.add_argument("--rounds", type=int, help="go on to this round instead of the one planned")
+    verify = commands.add_parser("verify", help="say whether two runs are the same, or where they first differ")
+    verify.add_argument("runs", nargs="+", metavar="RUN", help="one folder, which is held against itself, or two")
+    return parser

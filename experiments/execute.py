@@ -1,0 +1,167 @@
+"""One run, from a resolved config to the folder it leaves; `fedshare run`, `demo` and `resume` end here."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save as save_tensors
+
+from fedshare import checkpoint
+from fedshare.chain import START
+from fedshare.checkpoint import Checkpoint
+from fedshare.data.partition import table
+from fedshare.errors import RunHalted, UserError
+from fedshare.files import write_atomically
+from fedshare.report.console import Progress
+from fedshare.report.plots import accuracy_plot, partition_plot
+from fedshare.report.summary import summary
+from fedshare.rounds import Round, run_server
+from fedshare.runs import RunFolder
+from fedshare.simulation import Population, Shares, Simulation
+
+from . import build
+from .instantiate import make
+
+
+def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> None:
+    """Run all rounds, in a folder of their own. `group` names the sweep that the run is part of."""
+    folder = RunFolder(path)
+    folder.check_new()
+    with _network(config, population) as network:
+        folder.create(OmegaConf.to_yaml(config))
+        with folder.lock():
+            write_atomically(folder.path / "versions.json", _versions())
+            _rounds(config, folder, network, None, group)
+
+
+def resume(path: str, rounds: int | None = None) -> None:
+    """Go on with a run that was stopped, from its last whole checkpoint; with `rounds`, up to another last round."""
+    folder = RunFolder.open(path)
+    try:
+        config = OmegaConf.load(folder.config)
+        assert isinstance(config, DictConfig)
+        config.rounds = config.rounds if rounds is None else rounds
+    except Exception as error:
+        raise UserError(f"{folder.config} is damaged: {str(error).splitlines()[0]}") from error
+    with folder.lock():
+        start = checkpoint.latest(folder.checkpoints, _warn)
+        if start and start.round > config.rounds:
+            raise UserError(f"rounds={config.rounds}: {path} is already at round {start.round}")
+        if (found := (folder.path / "versions.json").read_text()) != _versions():
+            _warn(f"{path} was made with other versions, so the bits may differ: {' '.join(found.split())}")
+        with _network(config, None) as network:
+            if rounds is not None:
+                write_atomically(folder.config, OmegaConf.to_yaml(config))
+            _rounds(config, folder, network, start, None)
+
+
+def _network(config: DictConfig, population: Population | None) -> Simulation:
+    workers = config.workers
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cores if cores > 1 else 0
+    return Simulation(partial(build.population, OmegaConf.to_yaml(config)), workers, config.timeout, population)
+
+
+def _rounds(
+    config: DictConfig, folder: RunFolder, network: Simulation, start: Checkpoint | None, group: str | None
+) -> None:
+    population = network.population
+    folder.rewind(start.round if start else 0)
+    if start is None:
+        state, digest, first = population.strategy.init(population.scratch.initial), START, 1
+    else:
+        state, digest, first = start.server, start.digest, start.round + 1
+        network.states = dict(start.clients)
+        if [link.digest for link in folder.links()][-1:] != [digest]:
+            raise UserError(f"{folder.path}: its digests.jsonl does not lead to the checkpoint of round {start.round}")
+    _draw_partition(population, folder, config.name)
+    schedule = build.schedule(config, population.sizes())
+    tracker = make(config.tracking, "tracking")
+    header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
+    with _terminable(), Progress(config.rounds, first, header) as progress:
+        tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
+        completed = False
+        try:
+            for done in run_server(population.strategy, network, state, schedule, first - 1, digest):
+                state = done.state
+                folder.append(done.row, done.link)
+                tracker.log(done.row)
+                for client, reason in done.row["dropped"].items():
+                    progress.note(f"round {done.number}: client {client} dropped: {reason}")
+                saved = {"save": _save(folder, network, done)} if _due(done.number, config) else {}
+                progress.row(done.row | {"seconds": done.row["seconds"] | saved})
+            completed = True
+        except RunHalted as error:
+            raise RunHalted(f"{error}; {folder.path} keeps the rounds before") from error
+        except KeyboardInterrupt:
+            progress.note(f"stopped; `fedshare resume {folder.path}` goes on")
+            raise
+        finally:
+            tracker.finish(completed)
+            accuracy_plot(folder.rows(), folder.path / "accuracy.svg")
+    if "params" in state:
+        write_atomically(folder.model, save_tensors({name: t.contiguous() for name, t in state["params"].items()}))
+    print(summary(folder.rows(), folder.path))
+
+
+def _due(round: int, config: DictConfig) -> bool:
+    """Whether a checkpoint is."""
+    return round % config.checkpoint_every == 0 or round == config.rounds
+
+
+def _draw_partition(population: Population, folder: RunFolder, name: str) -> None:
+    assert isinstance(population.shares, Shares)
+    dataset = population.shares.dataset
+    if dataset.labels is None:  # sizes alone, as if there were one class
+        counts = np.array(population.sizes())[:, None]
+    else:
+        counts = table(population.shares.split, dataset.labels, dataset.classes)
+    partition_plot(counts, folder.path / "partition.svg", title=f"{name}: training examples by client and class")
+
+
+def _save(folder: RunFolder, network: Simulation, done: Round) -> float:
+    began = time.perf_counter()
+    checkpoint.save(folder.checkpoints, Checkpoint(done.number, done.link.digest, done.state, network.states))
+    return time.perf_counter() - began
+
+
+def _population_line(population: Population) -> str:
+    sizes = np.array(population.sizes())
+    parameters = population.scratch.flat.numel()
+    return (
+        f"{len(sizes)} clients with {sizes.min()} to {sizes.max()} examples (median {np.median(sizes):g}) · "
+        f"{parameters:,} parameters"
+    )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a run in order, as Ctrl-C does."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _versions() -> str:
+    return json.dumps({name: version(name) for name in ("fedshare", "torch", "numpy")}) + "\n"
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)

@@ -1,0 +1,239 @@
+"""Experiment trackers, fed from the rows of a run. This file alone knows wandb.
+
+wandb lives in a process of its own, which reads rows from a pipe: whatever it does there (hang, raise, ask a question),
+the run goes on, and nothing is lost, for `metrics.jsonl` is the truth.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedshare.errors import UserError
+
+Note = Callable[[str], None]
+MODES = ("auto", "online", "offline", "disabled")
+MARK = "fedshare> "  # begins a line of the log that is meant for a person
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Tracker(Protocol):
+    """What an entry point calls, in this order. Nothing here raises: a broken tracker never breaks a run."""
+
+    def start(self, config: dict[str, Any], name: str, group: str | None, folder: Path, note: Note = _note) -> None: ...
+    def log(self, row: dict[str, Any]) -> None: ...
+    def finish(self, completed: bool = True) -> None: ...
+
+
+@dataclass(frozen=True)
+class NoTracker:
+    """Tracks nothing."""
+
+    def start(self, config: dict[str, Any], name: str, group: str | None, folder: Path, note: Note = _note) -> None: ...
+    def log(self, row: dict[str, Any]) -> None: ...
+    def finish(self, completed: bool = True) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Weights & Biases: one run per `start`, written below `folder`; a run resumed in its folder keeps its id."""
+
+    project: str = "fedshare"  # where the runs appear
+    entity: str | None = None  # account or team; wandb's default if None
+    mode: str = "auto"  # auto is online where there is an account and a network, offline elsewhere
+    group: str | None = None  # runs shown together; the group given to `start` if None
+    deadline: float = 60.0  # seconds that the end of a run waits for wandb
+    _live: list["_Process"] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"mode={self.mode!r} must be one of {', '.join(MODES)}")
+        if not self.deadline > 0:
+            raise UserError(f"deadline={self.deadline!r} must be above 0 seconds")
+        found = importlib.util.find_spec("wandb")
+        if found is None or found.origin is None:  # a folder named wandb, left by some run, counts as a package
+            raise UserError("wandb is not installed: pip install 'fedshare[tracking]', or choose tracking=none")
+
+    def start(self, config: dict[str, Any], name: str, group: str | None, folder: Path, note: Note = _note) -> None:
+        """Begin a run. `note` shows a person a line."""
+        if self.mode == "disabled":
+            return
+        init = {
+            "project": self.project,
+            "entity": self.entity,
+            "group": self.group or group,
+            "name": name,
+            "dir": str(folder.resolve()),
+            "config": config,
+        }
+        try:
+            hello = {"init": init, "mode": self.mode, "deadline": self.deadline}
+            self._live.append(_Process(hello, folder, self.deadline, note))
+        except Exception as error:
+            note(f"wandb: {_short(error)}; this run is not tracked")
+
+    def log(self, row: dict[str, Any]) -> None:
+        self._each(lambda process: process.log(row))
+
+    def finish(self, completed: bool = True) -> None:
+        """End the run, waiting `deadline` seconds at most; a run not `completed` is shown as failed."""
+        self._each(lambda process: process.finish(completed))
+        self._live.clear()
+
+    def _each(self, do: Callable[["_Process"], None]) -> None:
+        for process in list(self._live):
+            try:
+                do(process)
+            except Exception as error:
+                self._live.remove(process)
+                process.kill()
+                process.note(f"wandb: {_short(error)}; tracking stopped, the run goes on")
+
+
+class _Process:
+    """The run's end of the pipe: one JSON object a line, never waiting, except in `finish`."""
+
+    def __init__(self, hello: dict[str, Any], folder: Path, deadline: float, note: Note) -> None:
+        self.deadline, self.note, self.log_file = deadline, note, folder / "tracking.log"
+        here = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONUNBUFFERED": "1"}
+        with self.log_file.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "fedshare.experiments.tracking"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                bufsize=0,
+                start_new_session=True,  # no terminal to ask on, no Ctrl-C that was meant for the run
+                env={"WANDB_CACHE_DIR": str(folder.resolve() / "wandb" / "cache"), **os.environ, **here},
+            )
+        assert self.process.stdin is not None
+        self.pipe = self.process.stdin.fileno()
+        os.set_blocking(self.pipe, False)
+        self.waiting = b""
+        self._send(hello)
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self.process.poll() is not None:
+            raise RuntimeError(self._last_words() or f"ended with status {self.process.returncode}")
+        self._send({"row": scalars(row)})
+
+    def finish(self, completed: bool) -> None:
+        if completed:
+            self._send({"finish": 0})  # without this line, wandb shows the run as failed
+        try:
+            self.process.communicate(self.waiting, timeout=self.deadline)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"not finished after {self.deadline:g} s, see {self.log_file}") from None
+        words = self._last_words()
+        if self.process.returncode:
+            raise RuntimeError(words or f"ended with status {self.process.returncode}")
+        if words:
+            self.note(f"wandb: {words}")
+
+    def kill(self) -> None:
+        with suppress(OSError):
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self.waiting += json.dumps(message, default=str).encode() + b"\n"
+        with suppress(BlockingIOError, BrokenPipeError):  # full: the rest goes with the next row; broken: `poll` tells
+            while self.waiting:
+                self.waiting = self.waiting[os.write(self.pipe, self.waiting) :]
+
+    def _last_words(self) -> str:
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        return next((line.removeprefix(MARK) for line in reversed(lines) if line.startswith(MARK)), "")
+
+
+def scalars(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of ``metrics.jsonl`` as wandb shows it: numbers, and one histogram instead of a key per client."""
+    record: dict[str, Any] = {key: value for key, value in row.items() if isinstance(value, int | float)}
+    record |= {f"seconds/{phase}": seconds for phase, seconds in row.get("seconds", {}).items()}
+    record |= {key: len(row[key]) for key in ("clients", "dropped") if key in row}
+    accuracy = [value for value in row.get("per_client", {}).get("accuracy", {}).values() if value is not None]
+    if accuracy:
+        counts, edges = np.histogram(accuracy, bins=20, range=(0.0, 1.0))
+        record["accuracy_of_clients"] = {"counts": counts.tolist(), "edges": edges.tolist()}
+    return record
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _tell(text: str) -> None:
+    print("\n" + MARK + text, flush=True)
+
+
+def _serve() -> None:
+    """wandb's own process: read rows until the pipe closes, then end the run."""
+    lines = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # whoever asks a question gets no answer
+    hello = json.loads(lines.readline())
+
+    import wandb
+
+    init, mode, deadline = hello["init"], hello["mode"], hello["deadline"]
+    before = sorted(Path(init["dir"], "wandb").glob("*run-*-*"), key=lambda path: path.stat().st_mtime)
+    if before:
+        init |= {"id": before[-1].name.removeprefix("offline-").split("-", 2)[2], "resume": "allow"}
+    settings = wandb.Settings(console="off", init_timeout=deadline / 2, x_stats_pid=os.getppid())
+    reason = ""
+    try:
+        run = wandb.init(**init, mode=None if mode == "auto" else mode, settings=settings)
+    except wandb.Error as error:
+        if mode != "auto":
+            raise
+        reason = f" ({_short(error)})"
+        run = wandb.init(**init, mode="offline", settings=settings)
+    run.define_metric("*", step_metric="round")
+
+    status = 1
+    for line in lines:
+        message = json.loads(line)
+        if "row" in message:
+            run.log({key: _value(value) for key, value in message["row"].items()})
+        else:
+            status = message["finish"]
+    # Should the run be gone as well, nobody else would end a wandb that hangs.
+    orphan = threading.Timer(deadline + 5, os._exit, (1,))
+    orphan.daemon = True
+    orphan.start()
+    where = f"offline{reason}, to upload: wandb sync {Path(run.dir).parent}" if run.offline else run.url
+    disabled = run.disabled
+    run.finish(exit_code=status)
+    if where and not disabled:
+        _tell(where)
+
+
+def _value(value: Any) -> Any:
+    import wandb
+
+    if isinstance(value, dict):
+        return wandb.Histogram(np_histogram=(value["counts"], value["edges"]))
+    return value
+
+
+if __name__ == "__main__":
+    try:
+        _serve()
+    except Exception as error:
+        _tell(_short(error))
+        raise SystemExit(1) from None

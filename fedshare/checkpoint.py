@@ -1,0 +1,104 @@
+"""Checkpoints: where a run can go on from, to the same bits.
+
+``round-000010.safetensors`` holds the server's and every client's memory; ``round-000010.json``, written after it,
+names its SHA-256 and makes it count. The last two are kept.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedshare.errors import UserError
+from fedshare.files import write_atomically
+from fedshare.state import State, pack, unpack
+
+FORMAT = 1
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    round: int
+    digest: str  # of the chain after this round
+    server: State
+    clients: dict[int, State]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Add `checkpoint` to `folder`, then remove all but the last two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = pack({"server": checkpoint.server, "clients": checkpoint.clients})
+    name = f"round-{checkpoint.round:06d}"
+    write_atomically(folder / f"{name}.safetensors", data)
+    manifest = {"format": FORMAT, "round": checkpoint.round, "digest": checkpoint.digest}
+    manifest |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    write_atomically(folder / f"{name}.json", json.dumps(manifest, indent=1) + "\n")
+    for old in _manifests(folder)[KEPT:]:
+        old.unlink()  # first, so that a half-removed checkpoint does not count
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def rounds(folder: Path) -> list[int]:
+    """The rounds that have a checkpoint, the latest first."""
+    return [int(path.stem.removeprefix("round-")) for path in _manifests(folder)]
+
+
+def load(folder: Path, round: int) -> Checkpoint:
+    """The checkpoint of `round`. Raises UserError, saying what is damaged, rather than give a part of one."""
+    return _load(_path(folder, round))
+
+
+def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole; `warn` hears of those that are not. None where there never was one."""
+    damaged = ""
+    for path in _manifests(folder):
+        try:
+            checkpoint = _load(path)
+        except UserError as error:
+            if damaged:
+                warn(damaged)
+            damaged = str(error)
+            continue
+        if damaged:
+            warn(f"{damaged}; using round {checkpoint.round}")
+        return checkpoint
+    if damaged:
+        raise UserError(f"{damaged}; there is no other")
+    return None
+
+
+def read_damaged(folder: Path, round: int) -> tuple[State, dict[int, State]] | None:
+    """The memories in a checkpoint whatever its checksum says, to find what is wrong with it; None if unreadable."""
+    try:
+        state = unpack(_path(folder, round).with_suffix(".safetensors").read_bytes())
+        return state["server"], state["clients"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _path(folder: Path, round: int) -> Path:
+    return folder / f"round-{round:06d}.json"
+
+
+def _manifests(folder: Path) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if re.fullmatch(r"round-\d{6,}\.json", path.name)), reverse=True)
+
+
+def _load(path: Path) -> Checkpoint:
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] > FORMAT:
+            raise UserError(f"checkpoint {path} has format {manifest['format']}; this version reads up to {FORMAT}")
+        data = path.with_suffix(".safetensors").read_bytes()
+        if len(data) != manifest["bytes"]:
+            raise ValueError(f"it has {len(data)} bytes, not {manifest['bytes']}")
+        if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+            raise ValueError("its SHA-256 is another")
+        state = unpack(data)
+        return Checkpoint(manifest["round"], manifest["digest"], state["server"], state["clients"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {path.with_suffix('.safetensors')} is damaged: {error}") from error

@@ -1,0 +1,163 @@
+"""The folder that a run leaves, and what it proves."""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedshare import chain, checkpoint
+from fedshare.chain import Link
+from fedshare.checkpoint import Checkpoint
+from fedshare.errors import UserError
+from fedshare.files import write_atomically
+from fedshare.state import digests
+
+Row = dict[str, Any]
+
+
+class RunFolder:
+    """``config.yaml``, ``metrics.jsonl`` and ``digests.jsonl`` (a line a round), ``checkpoints/``, the model, plots."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.links_file = self.path / "digests.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model.safetensors"
+
+    @classmethod
+    def open(cls, path: Path | str) -> "RunFolder":
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise UserError(f"{path}: not a run's folder: it has no {folder.config.name}")
+        return folder
+
+    def check_new(self) -> None:
+        if self.config.exists():
+            raise UserError(
+                f"{self.path} already holds a run: go on with `fedshare resume {self.path}`, or name another"
+            )
+
+    def create(self, config: str) -> None:
+        self.check_new()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.config, config)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from running the same run meanwhile. A killed process holds no lock."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path}: another process is running this run") from None
+            yield
+
+    def append(self, row: Row, link: Link) -> None:
+        """Log a round, on disk when this returns."""
+        for path, line in ((self.metrics, json.dumps(_strict(row))), (self.links_file, link.to_json())):
+            with path.open("a") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def rewind(self, round: int) -> None:
+        """Forget what was logged after `round`, and a line that a crash cut short."""
+        for path in (self.metrics, self.links_file):
+            kept = [line for line, entry in _lines(path) if entry["round"] <= round]
+            write_atomically(path, "".join(kept))
+
+    def rows(self) -> list[Row]:
+        return [row for _, row in _lines(self.metrics)]
+
+    def links(self) -> list[Link]:
+        try:
+            return [Link(**entry) for _, entry in _lines(self.links_file)]
+        except TypeError as error:
+            raise UserError(f"{self.links_file} is damaged: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The whole lines of a JSON-lines file. A last line without its end was cut short by a crash: it does not count."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield line, json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is damaged: {error}") from error
+
+
+def _strict(value: Any) -> Any:
+    """NaN and infinity are not JSON: they become null."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def self_check(run: RunFolder) -> str | None:
+    """What in `run` contradicts its own digest chain: the first round, participant and tensor; None if nothing does."""
+    links = run.links()
+    previous = chain.START
+    for position, link in enumerate(links, 1):
+        if link.round != position or not link.follows(previous):
+            return f"round {position}: the line in {run.links_file.name} does not follow from the lines before"
+        previous = link.digest
+    for round in sorted(checkpoint.rounds(run.checkpoints)):
+        if round > len(links):
+            return f"round {round}: {run.links_file.name} has no line for this checkpoint"
+        memories = checkpoint.read_damaged(run.checkpoints, round)
+        if memories is None:
+            return f"round {round}: its checkpoint cannot be read"
+        if wrong := _contradiction(links[:round], *memories):
+            return f"round {round}: {wrong}"
+        try:
+            loaded: Checkpoint = checkpoint.load(run.checkpoints, round)
+        except UserError as error:
+            return f"round {round}: {error}"
+        if loaded.digest != links[round - 1].digest:
+            return f"round {round}: its checkpoint is of another run"
+    return None
+
+
+def _contradiction(links: list[Link], server: dict[str, Any], clients: dict[int, dict[str, Any]]) -> str | None:
+    """The first part of these memories whose digest is not the one recorded."""
+    recorded: dict[str, chain.Leaves] = {}
+    for link in links:
+        recorded |= link.clients
+    found = {str(client): digests(state) for client, state in clients.items()}
+    for client in sorted(recorded.keys() | found.keys(), key=int):
+        if path := next(chain.differences(recorded.get(client, {}), found.get(client, {})), None):
+            return f"client {client}: {path}"
+    path = next(chain.differences(links[-1].server, digests(server)), None)
+    return f"server: {path}" if path else None
+
+
+def verify(a: RunFolder, b: RunFolder | None = None) -> tuple[bool, str]:
+    """Whether two runs are the same to the bit, and the sentence to say about it; of one run, whether it is whole."""
+    for run in [a, b] if b else [a]:
+        if wrong := self_check(run):
+            return False, f"{run.path}: {wrong} (differs from its recorded digest)"
+    mine = a.links()
+    if not mine:
+        return False, f"{a.path}: no round is recorded"
+    if b is None:
+        return True, f"whole: {len(mine)} rounds, digest {mine[-1].digest}"
+    others = b.links()
+    if where := chain.first_difference(mine, others):
+        return False, f"differ first in {where}"
+    if len(mine) != len(others):
+        both = min(len(mine), len(others))
+        return False, f"equal in the first {both} rounds; {a.path} has {len(mine)}, {b.path} has {len(others)}"
+    return True, f"equal: {len(mine)} rounds, digest {mine[-1].digest}"

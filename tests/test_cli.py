@@ -1,0 +1,172 @@
+"""The command line: every error is one line that says what is allowed, exits with 2 and creates nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_runs import SMALL, fedshare
+
+WRONG = {
+    # keys
+    "rouns=3": "rouns: no such key (did you mean rounds?); allowed: strategy, data, partition, model, client,",
+    "partition.alpa=1": "partition.alpa: no such key (did you mean alpha?); allowed in partition: clients, alpha,",
+    "client.optimizer.momentun=1": "client.optimizer.momentun: no such key (did you mean momentum?); allowed in",
+    "+strategy.mu=1": "strategy.mu: no such key; allowed: weighted",
+    "rounds.x=1": "rounds.x: rounds has no keys of its own",
+    # options of a group
+    "data=digtis": "data=digtis: no such data (did you mean digits?); allowed: cifar10, cifar100, digits,",
+    "strategy=sgd": "strategy=sgd: no such strategy; allowed: fedavg",
+    # values of another type
+    "rounds=many": "rounds=many: value 'many' of type 'str' could not be converted to Integer",
+    "partition.alpha=x": "partition.alpha=x: must be a number",
+    "strategy.weighted=3": "strategy.weighted=3: must be true or false",
+    "client.epochs=1.5": "client.epochs=1.5: must be an integer",
+    "model.hidden=3": "model.hidden=3: must be a list of int",
+    "client.optimizer.lr=fast": "client.optimizer.lr=fast: must be a number",
+    # values out of range
+    "rounds=0": "rounds=0: must be at least 1",
+    "clients_per_round=0": "clients_per_round=0: must be at least 1",
+    "workers=-1": "workers=-1: must be at least 0",
+    "partition.alpha=0": "partition: alpha must be > 0, not 0",
+    "partition.clients=0": "partition: clients must be a whole number >= 1, not 0",
+    "partition.clients=5000": "partition: 5000 clients with at least 2 examples each need 10000; data=digits has 1442",
+    "client.optimizer.lr=-1": "client: optimizer: Invalid learning rate: -1",
+    "client.epochs=0": "client: epochs must be at least 1, not 0",
+    "client.lr_decay=0": "client: lr_decay must be in (0, 1], not 0",
+    # things that do not fit together
+    "data.classes=7": "data.classes=7: digits has 10",
+    "model=language_model": "model.vocabulary",
+    "device=moon": "device=moon: ",
+    "model._target_=torch.nn.Lin": "model._target_=torch.nn.Lin: cannot be imported: ",
+    "strategy._target_=torch.nn.ReLU": "strategy.weighted: no such key; allowed: inplace",
+    "client._target_=math.pi": "client._target_=math.pi: is a float, not a class or a function",
+    "seed=0,1": "seed=0,1: several values make a sweep: add -m",
+    "rounds": "rounds: is not KEY=VALUE",
+    "--multi": "--multi: no such flag",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_a_wrong_override_is_one_line_and_creates_nothing(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fedshare("run", override) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"fedshare: {WRONG[override]}"), err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_value_anywhere_in_a_sweep_stops_it_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fedshare("run", "-m", "seed=0,1", "strategy=fedavg,fedagv") == 2
+    assert capfd.readouterr().err.startswith("fedshare: strategy=fedagv: no such strategy (did you mean fedavg?)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_network_and_no_file_says_which_file_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDSHARE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FEDSHARE_MIRROR", "http://127.0.0.1:9")  # nobody answers there
+    assert fedshare("run", "data=mnist") == 2
+    err = capfd.readouterr().err
+    assert err.splitlines()[-1].startswith("fedshare: data.load: ")
+    assert "train-images-idx3-ubyte.gz" in err
+    assert str(tmp_path / "data") in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    arguments = ("run", f"folder={folder}", "workers=0", *SMALL, "rounds=1")
+    assert fedshare(*arguments) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert fedshare(*arguments) == 2
+    assert f"{folder} already holds a run: go on with `fedshare resume {folder}`" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert fedshare("run", f"folder={tmp_path}/file/run", "workers=0", *SMALL, "rounds=1") == 2
+    err = capfd.readouterr().err
+    assert err.startswith("fedshare: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["resume", "verify"])
+def test_a_folder_without_a_run_is_one_line(command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert fedshare(command, str(tmp_path)) == 2
+    assert capfd.readouterr().err == f"fedshare: {tmp_path}: not a run's folder: it has no config.yaml\n"
+
+
+def test_a_run_whose_uploads_are_all_bad_halts_and_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    arguments = ["client.optimizer.lr=1e30", "workers=0", *SMALL, "rounds=3"]
+    assert fedshare("run", f"folder={folder}", *arguments) == 3
+    err = capfd.readouterr().err
+    assert "round 1: 4 of 4 uploads cannot be used, so the fault is the global model's or everyone's" in err
+    assert "holds NaN or infinity" in err
+    assert str(folder) in err
+
+
+def test_a_sweep_leaves_a_folder_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = ["run", "-m", "strategy=fedavg,local", "seed=0,1", "workers=0", *SMALL, "rounds=1", "hydra.sweep.dir=sweep"]
+    assert fedshare(*sweep) == 0
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
+    assert all((tmp_path / "sweep" / str(job) / "metrics.jsonl").exists() for job in range(4))
+    out = capfd.readouterr().out
+    assert "job 3: strategy=local seed=1" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failing_job_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = ["run", "-m", "client.optimizer.lr=1e30,0.1", "workers=0", *SMALL, "rounds=1", "hydra.sweep.dir=sweep"]
+    assert fedshare(*sweep) == 3
+    assert not (tmp_path / "sweep" / "0" / "model.safetensors").exists()
+    assert (tmp_path / "sweep" / "1" / "model.safetensors").exists()
+    assert "round 1: 4 of 4 uploads" in capfd.readouterr().err
+
+
+def test_own_configs_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "strategy").mkdir(parents=True)
+    (tmp_path / "conf" / "strategy" / "mine.yaml").write_text(
+        "_target_: fedshare.strategies.fedavg.FedAvg\nweighted: false\n"
+    )
+    arguments = ["--config-dir", "conf", "strategy=mine", "folder=run", "workers=0", *SMALL, "rounds=1"]
+    assert fedshare("run", *arguments) == 0
+    assert "weighted: false" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_cfg_shows_the_config_and_creates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fedshare("run", "--cfg", "job", "data=mnist") == 0
+    assert "_target_: fedshare.models.CNN" in capfd.readouterr().out
+    assert fedshare("run", "--cfg", "job", "data=mnits") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_is_no_terminal_is_plain_lines(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedshare", "run", f"folder={tmp_path}/run", "workers=0", *SMALL, "rounds=2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"FORCE_COLOR": ""})
+    assert result.returncode == 0, result.stderr
+    assert "\x1b" not in result.stdout
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:4]] == ["round", "1", "2"]
+    assert result.stderr == ""

@@ -1,0 +1,90 @@
+"""Every config composes, what it names can be made, and the command line still has the last word."""
+
+from pathlib import Path
+
+import pytest
+
+import world
+from fedshare.client import Training
+from fedshare.data.partition import Partition
+from fedshare.experiments import build
+from fedshare.experiments.compose import CONF, jobs, resolved
+from fedshare.experiments.instantiate import check, make
+from fedshare.strategy import Strategy
+
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+LANGUAGE = {"language_model", "text_cnn", "text_transformer"}  # their keys come from a text data set
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(pair) for pair in OPTIONS])
+def test_every_option_composes_and_fits_what_it_names(group: str, option: str) -> None:
+    text = ["data=sst_trees"] if option in LANGUAGE else []
+    config = resolved([*text, f"{group}={option}"])
+    for key in ("strategy", "partition", "model", "client", "tracking"):
+        check(config[key], key)
+    check(config.data.load, "data.load")
+    for key, kind in (("strategy", Strategy), ("partition", Partition), ("client", Training)):
+        if "flwr" not in option:  # needs its extra
+            assert isinstance(make(config[key], key), kind)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_entry_composes(name: str) -> None:
+    assert resolved([], name).rounds > 0
+
+
+def test_every_key_of_the_root_has_a_comment() -> None:
+    lines = (CONF / "config.yaml").read_text().split("_self_", 1)[1].split("\nhydra:", 1)[0].splitlines()
+    keys = [line for line in lines if ":" in line and not line.startswith("name:")]
+    assert len(keys) >= 9
+    assert all(" # " in line for line in keys), keys
+
+
+def test_every_group_is_in_the_root() -> None:
+    groups = {group for group, _ in OPTIONS}
+    assert groups <= resolved([]).keys()
+
+
+def test_a_data_set_brings_its_model_and_the_command_line_wins() -> None:
+    assert resolved(["data=mnist"]).model._target_ == "fedshare.models.CNN"
+    assert resolved(["data=mnist", "model=mlp"]).model._target_ == "fedshare.models.MLP"
+    assert resolved(["model=mlp", "data=mnist"]).model._target_ == "fedshare.models.MLP"
+    shakespeare = resolved(["data=shakespeare"])
+    assert shakespeare.partition._target_ == "fedshare.data.partition.Natural"
+    assert shakespeare.model.causal is True
+    assert resolved(["data=shakespeare", "partition=iid"]).partition._target_ == "fedshare.data.partition.Iid"
+
+
+def test_resolved_holds_nothing_of_hydra_and_nothing_open() -> None:
+    config = resolved(["seed=3"])
+    assert "hydra" not in config
+    assert "folder" not in config
+    assert config.name == "fedavg-digits-dirichlet"
+    assert config.partition.clients == config.data.clients == 20
+
+
+def test_a_sweep_becomes_its_jobs() -> None:
+    assert list(jobs(["seed=0,1", "strategy=fedavg,local", "rounds=2"])) == [
+        ["seed=0", "strategy=fedavg", "rounds=2"],
+        ["seed=0", "strategy=local", "rounds=2"],
+        ["seed=1", "strategy=fedavg", "rounds=2"],
+        ["seed=1", "strategy=local", "rounds=2"],
+    ]
+    assert list(jobs(["seed=range(2)"])) == [["seed=0"], ["seed=1"]]
+
+
+def test_any_torch_module_is_a_model() -> None:
+    flatten, linear = "{_target_: torch.nn.Flatten}", "{_target_: torch.nn.Linear, in_features: 64, out_features: 10}"
+    overrides = ["~model", f"+model={{_target_: torch.nn.Sequential, _args_: [{flatten}, {linear}]}}"]
+    population = build.population_of(resolved(overrides))
+    assert population.scratch.flat.numel() == 650
+
+
+def test_the_model_is_the_same_in_every_process_and_moves_with_the_seed() -> None:
+    first, again, other = (build.population_of(resolved([f"seed={seed}"])).scratch.flat for seed in (0, 0, 1))
+    assert first.equal(again)
+    assert not first.equal(other)
+
+
+def test_conf_is_where_the_door_says() -> None:
+    assert Path(world.ROOT / "experiments" / "conf") == CONF

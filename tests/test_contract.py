@@ -1,0 +1,224 @@
+"""What every strategy promises. No strategy is named: one that is added to strategies/ is tested by being there."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import world
+from fedshare.errors import RunHalted
+from fedshare.network import Task
+from fedshare.payload import Payload
+from fedshare.rounds import Round, Schedule, run_server
+from fedshare.simulation import Simulation
+from fedshare.state import State, digests, pack, unpack
+from fedshare.tensors import Tensors
+
+SCHEDULE = Schedule(rounds=3, seed=0, clients_per_round=4, max_examples=100)
+each_strategy = pytest.mark.parametrize("name", world.STRATEGIES)
+
+
+def simulation(name: str, workers: int = 0) -> Simulation:
+    return Simulation(partial(world.build, name), workers)
+
+
+def begin(network: Simulation) -> State:
+    return network.population.strategy.init(network.population.scratch.initial)
+
+
+def run(network: Simulation, schedule: Schedule = SCHEDULE) -> list[Round]:
+    return list(run_server(network.population.strategy, network, begin(network), schedule))
+
+
+def one_round(name: str) -> tuple[Simulation, State, dict[int, Payload], dict[int, Payload]]:
+    """After one whole round: the network, the server's memory, and a second round's downloads and uploads."""
+    network = simulation(name)
+    state = run(network, dataclasses.replace(SCHEDULE, rounds=1, clients_per_round=None))[-1].state
+    strategy = network.population.strategy
+    downloads = {i: strategy.download(state, i) for i in network.client_ids()}
+    known = {i: download for i, download in downloads.items() if download is not None}
+    return network, state, known, network.exchange(Task.TRAIN, 2, known)
+
+
+def payload_digests(payload: Payload) -> dict[str, str]:
+    return digests({"tensors": payload.tensors, "metrics": payload.metrics})
+
+
+@each_strategy
+def test_yaml_keys_are_the_fields(name: str) -> None:
+    strategy = world.strategy(name)
+    keys = OmegaConf.load(world.ROOT / "experiments/conf/strategy" / f"{name}.yaml").keys() - {"_target_"}
+    assert keys == {field.name for field in dataclasses.fields(strategy)}  # type: ignore[arg-type]
+
+
+@each_strategy
+def test_aggregate_is_deterministic_and_ignores_the_order_of_uploads(name: str) -> None:
+    network, state, _, uploads = one_round(name)
+    strategy = network.population.strategy
+    before, sent = digests(state), {i: payload_digests(upload) for i, upload in uploads.items()}
+    first = digests(strategy.aggregate(state, 2, uploads))
+    assert digests(strategy.aggregate(state, 2, uploads)) == first
+    assert digests(strategy.aggregate(state, 2, dict(reversed(uploads.items())))) == first
+    assert digests(state) == before, "aggregate makes a new state and leaves the old one"
+    assert {i: payload_digests(upload) for i, upload in uploads.items()} == sent
+
+
+@each_strategy
+def test_apply_is_idempotent_and_writes_only_the_model(name: str) -> None:
+    network, _, downloads, _ = one_round(name)
+    population = network.population
+    for id, download in downloads.items():
+        client = population.client(id, network.states.get(id, {}))
+        memory, received = digests(client.state), payload_digests(download)
+        initial = digests({"initial": client.initial})
+        population.strategy.apply(client, download)
+        once = digests({"params": client.params()})
+        population.strategy.apply(client, download)
+        assert digests({"params": client.params()}) == once
+        assert digests(client.state) == memory
+        assert payload_digests(download) == received
+        assert digests({"initial": client.initial}) == initial
+
+
+@each_strategy
+def test_apply_leaves_nothing_of_another_client_in_the_model(name: str) -> None:
+    network, _, downloads, _ = one_round(name)
+    population = network.population
+    first, last = min(downloads), max(downloads)
+
+    def applied(id: int) -> dict[str, str]:
+        client = population.client(id, network.states.get(id, {}))
+        population.strategy.apply(client, downloads[id])
+        return digests(dict(client.model.state_dict()))
+
+    before = applied(first)
+    network.exchange(Task.TRAIN, 3, {last: downloads[last]})
+    assert applied(first) == before
+
+
+@each_strategy
+def test_nothing_on_self_changes(name: str) -> None:
+    network = simulation(name)
+    strategy = network.population.strategy
+    before = copy.deepcopy(vars(strategy))
+    run(network)
+    assert vars(strategy) == before
+    for field in dataclasses.fields(strategy):  # type: ignore[arg-type]
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(strategy, field.name, None)
+
+
+@each_strategy
+def test_memories_save_and_load_to_the_same_bits(name: str) -> None:
+    through = simulation(name)
+    whole = run(through)
+
+    stopped = simulation(name)
+    part = run(stopped, dataclasses.replace(SCHEDULE, rounds=1))[-1]
+    later = simulation(name)
+    later.states = {i: unpack(pack(state)) for i, state in stopped.states.items()}
+    state = unpack(pack(part.state))
+    assert digests(state) == digests(part.state)
+    rest = run_server(later.population.strategy, later, state, SCHEDULE, start=1, digest=part.link.digest)
+    assert [done.link for done in rest] == [done.link for done in whole[1:]]
+    assert {i: digests(s) for i, s in later.states.items()} == {i: digests(s) for i, s in through.states.items()}
+
+
+@each_strategy
+def test_evaluation_changes_no_memory(name: str) -> None:
+    network, _, downloads, _ = one_round(name)
+    before = {i: digests(state) for i, state in network.states.items()}
+    first = network.exchange(Task.EVALUATE, 2, downloads)
+    assert network.exchange(Task.EVALUATE, 2, downloads) == first
+    assert {i: digests(state) for i, state in network.states.items()} == before
+
+
+@each_strategy
+def test_bits_are_the_same_in_any_order_and_with_workers(name: str) -> None:
+    here = simulation(name)
+    expected = [done.link for done in run(here)]
+    strategy = here.population.strategy
+    reversed_ = world.Reversed(simulation(name), {})
+    assert [done.link for done in run_server(strategy, reversed_, begin(here), SCHEDULE)] == expected
+    with simulation(name, workers=2) as parallel:
+        assert [done.link for done in run(parallel)] == expected
+
+
+Corruption = Callable[[Payload], Payload]
+
+
+def tensors(change: Callable[[Tensors], Tensors]) -> Corruption:
+    """Change the first group of an upload; where there is none, what is made of nothing is a group too many."""
+
+    def corrupt(upload: Payload) -> Payload:
+        group = next(iter(upload.tensors), "extra")
+        return Payload(upload.tensors | {group: change(dict(upload.tensors.get(group, {})))}, upload.metrics)
+
+    return corrupt
+
+
+def first(change: Callable[[torch.Tensor], torch.Tensor]) -> Corruption:
+    def apply(group: Tensors) -> Tensors:
+        name = next(iter(group), "w")
+        return group | {name: change(group.get(name, torch.ones(2)))}
+
+    return tensors(apply)
+
+
+def metric(name: str, value: float) -> Corruption:
+    return lambda upload: Payload(upload.tensors, upload.metrics | {name: value})
+
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "NaN": first(lambda t: t.clone().fill_(torch.nan) if t.is_floating_point() else t.to(torch.float32)),
+    "infinity": first(lambda t: t.clone().fill_(torch.inf) if t.is_floating_point() else t.to(torch.float32)),
+    "wrong shape": first(lambda t: torch.cat([t.reshape(-1), t.reshape(-1)[:1]])),
+    "broadcastable shape": first(lambda t: t.reshape(-1)[:1]),
+    "another dtype": first(lambda t: t.to(torch.float64)),
+    "missing key": tensors(lambda group: dict(list(group.items())[1:])),
+    "extra key": tensors(lambda group: group | {"intruder": torch.ones(1)}),
+    "extra group": lambda upload: Payload(upload.tensors | {"intruder": {}}, upload.metrics),
+    "NaN loss": metric("train_loss", float("nan")),
+    "no examples": metric("examples", 0),
+    "negative examples": metric("examples", -9),
+    "absurd examples": metric("examples", 1e9),
+    "half an example": metric("examples", 1.5),
+    "NaN examples": metric("examples", float("nan")),
+    "no count": lambda upload: Payload(upload.tensors, {}),
+}
+
+
+@each_strategy
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_bad_upload_is_dropped_and_the_round_goes_on(name: str, corruption: str) -> None:
+    schedule = dataclasses.replace(SCHEDULE, rounds=1, clients_per_round=None)
+    inner = simulation(name)
+    strategy = inner.population.strategy
+    altered = world.Altered(inner, {2: CORRUPTIONS[corruption]})
+    (done,) = run_server(strategy, altered, begin(inner), schedule)
+    assert list(done.row["dropped"]) == ["2"]
+    assert done.row["dropped"]["2"]
+    assert done.row["clients"] == [0, 1, 3, 4]
+
+    _, state, _, uploads = simulation(name), begin(inner), None, None
+    honest = simulation(name)
+    downloads = {i: strategy.download(begin(honest), i) for i in honest.client_ids()}
+    uploads = honest.exchange(Task.TRAIN, 1, {i: d for i, d in downloads.items() if d is not None})
+    del uploads[2]
+    assert digests(done.state) == digests(strategy.aggregate(state, 1, uploads)), "the others are averaged alone"
+
+
+@each_strategy
+def test_the_run_halts_when_more_than_half_are_bad(name: str) -> None:
+    inner = simulation(name)
+    bad = CORRUPTIONS["NaN"]
+    schedule = dataclasses.replace(SCHEDULE, clients_per_round=None)
+    rounds = run_server(
+        inner.population.strategy, world.Altered(inner, {0: bad, 1: bad, 2: bad}), begin(inner), schedule
+    )
+    with pytest.raises(RunHalted, match=r"round 1: 3 of 5 uploads cannot be used.*client 0: "):
+        next(rounds)

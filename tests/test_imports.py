@@ -1,0 +1,105 @@
+"""The direction of imports, and what may be imported at all."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import world
+
+SOURCES = {
+    path: str(path.relative_to(world.ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+    for folder in ("fedshare", "strategies", "experiments")
+    for path in sorted((world.ROOT / folder).rglob("*.py"))
+}
+
+# Who may import whom inside the project; a name stands for itself and what lies in it.
+CORE = {
+    "errors": set(),
+    "files": set(),
+    "threads": set(),
+    "seeds": set(),
+    "tensors": set(),
+    "chain": set(),
+    "metrics": set(),
+    "state": {"tensors"},
+    "payload": {"tensors"},
+    "client": {"seeds", "errors", "data.dataset", "state", "tensors"},
+    "strategy": {"client", "payload", "state", "tensors"},
+    "network": {"client", "payload", "strategy"},
+    "rounds": {"chain", "errors", "metrics", "network", "payload", "seeds", "state", "strategy", "tensors", "threads"},
+    "checkpoint": {"errors", "files", "state"},
+    "runs": {"chain", "checkpoint", "errors", "files", "state"},
+    "data": {"data", "errors", "seeds"},
+    "models": {"models", "errors"},
+    "simulation": {
+        *("simulation", "client", "data.dataset", "data.partition.base", "errors", "network", "payload", "state"),
+        *("strategy", "threads"),
+    },
+    "report": {"report", "files"},
+    "strategies": {"strategies", "client", "strategy", "payload", "state", "tensors", "seeds"},
+    "__main__": {"experiments"},
+}
+# Third-party packages that stop at one door.
+FENCED = {
+    "hydra": ("experiments",),
+    "omegaconf": ("experiments",),
+    "wandb": ("experiments.tracking",),
+    "flwr": ("fedshare.flower",),
+    "grpc": ("fedshare.peers", "fedshare.flower"),
+    "matplotlib": ("fedshare.report",),
+    "rich": ("fedshare.report", "fedshare.data"),
+    "sklearn": ("fedshare.data",),
+    "pooch": ("fedshare.data",),
+    "flwr_datasets": ("fedshare.data.partition",),
+    "pickle": ("fedshare.data",),
+}
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def within(name: str, places: set[str] | tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(place + ".") for place in places)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=SOURCES.values())
+def test_imports_point_one_way(path: Path) -> None:
+    name = SOURCES[path]
+    inside = name.removeprefix("fedshare.")
+    room = inside.split(".")[0]
+    for imported in imports(path):
+        assert imported.split(".")[0] not in ("strategies", "experiments"), "import it as fedshare.strategies"
+        for package, doors in FENCED.items():
+            if within(imported, (package,)):
+                assert within(name, doors), f"{name} imports {imported}, which belongs to {', '.join(doors)}"
+        if imported.startswith("fedshare.") and room != "experiments":
+            target = imported.removeprefix("fedshare.")
+            assert within(target, CORE[room]), f"{name} may not import {imported}"
+
+
+def test_the_package_and_its_help_load_neither_torch_nor_flwr() -> None:
+    program = (
+        "import sys, fedshare\n"
+        "from fedshare.experiments.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print('heavy:', sorted({'torch', 'flwr', 'numpy', 'hydra', 'wandb', 'sklearn', 'grpc'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.endswith("heavy: []\n"), result.stdout
+    assert "fedshare demo" in result.stdout
+
+
+def test_every_source_is_in_a_room_of_the_plan() -> None:
+    rooms = {name.removeprefix("fedshare").strip(".").split(".")[0] for name in SOURCES.values()}
+    assert rooms - {"", "experiments"} <= CORE.keys()

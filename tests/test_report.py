@@ -1,0 +1,278 @@
+"""What a person looks at: the numbers of a round, the pictures, the table in a terminal and outside one."""
+
+import io
+import itertools
+import math
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from fedshare.metrics import summarise, weighted_mean, worst_share
+from fedshare.report.console import Progress, fitting
+from fedshare.report.plots import accuracy_plot, partition_plot
+from fedshare.report.summary import summary
+from fedshare.report.units import human_bytes, human_seconds
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def row(number, **more):
+    return {
+        "round": number,
+        "bytes_up": 1000,
+        "bytes_down": 2_500_000,
+        "seconds": {"download": 0.0, "train": 3.0, "aggregate": 0.0, "evaluate": 0.5, "save": 0.0},
+        "dropped": {},
+        "digest": "0123456789abcdef" * 4,
+        **more,
+    }
+
+
+def evaluated(number, accuracy=0.5):
+    per_client = {"accuracy": {"0": accuracy, "1": accuracy / 2}, "loss": {"0": 1.0, "1": 2.0}}
+    numbers = {"accuracy": accuracy, "accuracy_mean": 0.4, "accuracy_worst10": 0.25, "loss": 1.25}
+    return row(number, **numbers, per_client=per_client)
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+# ---------------------------------------------------------------------------------------------------- metrics
+
+
+def test_weighted_mean_and_worst_share():
+    assert weighted_mean([1.0, 4.0], [3, 1]) == 1.75
+    assert weighted_mean([1.0, math.nan], [1, 0]) == 1.0
+    assert math.isnan(weighted_mean([], []))
+    assert math.isnan(weighted_mean([1.0], [0]))
+    assert math.isnan(weighted_mean([math.inf, -math.inf], [1, 1]))
+    assert worst_share([0.3, 0.1, 0.2]) == 0.1
+    assert worst_share(list(range(100, 0, -1)), 0.1) == 5.5
+    assert worst_share(list(range(100)), 0.29) == 14  # of 29 values, though 0.29 * 100 < 29
+    assert math.isnan(worst_share([0.1, math.nan, 0.2]))
+    with pytest.raises(ValueError, match="share"):
+        worst_share([1.0], 0.0)
+
+
+def test_summarise_by_hand():
+    clients = {
+        10: {"accuracy": 1.0, "loss": 0.1, "examples": 30},
+        2: {"accuracy": 0.5, "loss": 0.5, "examples": 10},
+        3: {"accuracy": 0.9, "loss": 9.0, "examples": 0},
+    }
+    assert summarise(clients) == {
+        "accuracy": 0.875,
+        "accuracy_mean": 0.75,
+        "accuracy_worst10": 0.5,
+        "loss": pytest.approx(0.2, rel=1e-15),
+        "per_client": {
+            "accuracy": {"2": 0.5, "10": 1.0},
+            "loss": {"2": 0.5, "10": 0.1},
+            "examples": {"2": 10, "10": 30},
+        },
+    }
+    assert list(summarise(clients)["per_client"]["loss"]) == ["2", "10"]
+    assert summarise({3: clients[3]}) == {}
+
+
+def test_summarise_does_not_depend_on_the_order_of_clients():
+    clients = {i: {"accuracy": 0.1 + i / 7, "loss": 10.0 ** (9 * i - 18), "examples": 3 + i} for i in range(5)}
+    answers = [repr(summarise(dict(order))) for order in itertools.permutations(clients.items())]
+    assert len(set(answers)) == 1
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_one_broken_loss_shows_and_spares_the_accuracy(loss):
+    summed = summarise(
+        {0: {"accuracy": 0.5, "loss": loss, "examples": 1}, 1: {"accuracy": 1, "loss": 1, "examples": 1}}
+    )
+    assert summed["accuracy"] == 0.75
+    assert not math.isfinite(summed["loss"])
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize(("clients", "classes"), [(1, 1), (3, 10), (40, 40), (41, 10), (5, 100), (1000, 10)])
+def test_partition_plot_is_small_and_the_same_every_time(tmp_path, clients, classes):
+    counts = np.arange(clients * classes).reshape(clients, classes) % 17 * 5
+    for name in ("a.svg", "b.svg"):
+        partition_plot(counts, tmp_path / name, "Dirichlet, $alpha$=0.1 <&>")
+    picture = (tmp_path / "a.svg").read_bytes()
+    assert picture == (tmp_path / "b.svg").read_bytes()
+    assert len(picture) < 400_000
+    texts = [element.text for element in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Dirichlet, $alpha$=0.1 <&>", "class", "examples"} <= set(texts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "b.svg"]
+
+
+def test_partition_plot_shows_who_holds_what(tmp_path):
+    pictures = []
+    for counts in ([[5, 0], [0, 5]], [[0, 5], [5, 0]], [[0, 0], [0, 0]]):
+        partition_plot(np.array(counts), tmp_path / "p.svg")
+        pictures.append((tmp_path / "p.svg").read_bytes())
+    assert len(set(pictures)) == 3
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row(1)],
+        [evaluated(1)],
+        [row(1), evaluated(2), row(3), evaluated(4, 0.7)],
+        [evaluated(1), {"round": 2, "accuracy": math.nan, "accuracy_mean": None}],
+        [evaluated(1) | {"accuracy": None, "loss": None, "per_client": {"accuracy": {"0": None}}}, evaluated(2)],
+        [evaluated(number) for number in range(1, 101)],
+    ],
+)
+def test_accuracy_plot_draws_what_there_is(tmp_path, rows):
+    for name in ("a.svg", "b.svg"):
+        accuracy_plot(rows, tmp_path / name)
+    picture = (tmp_path / "a.svg").read_bytes()
+    assert picture == (tmp_path / "b.svg").read_bytes()
+    text = picture.decode()
+    assert ("no evaluation yet" in text) == (not any("accuracy" in row for row in rows))
+    assert "nan" not in text
+    assert "round" in text
+    assert "bytes so far" in text
+
+
+def test_drawing_leaves_no_trace_in_the_process(tmp_path):
+    code = f"""if True:
+        import sys, fedshare.report.plots as plots
+        assert "matplotlib" not in sys.modules
+        import matplotlib
+        before = matplotlib.rcParams.copy()  # reading the backend would import pyplot
+        plots.accuracy_plot([], {str(tmp_path / "a.svg")!r})
+        assert matplotlib.rcParams.copy() == before
+        assert "matplotlib.pyplot" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+
+
+def test_plain_lines_outside_a_terminal():
+    stream = io.StringIO()
+    with Progress(rounds=3, header="fedavg · mnist", stream=stream) as progress:
+        progress.row(row(1))
+        progress.note("client 7 dropped: \x1b[31mNaN\n")
+        progress.row(evaluated(2) | {"dropped": {"7": "NaN"}, "seconds": {"train": 1.0, "save": 0.1}})
+        assert stream.getvalue().endswith("\n")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "fedavg · mnist"
+    assert lines[1:] == [
+        "round     acc    mean  worst10%     loss        up      down  s/round    digest  notes",
+        "    1       -       -         -        -    1.0 kB    2.5 MB     3.50  01234567",
+        "! client 7 dropped: ?[31mNaN?",
+        "    2  0.5000  0.4000    0.2500   1.2500    1.0 kB    2.5 MB     1.10  01234567  ckpt, dropped 1",
+    ]
+
+
+def test_plain_lines_are_flushed_one_by_one():
+    class Stream(io.StringIO):
+        def flush(self):
+            flushed.append(self.getvalue().count("\n"))
+
+    flushed = []
+    with Progress(rounds=2, stream=Stream()) as progress:
+        progress.row(row(1))
+        progress.row(row(2))
+    assert flushed == [1, 2, 3]
+
+
+def test_a_stream_without_unicode_is_no_reason_to_stop():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with Progress(rounds=1, header="fedavg · mnist", stream=stream) as progress:
+        progress.note("naïve")
+    assert stream.buffer.getvalue().decode("ascii").splitlines()[0] == "fedavg ? mnist"
+
+
+@pytest.mark.parametrize("width", [30, 80, 100, 200])
+def test_no_line_of_the_table_is_wider_than_the_terminal(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Progress(rounds=12, first=11, header="fedavg", stream=stream) as progress:
+        progress.row(evaluated(11))
+        progress.row(evaluated(12) | {"dropped": {"1": "late"}, "seconds": {"train": 1.0, "save": 0.1}})
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", ANSI.sub("", stream.getvalue()))]
+    assert all(len(line) <= width for line in lines)
+    assert sum(line.lstrip().startswith("12 ") for line in lines) == 1
+    assert any("12/12" in line for line in lines)
+    if width >= 80:
+        assert any(line.endswith("ckpt, dropped 1") for line in lines)
+
+
+def test_columns_go_by_importance():
+    titles = [[column.title for column in fitting(width)] for width in (None, 80, 22, 1)]
+    assert len(titles[0]) == 10
+    assert titles[1:] == [
+        ["round", "acc", "worst10%", "loss", "up", "s/round", "digest", "notes"],
+        ["round", "acc"],
+        ["round"],
+    ]
+
+
+def test_no_color(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    colours = []
+    for setting in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", setting) if setting else monkeypatch.delenv("NO_COLOR", raising=False)
+        stream = Terminal()
+        with Progress(rounds=1, stream=stream) as progress:
+            progress.row(evaluated(1))
+        codes = re.findall(r"\x1b\[([0-9;]*)m", stream.getvalue())
+        colours.append(any(part.startswith(("3", "9")) and len(part) > 1 for c in codes for part in c.split(";")))
+    assert colours == [True, False]
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress(rounds=1, stream=stream) as progress:
+        progress.row(row(1))
+    assert "\x1b" not in stream.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------- the last lines
+
+
+def test_summary_by_hand():
+    rows = [evaluated(1, 0.75), row(2, dropped={"7": "NaN", "3": "late"}), evaluated(3) | {"dropped": {"7": "NaN"}}]
+    assert summary(rows, "runs/a").splitlines() == [
+        "accuracy  0.5000 in round 3 (mean of clients 0.4000, worst 10 % 0.2500)",
+        "best      0.7500 in round 1",
+        "loss      1.2500",
+        "traffic   3.0 kB up, 7.5 MB down",
+        "time      10.5 s: train 9.00 s, evaluate 1.50 s",
+        "dropped   3, by client: 7 (2x), 3 (1x)",
+        "files     runs/a",
+    ]
+    diverged = evaluated(4) | {"accuracy_mean": None, "loss": None}  # JSON has no NaN
+    assert summary([diverged], "runs/b").splitlines()[:2] == [
+        "accuracy  0.5000 in round 4 (mean of clients -, worst 10 % 0.2500)",
+        "loss      -",
+    ]
+    assert summary([], "runs/b").splitlines()[-1] == "files     runs/b"
+
+
+def test_units():
+    assert [human_bytes(n) for n in (0, 999, 1000, 12_345, 999_499, 999_999, 5e12, 5e16)] == [
+        "0 B", "999 B", "1.0 kB", "12.3 kB", "999 kB", "1.0 MB", "5.0 TB", "50000 TB",
+    ]  # fmt: skip
+    assert [human_seconds(s) for s in (0.123, 12.34, 59.97, 61, 3599.7, 7380)] == [
+        "0.12 s", "12.3 s", "1 min 00 s", "1 min 01 s", "1 h 00 min", "2 h 03 min",
+    ]  # fmt: skip

@@ -1,0 +1,100 @@
+"""A small world for tests: a few clients, a small model. In a module, so that worker processes can import it."""
+
+import re
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from fedshare import seeds
+from fedshare.client import Scratch, Training
+from fedshare.data.dataset import Examples
+from fedshare.experiments.instantiate import make
+from fedshare.network import Task
+from fedshare.payload import Payload
+from fedshare.simulation import Population, Share, Simulation
+from fedshare.strategy import Strategy
+
+ROOT = Path(__file__).parents[1]
+STRATEGIES = sorted(path.stem for path in (ROOT / "strategies").glob("*.py") if path.stem != "__init__")
+CLIENTS, CLASSES, FEATURES = 5, 3, 6
+
+
+def strategy(name: str) -> Strategy:
+    """The strategy of one file in strategies/, with the values of its YAML."""
+    made = make(OmegaConf.load(ROOT / "experiments" / "conf" / "strategy" / f"{name}.yaml"), "strategy")
+    assert isinstance(made, Strategy)
+    return made
+
+
+def sgd(parameters: object, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.5)  # type: ignore[arg-type]
+
+
+def shares(clients: int = CLIENTS, seed: int = 0) -> list[Share]:
+    """Clients of different sizes whose features lean towards their labels."""
+    parts = []
+    for client in range(clients):
+        random = seeds.generator(seed, "world", client)
+        count = 12 + 4 * client
+        y = torch.randint(CLASSES, (count,), generator=random)
+        x = torch.randn(count, FEATURES, generator=random) + torch.eye(CLASSES, FEATURES)[y] * 3
+        parts.append((Examples(x[:-4], y[:-4]), Examples(x[-4:], y[-4:])))
+    return parts
+
+
+class Net(nn.Module):
+    """Layers of every kind that matters to a round: weights, biases, a running statistic, a counter, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.dropout = nn.Dropout(0.2)
+        self.last = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.last(self.dropout(torch.relu(self.norm(self.first(x)))))
+        return hidden
+
+
+def build(name: str, seed: int = 0, training: Training | None = None, parts: list[Share] | None = None) -> Population:
+    with seeds.scope(seed, "model"):
+        module = Net()
+    training = training or Training(optimizer=sgd, epochs=2, batch_size=4)
+    return Population(strategy(name), Scratch(module, training), parts or shares(), seed)
+
+
+class Altered:
+    """A network between the server and a simulation, whose `change` may rewrite what each client uploads."""
+
+    def __init__(self, inner: Simulation, change: dict[int, object]) -> None:
+        self.inner, self.change = inner, change
+
+    def client_ids(self) -> list[int]:
+        return self.inner.client_ids()
+
+    def digests(self) -> dict[int, dict[str, str]]:
+        return self.inner.digests()
+
+    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+        answers = self.inner.exchange(task, round, downloads)
+        if task is Task.TRAIN:
+            for client in self.change.keys() & answers.keys():
+                answers[client] = self.change[client](answers[client])  # type: ignore[operator]
+        return answers
+
+
+class Reversed(Altered):
+    """Clients visited, and answers given, from the last to the first."""
+
+    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+        self.inner._sizes = [-client for client in self.client_ids()][::-1]
+        answers = self.inner.exchange(task, round, dict(reversed(downloads.items())))
+        return dict(reversed(answers.items()))
+
+
+def fenced(readme: str, language: str) -> list[str]:
+    """The code blocks of `language` in a Markdown text."""
+    return re.findall(rf"```{language}\n(.*?)```", readme, re.S)
