@@ -110,9 +110,11 @@ def _rounds(
         finally:
             tracker.finish(completed)
             accuracy_plot(folder.rows(), folder.path / "accuracy.svg")
+    files = ["accuracy.svg", "partition.svg", folder.metrics.name]
     if "params" in state:
         write_atomically(folder.model, save_tensors({name: t.contiguous() for name, t in state["params"].items()}))
-    print(summary(folder.rows(), folder.path))
+        files.append(folder.model.name)
+    print(summary(folder.rows(), f"{folder.path}: {', '.join(files)}"))
 
 
 def _due(round: int, config: DictConfig) -> bool:

@@ -1,0 +1,53 @@
+"""The README's examples run as they stand there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import world
+
+README = (world.ROOT / "README.md").read_text()
+FILES = dict(re.findall(r"^`([\w/]+\.(?:py|yaml))`\n```(?:python|yaml)\n(.*?)^```", README, re.S | re.M))
+PROGRAM = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "run_server" in block)
+
+
+def test_adding_a_strategy_is_one_file_one_yaml_and_one_test(tmp_path: Path) -> None:
+    assert [Path(name).parts[0] for name in FILES] == ["strategies", "experiments", "tests"]
+    for folder in ("fedshare", "strategies", "experiments", "tests"):
+        shutil.copytree(world.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    code = [line for line in FILES["strategies/fedavgm.py"].splitlines() if line and not line.startswith('"""')]
+    assert len(code) <= 20
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def run(*command: str) -> str:
+        result = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    tests = run(
+        "-m", "pytest", "-p", "no:cacheprovider", "tests/test_fedavgm.py", "tests/test_contract.py", "-k", "fedavgm"
+    )
+    assert re.search(r"\b2\d passed", tests), tests
+    rounds = run("-m", "fedshare", "run", "strategy=fedavgm", "strategy.momentum=0.5", "rounds=2", "workers=0")
+    assert "fedavgm-digits-dirichlet" in rounds
+
+
+def test_the_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(PROGRAM, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    assert float(lines[-1].split()[1]) > 0.5
+
+
+def test_every_option_is_in_its_table() -> None:
+    for path in (world.ROOT / "experiments" / "conf").glob("*/*.yaml"):
+        assert re.search(rf"^\| `{path.parent.name}` \|.*`{path.stem}`", README, re.M), path
