@@ -170,3 +170,17 @@ def test_output_that_is_no_terminal_is_plain_lines(tmp_path: Path) -> None:
     assert "\x1b" not in result.stdout
     assert [line.split()[0] for line in result.stdout.splitlines()[1:4]] == ["round", "1", "2"]
     assert result.stderr == ""
+
+
+def test_wandb_offline_is_one_run_a_job_and_a_group_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb", reason="needs fedshare[tracking]")
+    monkeypatch.chdir(tmp_path)
+    wandb = ["tracking=wandb", "tracking.mode=offline", "hydra.sweep.dir=sweep"]
+    assert fedshare("run", "-m", "seed=0,1", *wandb, "workers=0", *SMALL, "rounds=1") == 0
+    assert capfd.readouterr().out.count("to upload: wandb sync") == 2
+    for job in range(2):
+        (log,) = (tmp_path / "sweep" / str(job) / "wandb").glob("offline-run-*/*.wandb")
+        assert b"sweep" in log.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}

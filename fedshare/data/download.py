@@ -55,9 +55,8 @@ class Resumable:
             error.close()
             if error.code != 416 or not have:
                 raise
-            if (
-                error.headers["Content-Range"] != f"bytes */{have}"
-            ):  # neither complete nor part of what is published now
+            # Neither complete nor a part of what is published now.
+            if error.headers["Content-Range"] != f"bytes */{have}":
                 self.part.unlink()
                 self.transfer(url)
             return

@@ -21,9 +21,8 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
         text = path.read_bytes().decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not {encoding} text: {error.reason} at byte {error.start}") from error
-    return [
-        line.rstrip("\r") for line in text.split("\n") if line.strip()
-    ]  # splitlines() would split at more than that
+    # splitlines() would split at more than this.
+    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 
 def words(sentence: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Long-lived worker processes of one thread each, which answer for clients."""
 
 import contextlib
+import logging
 import multiprocessing
 import signal
 import time
@@ -154,6 +155,7 @@ class _Worker:
 def _serve(connection: Connection, build: Callable[[], Population]) -> None:
     """The life of a worker: build the population, then answer until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us in order
+    logging.disable(logging.WARNING)  # the parent has said what there is to say about the data
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or wants no more
         try:
