@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from fedshare import seeds
-from fedshare.client import Scratch, Training
+from fedshare.client import Training
 from fedshare.data.dataset import Examples
 from fedshare.models import CNN, MLP, Logistic
 from fedshare.network import Task
 from fedshare.rounds import sample
-from fedshare.simulation import Population, Share, Simulation
+from fedshare.scratch import Scratch
+from fedshare.simulation import Part, Population, Simulation
 from fedshare.strategies.fedavg import FedAvg
 from fedshare.tensors import mean
 
@@ -41,12 +42,12 @@ class Workload:
         with seeds.scope("benchmark", "model"):
             return self.model(shape=self.shape, classes=10, **self.options)
 
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[Part]:
         random = seeds.generator("benchmark", "data")
         x = torch.rand(self.clients * self.examples, *self.shape, generator=random)
         y = torch.randint(10, (len(x),), generator=random)
         parts = zip(x.split(self.examples), y.split(self.examples), strict=True)
-        return [(Examples(inputs, targets), Examples(inputs[:1], targets[:1])) for inputs, targets in parts]
+        return [Part(Examples(inputs, targets), Examples(inputs[:1], targets[:1])) for inputs, targets in parts]
 
 
 WORKLOADS = {
@@ -65,10 +66,10 @@ def sgd(parameters: object) -> torch.optim.Optimizer:
 def build(name: str) -> Population:
     workload = WORKLOADS[name]
     training = Training(optimizer=sgd, epochs=1, batch_size=workload.batch)
-    return Population(FedAvg(), Scratch(workload.module(), training), workload.shares(), 0)
+    return Population(FedAvg(), Scratch(workload.module()), training, workload.shares(), 0)
 
 
-def plain_round(workload: Workload, model: nn.Module, shares: list[Share], chosen: list[int]) -> None:
+def plain_round(workload: Workload, model: nn.Module, shares: list[Part], chosen: list[int]) -> None:
     """The textbook: copy the model, train the copy, average the copies."""
     answers = []
     for client in chosen:

@@ -6,12 +6,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fedshare import seeds
-from fedshare.client import Scratch, Training
+from fedshare.client import Training
 from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition
 from fedshare.errors import UserError
 from fedshare.rounds import Schedule
-from fedshare.simulation import Population, Shares
+from fedshare.scratch import Scratch
+from fedshare.simulation import Partitioned, Population
 from fedshare.strategy import Strategy
 
 from .instantiate import make
@@ -27,12 +28,12 @@ def population_of(config: DictConfig) -> Population:
     training = _of(Training, config, "client")
     partition: Partition = _of(Partition, config, "partition")
     dataset = data(config)
-    shares = Shares(dataset, partition, config.seed)
+    shares = Partitioned(dataset, partition, config.seed)
     with seeds.scope(config.seed, "model"):
         module = _of(torch.nn.Module, config, "model")
-    scratch = Scratch(module, training, _device(config.device))
+    scratch = Scratch(module, _device(config.device))
     _try(scratch, dataset)
-    return Population(strategy, scratch, shares, config.seed)
+    return Population(strategy, scratch, training, shares, config.seed)
 
 
 def data(config: DictConfig) -> Dataset:

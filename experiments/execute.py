@@ -27,9 +27,11 @@ from fedshare.report.plots import accuracy_plot, partition_plot
 from fedshare.report.summary import summary
 from fedshare.rounds import Round, run_server
 from fedshare.runs import RunFolder
-from fedshare.simulation import Population, Shares, Simulation
+from fedshare.simulation import Partitioned, Population, Simulation
+from fedshare.threads import one_thread
 
 from . import build
+from .config import check_ranges
 from .instantiate import make
 
 
@@ -38,9 +40,8 @@ def execute(config: DictConfig, path: Path, group: str | None = None, population
     folder = RunFolder(path)
     folder.check_new()
     with _network(config, population) as network:
-        folder.create(OmegaConf.to_yaml(config))
+        folder.create(OmegaConf.to_yaml(config), _versions())
         with folder.lock():
-            write_atomically(folder.path / "versions.json", _versions())
             _rounds(config, folder, network, None, group)
 
 
@@ -51,17 +52,24 @@ def resume(path: str, rounds: int | None = None) -> None:
         config = OmegaConf.load(folder.config)
         assert isinstance(config, DictConfig)
         config.rounds = config.rounds if rounds is None else rounds
+        check_ranges(config)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{folder.config} is damaged: {str(error).splitlines()[0]}") from error
     with folder.lock():
         start = checkpoint.latest(folder.checkpoints, _warn)
         if start and start.round > config.rounds:
             raise UserError(f"rounds={config.rounds}: {path} is already at round {start.round}")
-        if (found := (folder.path / "versions.json").read_text()) != _versions():
-            _warn(f"{path} was made with other versions, so the bits may differ: {' '.join(found.split())}")
+        if start and [link.digest for link in folder.links()][start.round - 1 : start.round] != [start.digest]:
+            raise UserError(f"{path}: its digests.jsonl does not lead to the checkpoint of round {start.round}")
+        found = folder.versions.read_text(errors="replace") if folder.versions.exists() else "unknown"
+        if found != _versions():
+            _warn(f"{path} was made with other versions, so the bits may differ: {' '.join(found.split())[:200]}")
         with _network(config, None) as network:
             if rounds is not None:
                 write_atomically(folder.config, OmegaConf.to_yaml(config))
+            folder.rewind(start.round if start else 0)
             _rounds(config, folder, network, start, None)
 
 
@@ -69,7 +77,8 @@ def _network(config: DictConfig, population: Population | None) -> Simulation:
     workers = config.workers
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = cores if cores > 1 else 0
+        # Processes on one accelerator would each hold a context of it, and wait for each other.
+        workers = cores if cores > 1 and config.device == "cpu" else 0
     return Simulation(partial(build.population, OmegaConf.to_yaml(config)), workers, config.timeout, population)
 
 
@@ -77,14 +86,13 @@ def _rounds(
     config: DictConfig, folder: RunFolder, network: Simulation, start: Checkpoint | None, group: str | None
 ) -> None:
     population = network.population
-    folder.rewind(start.round if start else 0)
     if start is None:
-        state, digest, first = population.strategy.init(population.scratch.initial), START, 1
+        with one_thread():
+            state = population.strategy.init(population.scratch.initial)
+        digest, first = START, 1
     else:
         state, digest, first = start.server, start.digest, start.round + 1
         network.states = dict(start.clients)
-        if [link.digest for link in folder.links()][-1:] != [digest]:
-            raise UserError(f"{folder.path}: its digests.jsonl does not lead to the checkpoint of round {start.round}")
     _draw_partition(population, folder, config.name)
     schedule = build.schedule(config, population.sizes())
     tracker = make(config.tracking, "tracking")
@@ -99,6 +107,8 @@ def _rounds(
                 tracker.log(done.row)
                 for client, reason in done.row["dropped"].items():
                     progress.note(f"round {done.number}: client {client} dropped: {reason}")
+                for client, reason in done.row.get("untested", {}).items():
+                    progress.note(f"round {done.number}: client {client} not tested: {reason}")
                 saved = {"save": _save(folder, network, done)} if _due(done.number, config) else {}
                 progress.row(done.row | {"seconds": done.row["seconds"] | saved})
             completed = True
@@ -123,12 +133,12 @@ def _due(round: int, config: DictConfig) -> bool:
 
 
 def _draw_partition(population: Population, folder: RunFolder, name: str) -> None:
-    assert isinstance(population.shares, Shares)
-    dataset = population.shares.dataset
-    if dataset.labels is None:  # sizes alone, as if there were one class
+    parts = population.shares
+    assert isinstance(parts, Partitioned)  # as build.population makes it
+    if parts.dataset.labels is None:  # sizes alone, as if there were one class
         counts = np.array(population.sizes())[:, None]
     else:
-        counts = table(population.shares.split, dataset.labels, dataset.classes)
+        counts = table(parts.split, parts.dataset.labels, parts.dataset.classes)
     partition_plot(counts, folder.path / "partition.svg", title=f"{name}: training examples by client and class")
 
 

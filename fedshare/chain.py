@@ -18,12 +18,12 @@ START = ""  # the digest before round 1
 class Link:
     round: int
     server: Leaves
-    clients: dict[str, Leaves]  # those who trained in this round and remember something, by id
+    clients: dict[str, Leaves]  # those who trained in this round, by id
     digest: str
 
     @classmethod
     def extend(cls, previous: str, round: int, server: Leaves, clients: dict[int, Leaves]) -> "Link":
-        named = {str(client): leaves for client, leaves in sorted(clients.items()) if leaves}
+        named = {str(client): leaves for client, leaves in sorted(clients.items())}
         return cls(round, server, named, _digest(previous, round, server, named))
 
     def follows(self, previous: str) -> bool:

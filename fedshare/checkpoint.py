@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from fedshare.errors import UserError
 from fedshare.files import write_atomically
 from fedshare.state import State, pack, unpack
@@ -30,7 +33,9 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Add `checkpoint` to `folder`, then remove all but the last two."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = pack({"server": checkpoint.server, "clients": checkpoint.clients})
+    # A file's header may not grow with clients times tensors: each client is one tensor of bytes in it.
+    clients = {client: _bytes(pack(state)) for client, state in checkpoint.clients.items()}
+    data = pack({"server": checkpoint.server, "clients": clients})
     name = f"round-{checkpoint.round:06d}"
     write_atomically(folder / f"{name}.safetensors", data)
     manifest = {"format": FORMAT, "round": checkpoint.round, "digest": checkpoint.digest}
@@ -38,7 +43,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     write_atomically(folder / f"{name}.json", json.dumps(manifest, indent=1) + "\n")
     for old in _manifests(folder)[KEPT:]:
         old.unlink()  # first, so that a half-removed checkpoint does not count
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    kept = {path.stem for path in _manifests(folder)}
+    for path in folder.iterdir():
+        if path.stem not in kept:  # of those removed now, or left by a crash in the middle of this function
+            path.unlink()
 
 
 def rounds(folder: Path) -> list[int]:
@@ -73,10 +81,18 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 def read_damaged(folder: Path, round: int) -> tuple[State, dict[int, State]] | None:
     """The memories in a checkpoint whatever its checksum says, to find what is wrong with it; None if unreadable."""
     try:
-        state = unpack(_path(folder, round).with_suffix(".safetensors").read_bytes())
-        return state["server"], state["clients"]
+        return _memories(_path(folder, round).with_suffix(".safetensors").read_bytes())
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _memories(data: bytes) -> tuple[State, dict[int, State]]:
+    state = unpack(data)
+    return state["server"], {client: unpack(packed.numpy().tobytes()) for client, packed in state["clients"].items()}
 
 
 def _path(folder: Path, round: int) -> Path:
@@ -98,7 +114,8 @@ def _load(path: Path) -> Checkpoint:
             raise ValueError(f"it has {len(data)} bytes, not {manifest['bytes']}")
         if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
             raise ValueError("its SHA-256 is another")
-        state = unpack(data)
-        return Checkpoint(manifest["round"], manifest["digest"], state["server"], state["clients"])
+        if (round := manifest["round"]) != int(path.stem.removeprefix("round-")):
+            raise ValueError(f"its round is {round}")
+        return Checkpoint(round, manifest["digest"], *_memories(data))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path.with_suffix('.safetensors')} is damaged: {error}") from error

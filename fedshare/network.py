@@ -3,6 +3,7 @@
 from enum import Enum
 from typing import Protocol
 
+from fedshare import seeds
 from fedshare.client import Client
 from fedshare.payload import Payload
 from fedshare.strategy import Strategy
@@ -30,8 +31,12 @@ class Network(Protocol):
 
 
 def answer(strategy: Strategy, client: Client, task: Task, round: int, download: Payload) -> Payload:
-    """The client's side of an exchange, in every mode."""
-    strategy.apply(client, download)
-    if task is Task.TRAIN:
-        return strategy.train(client, round)
-    return Payload(metrics=client.evaluate())
+    """The client's side of an exchange, in every mode.
+
+    Dropout, and all else that asks torch's own generator, gets a stream of this client, round and task.
+    """
+    with seeds.scope(client.seed, task.value, round, client.id):
+        strategy.apply(client, download)
+        if task is Task.TRAIN:
+            return strategy.train(client, round)
+        return Payload(metrics=client.evaluate())

@@ -1,9 +1,13 @@
 """What crosses the network: named groups of named tensors, and metrics. Nothing else travels."""
 
-import math
 from dataclasses import dataclass, field
 
-from fedshare.tensors import Tensors, nbytes
+import torch
+from torch import Tensor
+
+from fedshare.tensors import Tensors
+
+_HUGE = 1e300
 
 
 @dataclass(frozen=True)
@@ -14,11 +18,12 @@ class Payload:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors, without any framing."""
-        return sum(nbytes(group.values()) for group in self.tensors.values())
+        groups = [group for group in self.tensors.values() if isinstance(group, dict)]
+        return sum(tensor.nbytes for group in groups for tensor in group.values() if isinstance(tensor, Tensor))
 
 
 def flaw(upload: Payload, expected: dict[str, Tensors], max_examples: int) -> str | None:
-    """Why `upload` cannot be used; None where it can.
+    """Why `upload` cannot be used; None where it can. Anyone may have made it, so nothing is taken for granted.
 
     It must hold exactly the groups, names, shapes and types of `expected`, only finite numbers, and a whole number of
     examples in 1..max_examples. An upload of another shape is not broadcast: it would pass unseen into the average.
@@ -26,22 +31,50 @@ def flaw(upload: Payload, expected: dict[str, Tensors], max_examples: int) -> st
     if wrong := _names("groups", set(upload.tensors), set(expected)):
         return wrong
     for group, tensors in upload.tensors.items():
+        if not isinstance(tensors, dict):
+            return f"{group} is a {type(tensors).__name__}, not named tensors"
         if wrong := _names(group, set(tensors), set(expected[group])):
             return wrong
         for name, tensor in tensors.items():
-            like = expected[group][name]
-            if tensor.shape != like.shape:
-                return f"{group}: {name} has shape {list(tensor.shape)}, not {list(like.shape)}"
-            if tensor.dtype != like.dtype:
-                return f"{group}: {name} is {tensor.dtype}, not {like.dtype}"
-            if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.isfinite().all():
-                return f"{group}: {name} holds NaN or infinity"
+            if reason := _unlike(tensor, expected[group][name]):
+                return f"{group}: {name} {reason}"
     for name, value in upload.metrics.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return f"metric {name} is {value}"
-    examples = upload.metrics.get("examples")
-    if examples is None or examples != int(examples) or not 1 <= examples <= max_examples:
-        return f"claims {'no number of' if examples is None else f'{examples:g}'} examples, not 1 to {max_examples}"
+        if not _is_finite(value):
+            return f"metric {name} is {str(value)[:40]}"
+    return _count(upload.metrics, 1, max_examples)
+
+
+def evaluation_flaw(metrics: dict[str, float], max_examples: int = 10**12) -> str | None:
+    """Why what a client says of its own test cannot be used. A loss may be NaN: that is a finding."""
+    if (reason := _count(metrics, 0, max_examples)) or not metrics["examples"]:
+        return reason
+    accuracy, loss = metrics.get("accuracy"), metrics.get("loss")
+    if not _is_finite(accuracy) or not 0 <= accuracy <= 1:  # type: ignore[operator]
+        return f"claims accuracy {str(accuracy)[:40]}, not 0 to 1"
+    return None if isinstance(loss, float) else f"claims loss {str(loss)[:40]}"
+
+
+def _unlike(tensor: object, like: Tensor) -> str | None:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        return f"is a {type(tensor).__name__}, not a dense tensor"
+    if tensor.shape != like.shape:
+        return f"has shape {list(tensor.shape)}, not {list(like.shape)}"
+    if tensor.dtype != like.dtype:
+        return f"is {tensor.dtype}, not {like.dtype}"
+    return None if tensor.isfinite().all() else "holds NaN or infinity"
+
+
+def _is_finite(value: object) -> bool:
+    # An int beyond the floats is finite, but nothing can be computed with it.
+    return isinstance(value, float | int) and -_HUGE < value < _HUGE
+
+
+def _count(metrics: dict[str, float], least: int, most: int) -> str | None:
+    examples = metrics.get("examples")
+    if examples is None:
+        return f"claims no number of examples, not {least} to {most}"
+    if not _is_finite(examples) or examples != int(examples) or not least <= examples <= most:
+        return f"claims {str(examples)[:40].removesuffix('.0')} examples, not {least} to {most}"
     return None
 
 

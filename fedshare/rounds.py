@@ -11,7 +11,7 @@ from fedshare import chain, metrics, seeds
 from fedshare.chain import Link
 from fedshare.errors import RunHalted
 from fedshare.network import Network, Task
-from fedshare.payload import Payload, flaw
+from fedshare.payload import Payload, evaluation_flaw, flaw
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
 from fedshare.threads import one_thread
@@ -62,7 +62,7 @@ def run_server(
         answers = network.exchange(Task.TRAIN, round, downloads)
         clock.lap("train")
         with one_thread():
-            uploads, dropped = _usable(answers, downloads, strategy.expects(state), schedule.max_examples)
+            uploads, dropped = _usable(strategy, state, answers, downloads, schedule.max_examples)
         if 2 * len(dropped) > len(downloads):
             raise RunHalted(
                 f"round {round}: {len(dropped)} of {len(downloads)} uploads cannot be used, so the fault is the global "
@@ -75,37 +75,42 @@ def run_server(
         link = Link.extend(digest, round, digests(state), network.digests())
         digest = link.digest
         clock.lap("digest")
-        row: dict[str, Any] = {
+        row: dict[str, Any] = _averages(uploads) | {
             "round": round,
             "clients": sorted(uploads),
             "dropped": {str(client): reason for client, reason in dropped.items()},
             "examples": int(sum(upload.metrics["examples"] for upload in uploads.values())),
-            **_averages(uploads),
             "bytes_up": sum(upload.nbytes for upload in answers.values()),
             "bytes_down": sum(download.nbytes for download in downloads.values()),
             "digest": digest,
         }
         last = round == schedule.rounds
         if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
-            row |= metrics.summarise(_evaluate(strategy, network, state, round, everyone))
+            tested, untested = _evaluate(strategy, network, state, round, everyone)
+            row |= metrics.summarise(tested) | {"untested": untested}
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
 
 
 def _downloads(strategy: Strategy, state: State, clients: list[int]) -> dict[int, Payload]:
-    downloads = {client: strategy.download(state, client) for client in clients}
+    with one_thread():
+        downloads = {client: strategy.download(state, client) for client in clients}
     return {client: download for client, download in downloads.items() if download is not None}
 
 
 def _usable(
-    answers: dict[int, Payload], downloads: dict[int, Payload], expected: dict[str, Any], max_examples: int
+    strategy: Strategy,
+    state: State,
+    answers: dict[int, Payload],
+    downloads: dict[int, Payload],
+    max_examples: int,
 ) -> tuple[dict[int, Payload], dict[int, str]]:
     """The uploads that can be used, and why the others cannot, both in client order."""
     usable, dropped = {}, {}
     for client in sorted(downloads):
         if client not in answers:
             dropped[client] = "no answer"
-        elif reason := flaw(answers[client], expected, max_examples):
+        elif reason := flaw(answers[client], strategy.expects(state, client), max_examples):
             dropped[client] = reason
         else:
             usable[client] = answers[client]
@@ -114,10 +119,14 @@ def _usable(
 
 def _evaluate(
     strategy: Strategy, network: Network, state: State, round: int, clients: list[int]
-) -> dict[int, dict[str, float]]:
-    """Each client's test metrics with the model it would use now."""
-    answers = network.exchange(Task.EVALUATE, round, _downloads(strategy, state, clients))
-    return {client: answers[client].metrics for client in sorted(answers)}
+) -> tuple[dict[int, dict[str, float]], dict[str, str]]:
+    """Each client's test metrics with the model it would use now; and who gave none that can be used, and why."""
+    downloads = _downloads(strategy, state, clients)
+    answers = network.exchange(Task.EVALUATE, round, downloads)
+    silent = Payload()
+    flaws = {client: evaluation_flaw(answers.get(client, silent).metrics) for client in sorted(downloads)}
+    untested = {str(client): reason for client, reason in flaws.items() if reason}
+    return {client: answers[client].metrics for client, reason in flaws.items() if not reason}, untested
 
 
 def _averages(uploads: dict[int, Payload]) -> dict[str, float]:

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from fedshare import chain, checkpoint
 from fedshare.chain import Link
-from fedshare.checkpoint import Checkpoint
 from fedshare.errors import UserError
 from fedshare.files import write_atomically
 from fedshare.state import digests
@@ -25,6 +27,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.versions = self.path / "versions.json"
         self.metrics = self.path / "metrics.jsonl"
         self.links_file = self.path / "digests.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -43,11 +46,12 @@ class RunFolder:
                 f"{self.path} already holds a run: go on with `fedshare resume {self.path}`, or name another"
             )
 
-    def create(self, config: str) -> None:
+    def create(self, config: str, versions: str) -> None:
         self.check_new()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config, config)
+            write_atomically(self.versions, versions)
+            write_atomically(self.config, config)  # last: with it, the folder holds a run
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
 
@@ -70,10 +74,14 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def rewind(self, round: int) -> None:
-        """Forget what was logged after `round`, and a line that a crash cut short."""
-        for path in (self.metrics, self.links_file):
-            kept = [line for line, entry in _lines(path) if entry["round"] <= round]
-            write_atomically(path, "".join(kept))
+        """Forget what was logged after `round`, what was made of it, and a line that a crash cut short."""
+        logs = (self.metrics, self.links_file)
+        kept = {path: [line for line, entry in _lines(path) if entry["round"] <= round] for path in logs}
+        self.model.unlink(missing_ok=True)  # only now: a damaged line has raised before anything was lost
+        for stray in self.path.glob(".*.tmp"):
+            stray.unlink()
+        for path, lines in kept.items():
+            write_atomically(path, "".join(lines))
 
     def rows(self) -> list[Row]:
         return [row for _, row in _lines(self.metrics)]
@@ -89,13 +97,16 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The whole lines of a JSON-lines file. A last line without its end was cut short by a crash: it does not count."""
     if not path.exists():
         return
-    with path.open() as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                yield line, json.loads(line)
-            except ValueError as error:
+                entry = json.loads(line)
+                if type(entry["round"]) is not int:
+                    raise ValueError("its round is no number")
+                yield line.decode(), entry
+            except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: line {number} is damaged: {error}") from error
 
 
@@ -114,21 +125,37 @@ def self_check(run: RunFolder) -> str | None:
         if link.round != position or not link.follows(previous):
             return f"round {position}: the line in {run.links_file.name} does not follow from the lines before"
         previous = link.digest
+    logged = [(row["round"], row.get("digest")) for row in run.rows()]
+    for link in links:
+        if logged[link.round - 1 : link.round] != [(link.round, link.digest)]:
+            return f"round {link.round}: {run.metrics.name} has no line of this round with its digest"
     for round in sorted(checkpoint.rounds(run.checkpoints)):
-        if round > len(links):
-            return f"round {round}: {run.links_file.name} has no line for this checkpoint"
-        memories = checkpoint.read_damaged(run.checkpoints, round)
-        if memories is None:
-            return f"round {round}: its checkpoint cannot be read"
-        if wrong := _contradiction(links[:round], *memories):
+        if wrong := _check_checkpoint(run, links, round):
             return f"round {round}: {wrong}"
+    if run.model.exists() and links:
+        params = {path: digest for path, digest in links[-1].server.items() if path.startswith("params/")}
         try:
-            loaded: Checkpoint = checkpoint.load(run.checkpoints, round)
-        except UserError as error:
-            return f"round {round}: {error}"
-        if loaded.digest != links[round - 1].digest:
-            return f"round {round}: its checkpoint is of another run"
+            found = digests({"params": load_file(run.model)})
+        except SafetensorError as error:
+            return f"{run.model.name} is damaged: {error}"
+        if path := next(chain.differences(params, found), None):
+            return f"{run.model.name}: {path}"
     return None
+
+
+def _check_checkpoint(run: RunFolder, links: list[Link], round: int) -> str | None:
+    if round > len(links):
+        return f"{run.links_file.name} has no line for this checkpoint"
+    memories = checkpoint.read_damaged(run.checkpoints, round)
+    if memories is None:
+        return "its checkpoint cannot be read"
+    if wrong := _contradiction(links[:round], *memories):
+        return wrong
+    try:
+        loaded = checkpoint.load(run.checkpoints, round)
+    except UserError as error:
+        return str(error)
+    return None if loaded.digest == links[round - 1].digest else "its checkpoint is of another run"
 
 
 def _contradiction(links: list[Link], server: dict[str, Any], clients: dict[int, dict[str, Any]]) -> str | None:

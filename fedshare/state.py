@@ -22,14 +22,17 @@ def pack(state: State) -> bytes:
     """`state` as the bytes of a safetensors file."""
     tensors: dict[str, Tensor] = {}
     places: dict[int, str] = {}  # one tensor that stands in two places is stored once
+    memories: set[int] = set()
 
     def outline(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
             if id(value) not in places:
                 places[id(value)] = str(len(places))
                 whole = value.detach().cpu().contiguous()
-                # safetensors refuses tensors that overlap in memory, as views may.
-                viewed = whole.untyped_storage().nbytes() > whole.nbytes
+                # safetensors refuses tensors that share memory, as views do.
+                memory = whole.untyped_storage()
+                viewed = memory.nbytes() > whole.nbytes or memory.data_ptr() in memories
+                memories.add(memory.data_ptr())
                 tensors[places[id(value)]] = whole.clone() if viewed else whole
             return {"tensor": places[id(value)]}
         if isinstance(value, dict):
@@ -72,17 +75,30 @@ def _restore(outline: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def digests(state: State) -> dict[str, str]:
-    """SHA-256 of each leaf of `state` by its path, such as ``params/fc.weight``, sorted by path."""
+    """SHA-256 of each leaf of `state` by its path, sorted: ``params/w``, ``#3/w`` (an int), ``log/@0`` (a list)."""
     leaves: dict[str, str] = {}
 
     def visit(value: Any, path: str) -> None:
         if isinstance(value, Tensor):
             leaves[path] = tensor_digest(value)
         elif isinstance(value, dict | list) and value:
-            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                visit(item, f"{path}/{key}" if path else str(key))
+            parts = (
+                [(_named(key), item) for key, item in value.items()]
+                if isinstance(value, dict)
+                else [(f"@{position}", item) for position, item in enumerate(value)]
+            )
+            for part, item in parts:
+                visit(item, f"{path}/{part}" if path else part)
         else:
             leaves[path] = hashlib.sha256(f"{type(value).__name__} {json.dumps(value)}".encode()).hexdigest()
 
     visit(state, "")
     return dict(sorted(leaves.items())) if state else {}
+
+
+def _named(key: str | int) -> str:
+    """A key's part of a path, of which no two keys share one."""
+    return f"#{key}" if isinstance(key, int) else key.translate(_ESCAPES)
+
+
+_ESCAPES = str.maketrans({"~": "~0", "/": "~1", "#": "~2", "@": "~3"})

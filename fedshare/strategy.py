@@ -37,6 +37,6 @@ class Strategy(ABC):
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         """The server's memory after the round. `uploads`, by client id, is never empty and holds only usable ones."""
 
-    def expects(self, state: State) -> dict[str, Tensors]:
-        """What the tensors of an upload must look like: groups, names, shapes, types. Another upload is dropped."""
+    def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
+        """What this client's upload must look like: groups, names, shapes, types. One that does not is dropped."""
         return {"params": state["params"]}

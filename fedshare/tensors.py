@@ -1,7 +1,7 @@
 """Arithmetic on named tensors, so that a strategy's lines read as its paper's formulas."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,19 +46,6 @@ def mean(items: Sequence[Tensors], weights: Sequence[float] | None = None) -> Te
         for name, tensor in total.items():
             tensor.add_(item[name], alpha=weight / whole)
     return total
-
-
-def clone(a: Tensors) -> Tensors:
-    return {name: tensor.clone() for name, tensor in a.items()}
-
-
-def equal(a: Tensors, b: Tensors) -> bool:
-    """The same names with the same bits: a NaN equals itself, 0.0 does not equal -0.0."""
-    return a.keys() == b.keys() and all(digest(a[name]) == digest(b[name]) for name in a)
-
-
-def nbytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def digest(tensor: Tensor) -> str:

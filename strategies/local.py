@@ -28,5 +28,5 @@ class Local(Strategy):
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         return state
 
-    def expects(self, state: State) -> dict[str, Tensors]:
+    def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         return {}

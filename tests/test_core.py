@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedshare import chain, seeds, tensors
-from fedshare.payload import Payload, flaw
+from fedshare.payload import Payload, evaluation_flaw, flaw
 from fedshare.state import State, digests, pack, unpack
 
 
@@ -38,8 +38,8 @@ def test_digest_sees_every_bit_the_type_and_the_shape() -> None:
     others = [flipped, plain.view(2, 3), plain.view(torch.int32), plain.double(), plain.to(torch.bfloat16)]
     assert len({tensors.digest(t) for t in [plain, *others]}) == 6
     assert tensors.digest(plain.view(2, 3).T.contiguous().T) == tensors.digest(plain.view(2, 3)), "strides do not count"
-    assert tensors.equal({"w": torch.tensor(math.nan)}, {"w": torch.tensor(math.nan)})
-    assert not tensors.equal({"w": torch.tensor(0.0)}, {"w": torch.tensor(-0.0)})
+    assert tensors.digest(torch.tensor(math.nan)) == tensors.digest(torch.tensor(math.nan))
+    assert tensors.digest(torch.tensor(0.0)) != tensors.digest(torch.tensor(-0.0))
 
 
 def test_seeds_are_named_streams() -> None:
@@ -99,6 +99,20 @@ def test_a_state_keeps_order_int_keys_and_shared_tensors() -> None:
     assert type(again["a"][5]) is bool
 
 
+def test_aliases_pack() -> None:
+    whole = torch.arange(4.0)
+    state: State = {"a": whole, "b": whole.detach(), "c": whole.view(2, 2), "d": whole[1:]}
+    assert digests(unpack(pack(state))) == digests(state)
+
+
+def test_no_two_leaves_share_a_path() -> None:
+    w = torch.ones(1)
+    states: list[State] = [{1: w, "1": w}, {"a": {"b": w}, "a/b": w}, {"x": [w], "y": {0: w}}, {"#1": w, 1: w}]
+    assert [len(digests(state)) for state in states] == [2, 2, 2, 2]
+    alike: list[State] = [{"x": [w]}, {"x": {0: w}}, {"x": {"0": w}}, {"x": {"@0": w}}, {"x/@0": w}]
+    assert len({tuple(digests(state)) for state in alike}) == len(alike)
+
+
 def test_a_state_is_plain_data() -> None:
     with pytest.raises(TypeError, match=r"state/model/0: a state cannot hold a tuple"):
         pack({"model": [(1, 2)]})
@@ -136,10 +150,32 @@ GOOD = {"w": torch.ones(2, 3), "n": torch.ones(2, dtype=torch.int64)}
         (GOOD, {}, "claims no number of examples, not 1 to 10"),
         (GOOD, {"examples": 5.0, "train_loss": math.inf}, "metric train_loss is inf"),
         (GOOD, {"examples": "many"}, "metric examples is many"),
+        (GOOD, {"examples": 10**400}, f"metric examples is 1{'0' * 39}"),
+        (GOOD, {"examples": 2.5}, "claims 2.5 examples, not 1 to 10"),
+        (GOOD | {"w": GOOD["w"].to_sparse()}, {"examples": 5.0}, "params: w is a Tensor, not a dense tensor"),
+        (GOOD | {"w": [1.0]}, {"examples": 5.0}, "params: w is a list, not a dense tensor"),
+        (None, {"examples": 5.0}, "params is a NoneType, not named tensors"),
     ],
 )  # fmt: skip
 def test_flaws(group: tensors.Tensors, metrics: dict[str, float], reason: str | None) -> None:
     assert flaw(Payload({"params": group}, metrics), EXPECTED, max_examples=10) == reason
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({"accuracy": 0.5, "loss": 1.0, "examples": 4.0}, None),
+        ({"accuracy": 0.5, "loss": math.nan, "examples": 4.0}, None),
+        ({"examples": 0.0}, None),
+        ({}, "claims no number of examples, not 0 to 10"),
+        ({"accuracy": 0.5, "loss": 1.0, "examples": math.inf}, "claims inf examples, not 0 to 10"),
+        ({"accuracy": 1e9, "loss": 1.0, "examples": 4.0}, "claims accuracy 1000000000.0, not 0 to 1"),
+        ({"accuracy": "all", "loss": 1.0, "examples": 4.0}, "claims accuracy all, not 0 to 1"),
+        ({"accuracy": 0.5, "examples": 4.0}, "claims loss None"),
+    ],
+)
+def test_flaws_of_an_evaluation(metrics: dict[str, float], reason: str | None) -> None:
+    assert evaluation_flaw(metrics, max_examples=10) == reason
 
 
 def test_payload_bytes() -> None:
@@ -151,18 +187,18 @@ def link(previous: str, round: int, server: dict[str, str], clients: dict[int, d
 
 
 def test_the_chain_covers_the_past_the_server_and_the_clients() -> None:
-    first = link(chain.START, 1, {"params/w": "a"}, {3: {"params/w": "b"}, 4: {}})
+    first = link(chain.START, 1, {"params/w": "a"}, {3: {"params/w": "b"}})
     assert first.follows(chain.START)
     assert not first.follows("another past")
-    assert first.clients == {"3": {"params/w": "b"}}, "who remembers nothing takes no room"
     changed = [
         link("x", 1, {"params/w": "a"}, {3: {"params/w": "b"}}),
         link(chain.START, 2, {"params/w": "a"}, {3: {"params/w": "b"}}),
         link(chain.START, 1, {"params/w": "c"}, {3: {"params/w": "b"}}),
         link(chain.START, 1, {"params/w": "a"}, {3: {"params/w": "c"}}),
         link(chain.START, 1, {"params/w": "a"}, {5: {"params/w": "b"}}),
+        link(chain.START, 1, {"params/w": "a"}, {3: {"params/w": "b"}, 4: {}}),
     ]
-    assert len({first.digest, *(other.digest for other in changed)}) == 6
+    assert len({first.digest, *(other.digest for other in changed)}) == 7
 
 
 def test_the_first_difference_is_named() -> None:

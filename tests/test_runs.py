@@ -201,9 +201,9 @@ def test_resume_of_a_whole_run_changes_nothing_and_can_make_it_longer(run: Runs,
     assert folder.links() == run("rounds=7").links()
 
 
-def flip(path: Path, offset: int) -> None:
+def flip(path: Path, offset: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
-    data[offset] ^= 1
+    data[offset] ^= 1 << bit
     path.write_bytes(data)
 
 
@@ -245,17 +245,97 @@ def test_a_bit_flipped_in_memory_is_found_and_named(
     assert capsys.readouterr().out == "differ first in round 3: client 2: params/head.bias\n"
 
 
-@pytest.mark.parametrize(
-    "file", ["digests.jsonl", "checkpoints/round-000005.safetensors", "checkpoints/round-000004.json"]
-)
-def test_any_flipped_byte_is_found(run: Runs, tmp_path: Path, file: str) -> None:
+FILES = ["digests.jsonl", "metrics.jsonl", "model.safetensors"]
+FILES += ["checkpoints/round-000005.safetensors", "checkpoints/round-000004.json"]
+
+
+@pytest.mark.parametrize("bit", [0, 7])
+@pytest.mark.parametrize("file", FILES)
+def test_any_flipped_byte_of_a_proof_is_found(run: Runs, tmp_path: Path, file: str, bit: int) -> None:
     damaged = copy(run(), tmp_path / "damaged")
-    size = (damaged.path / file).stat().st_size
-    for offset in range(size // 7, size, size // 5):
-        flip(damaged.path / file, offset)
+    path = damaged.path / file
+    if file == "metrics.jsonl":  # only its digests are part of the proof
+        offsets = [path.read_bytes().index(b'"digest"') + 20, path.read_bytes().index(b'"round"') + 3]
+    else:
+        size = path.stat().st_size
+        offsets = list(range(size // 7, size, size // 5))
+    for offset in offsets:
+        flip(path, offset, bit)
         assert fedshare("verify", str(damaged.path)) in (1, 2), f"byte {offset}"
-        flip(damaged.path / file, offset)
+        flip(path, offset, bit)
     assert fedshare("verify", str(damaged.path)) == 0
+
+
+@pytest.mark.parametrize("line", ["{}", "5", '{"round": "one"}', "\x80"])
+@pytest.mark.parametrize("file", ["metrics.jsonl", "digests.jsonl"])
+def test_a_garbled_line_is_named_and_nothing_is_lost(
+    run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, line: str
+) -> None:
+    damaged = copy(run(), tmp_path / "damaged")
+    path = damaged.path / file
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], line.encode("latin-1") + b"\n", *lines[3:]]))
+    before = {path: path.read_bytes() for path in damaged.path.rglob("*") if path.is_file()}
+    for command in ("verify", "resume"):
+        capsys.readouterr()
+        assert fedshare(command, str(damaged.path)) == 2
+        assert f"{path}: line 3 is damaged: " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in damaged.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("rounds", ["0", "-3"])
+def test_resume_refuses_an_impossible_end_and_loses_nothing(
+    run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], rounds: str
+) -> None:
+    folder = copy(run(), tmp_path / "copy")
+    for path in folder.checkpoints.iterdir():
+        path.unlink()
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    assert fedshare("resume", str(folder.path), "--rounds", rounds) == 2
+    assert capsys.readouterr().err == f"fedshare: rounds={rounds}: must be at least 1\n"
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_manifest_that_names_another_round_is_damaged(
+    run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy(run(), tmp_path / "copy")
+    path = folder.checkpoints / "round-000005.json"
+    path.write_text(path.read_text().replace('"round": 5', '"round": 4'))
+    assert fedshare("verify", str(folder.path)) == 1
+    assert "damaged: its round is 4" in capsys.readouterr().out
+    assert fedshare("resume", str(folder.path)) == 0
+    assert folder.links() == run().links()
+
+
+def test_a_run_without_its_versions_can_be_resumed(
+    run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy(run(), tmp_path / "copy")
+    folder.versions.unlink()
+    assert fedshare("resume", str(folder.path)) == 0
+    assert "other versions" in capsys.readouterr().err
+
+
+def test_what_a_crash_left_behind_is_swept_up(run: Runs, tmp_path: Path) -> None:
+    folder = copy(run(), tmp_path / "copy")
+    strays = [folder.path / ".config.yaml.1.tmp", folder.checkpoints / ".round-000007.safetensors.1.tmp"]
+    strays.append(folder.checkpoints / "round-000001.safetensors")
+    for stray in strays:
+        stray.write_bytes(b"half")
+    assert fedshare("resume", str(folder.path), "--rounds", "6") == 0
+    assert not any(stray.exists() for stray in strays)
+    assert checkpoint.rounds(folder.checkpoints) == [6, 5]
+
+
+def test_a_checkpoint_holds_thousands_of_clients_with_many_tensors(tmp_path: Path) -> None:
+    clients = {client: {f"tensor {i}": torch.full((1,), client) for i in range(40)} for client in range(2000)}
+    checkpoint.save(tmp_path, Checkpoint(1, "d", {}, clients))
+    header = int.from_bytes((tmp_path / "round-000001.safetensors").read_bytes()[:8], "little")
+    assert header < 1_000_000
+    loaded = checkpoint.load(tmp_path, 1)
+    assert loaded.clients.keys() == clients.keys()
+    assert loaded.clients[1999]["tensor 39"].tolist() == [1999]
 
 
 def test_resume_uses_the_checkpoint_before_a_damaged_one(

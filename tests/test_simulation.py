@@ -2,19 +2,24 @@
 
 import os
 import signal
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import world
 from fedshare.chain import Link
-from fedshare.client import Client, Scratch
+from fedshare.client import Client
 from fedshare.errors import RunHalted
+from fedshare.network import Task
 from fedshare.payload import Payload
 from fedshare.rounds import Schedule, run_server
+from fedshare.scratch import Scratch
 from fedshare.simulation import Population, Simulation
+from fedshare.state import State
 from fedshare.strategies.fedavg import FedAvg
 
 SCHEDULE = Schedule(rounds=2, seed=0, clients_per_round=4)
@@ -64,7 +69,7 @@ class Troubled(FedAvg):
 
 def troubled(trouble: str, mark: str = "") -> Population:
     usual = world.build("fedavg")
-    return Population(Troubled(trouble=trouble, mark=mark), usual.scratch, usual.shares, usual.seed)
+    return replace(usual, strategy=Troubled(trouble=trouble, mark=mark))
 
 
 ALL = Schedule(rounds=1, seed=0)
@@ -118,8 +123,114 @@ def test_a_worker_that_cannot_start_says_why() -> None:
         Simulation(partial(fails_in_a_worker, os.getpid()), workers=1)
 
 
+@dataclass(frozen=True)
+class Messy(FedAvg):
+    """Leaves the model in every state that a strategy is free to leave it in, and depends on all of them."""
+
+    def train(self, client: Client, round: int) -> Payload:
+        batch = next(client.batches(round))
+        probe = client.loss(batch)  # in the mode, and with the dropout, that it finds
+        probe.backward()
+        slope = float(sum(p.grad.norm() for p in client.model.parameters() if p.grad is not None))
+        client.fit(round, names=["last.weight", "last.bias"])
+        metrics = client.fit(round)
+        upload = Payload({"params": client.params()}, metrics | {"probe": float(probe.detach()), "slope": slope})
+        if client.id % 2:
+            client.model.zero_grad()
+            client.model.train()
+            client.model.first.requires_grad_(False)
+            client.model.seen = torch.ones(world.FEATURES)
+            client.model.last.weight.data = torch.zeros(world.CLASSES, 8)
+        client.state = {} if client.state else {"trained": round, "probe": float(probe.detach())}
+        return upload
+
+
+def messy(order: list[int] | None = None) -> Population:
+    return replace(world.build("fedavg"), strategy=Messy())
+
+
+def test_nothing_a_strategy_does_to_the_model_reaches_the_next_client() -> None:
+    def rows(network: Simulation, visits: list[int] | None = None) -> list[tuple[Link, dict[str, float]]]:
+        strategy, start = network.population.strategy, network.population.scratch.initial
+        run = run_server(strategy, network, strategy.init(start), Schedule(rounds=3, seed=0))
+        return [(done.link, {name: done.row[name] for name in ("probe", "slope", "train_loss")}) for done in run]
+
+    usual, other = Simulation(messy), Simulation(messy)
+    other._sizes = usual._sizes[::-1]
+    visited: list[list[int]] = [[], []]
+    for network, visits in zip((usual, other), visited, strict=True):
+        answer = network.population.answer
+        seen = replace(network.population, strategy=Messy())
+        object.__setattr__(
+            seen, "answer", lambda *a, answer=answer, visits=visits: (visits.append(a[2]), answer(*a))[1]
+        )
+        network.population = seen
+    expected = rows(usual)
+    assert rows(other) == expected
+    assert visited[0] != visited[1]
+    assert visited[0][:5] == visited[1][:5][::-1]
+    with Simulation(messy, workers=2) as parallel:
+        assert rows(parallel) == expected
+
+
+def test_after_an_error_no_old_answer_is_given_to_a_new_question() -> None:
+    with Simulation(partial(troubled, "raise"), workers=2) as network:
+        with pytest.raises(RuntimeError, match="no such luck"):
+            run(network)
+        with pytest.raises(RuntimeError, match="closed, or ended with an error"):
+            run(network)
+
+
+@dataclass(frozen=True)
+class Renamed(FedAvg):
+    """Two downloads of the same tensors under other names."""
+
+    def download(self, state: State, client_id: int) -> Payload:
+        names = ["a", "b"] if client_id else ["b", "a"]
+        return Payload({"params": state["params"], "pair": dict(zip(names, [ONE, TWO], strict=True))})
+
+    def train(self, client: Client, round: int) -> Payload:
+        return super().train(client, round)
+
+    def apply(self, client: Client, download: Payload) -> None:
+        super().apply(client, download)
+        client.state["a"] = float(download.tensors["pair"]["a"])  # a test may break the rule that apply writes nothing
+
+
+ONE, TWO = torch.tensor(1.0), torch.tensor(2.0)
+
+
+def renamed() -> Population:
+    return replace(world.build("fedavg"), strategy=Renamed())
+
+
+def test_a_worker_does_not_mistake_one_download_for_another() -> None:
+    with Simulation(renamed, workers=1) as network:
+        run(network)
+        assert [network.states[client]["a"] for client in range(world.CLIENTS)] == [2.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_a_stopped_worker_meets_the_deadline_in_the_middle_of_a_message() -> None:
+    with Simulation(partial(world.build, "fedavg"), workers=1, timeout=1.0) as network:
+        assert network._workers
+        os.kill(network._workers._workers[0].process.pid or 0, signal.SIGSTOP)
+        big = {"w": torch.zeros(10_000_000)}  # beyond what a pipe holds
+        with pytest.raises(RunHalted, match="no answer from its worker after 1 s"):
+            network.exchange(Task.TRAIN, 1, {0: Payload({"params": big})})
+
+
+def test_busy_workers_are_ended_together() -> None:
+    network = Simulation(partial(troubled, "hang"), workers=3, timeout=1.0)
+    began = time.monotonic()
+    with pytest.raises(RunHalted, match="no answer"):
+        run(network)
+    assert network._workers
+    assert not network._workers._workers
+    assert time.monotonic() - began < 20
+
+
 def test_a_scratch_of_two_types_is_refused() -> None:
     net = world.Net()
     net.last.double()
     with pytest.raises(Exception, match=r"one type, not \['torch.float32', 'torch.float64'\]"):
-        Scratch(net, world.build("fedavg").scratch.training)
+        Scratch(net)

@@ -8,12 +8,13 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fedshare import seeds
-from fedshare.client import Scratch, Training
+from fedshare.client import Training
 from fedshare.data.dataset import Examples
 from fedshare.experiments.instantiate import make
 from fedshare.network import Task
 from fedshare.payload import Payload
-from fedshare.simulation import Population, Share, Simulation
+from fedshare.scratch import Scratch
+from fedshare.simulation import Part, Population, Simulation
 from fedshare.strategy import Strategy
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ def sgd(parameters: object, lr: float = 0.1) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=lr, momentum=0.5)  # type: ignore[arg-type]
 
 
-def shares(clients: int = CLIENTS, seed: int = 0) -> list[Share]:
+def shares(clients: int = CLIENTS, seed: int = 0) -> list[Part]:
     """Clients of different sizes whose features lean towards their labels."""
     parts = []
     for client in range(clients):
@@ -40,12 +41,13 @@ def shares(clients: int = CLIENTS, seed: int = 0) -> list[Share]:
         count = 12 + 4 * client
         y = torch.randint(CLASSES, (count,), generator=random)
         x = torch.randn(count, FEATURES, generator=random) + torch.eye(CLASSES, FEATURES)[y] * 3
-        parts.append((Examples(x[:-4], y[:-4]), Examples(x[-4:], y[-4:])))
+        parts.append(Part(Examples(x[:-4], y[:-4]), Examples(x[-4:], y[-4:])))
     return parts
 
 
 class Net(nn.Module):
-    """Layers of every kind that matters to a round: weights, biases, a running statistic, a counter, dropout."""
+    """What matters to a round: weights, biases, dropout, a running statistic, a counter, a mean that is assigned anew
+    in each step, and a memory that is not to be saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,17 +55,23 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm1d(8)
         self.dropout = nn.Dropout(0.2)
         self.last = nn.Linear(8, CLASSES)
+        self.register_buffer("seen", torch.zeros(FEATURES))
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x + 0.01 * self.steps
+        if self.training:
+            self.seen = 0.9 * self.seen + 0.1 * x.mean(0)
+            self.steps += 1
         hidden: Tensor = self.last(self.dropout(torch.relu(self.norm(self.first(x)))))
         return hidden
 
 
-def build(name: str, seed: int = 0, training: Training | None = None, parts: list[Share] | None = None) -> Population:
+def build(name: str, seed: int = 0, training: Training | None = None, parts: list[Part] | None = None) -> Population:
     with seeds.scope(seed, "model"):
         module = Net()
     training = training or Training(optimizer=sgd, epochs=2, batch_size=4)
-    return Population(strategy(name), Scratch(module, training), parts or shares(), seed)
+    return Population(strategy(name), Scratch(module), training, parts or shares(), seed)
 
 
 class Altered:
@@ -90,7 +98,7 @@ class Reversed(Altered):
     """Clients visited, and answers given, from the last to the first."""
 
     def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        self.inner._sizes = [-client for client in self.client_ids()][::-1]
+        self.inner._sizes = list(self.client_ids())[::-1]  # the largest first: client 0
         answers = self.inner.exchange(task, round, dict(reversed(downloads.items())))
         return dict(reversed(answers.items()))
 

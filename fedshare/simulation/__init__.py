@@ -1,6 +1,6 @@
 """Where simulated clients run."""
 
-from fedshare.simulation.population import Population, Share, Shares
+from fedshare.simulation.population import Part, Partitioned, Population
 from fedshare.simulation.simulation import Simulation
 
-__all__ = ["Population", "Share", "Shares", "Simulation"]
+__all__ = ["Part", "Partitioned", "Population", "Simulation"]

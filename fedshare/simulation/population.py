@@ -2,37 +2,76 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from fedshare.client import Client, Scratch
+import numpy as np
+
+from fedshare.client import Client, Share, Training
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.data.partition.base import Partition, Split
 from fedshare.network import Task, answer
 from fedshare.payload import Payload
+from fedshare.scratch import Scratch
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
 
-Share = tuple[Examples, Examples]  # what a client trains on, and what it is tested on
+
+class Sized(Share, Protocol):
+    @property
+    def size(self) -> int:
+        """How many training examples."""
+        ...
 
 
-class Shares(Sequence[Share]):
-    """The parts of a data set by client, cut out when asked for: ten thousand of them cost no memory."""
+class Part(NamedTuple):
+    """Examples at hand."""
+
+    train: Examples
+    test: Examples
+
+    @property
+    def size(self) -> int:
+        return len(self.train)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A client's part of a partition, cut out when asked for: ten thousand of them cost no memory."""
+
+    client: int
+    parts: "Partitioned"
+
+    @property
+    def size(self) -> int:
+        return len(self.parts.split.train[self.client])
+
+    @property
+    def train(self) -> Examples:
+        return self._view(self.parts.split.train)
+
+    @property
+    def test(self) -> Examples:
+        return self._view(self.parts.split.test)
+
+    def _view(self, indices: list[np.ndarray]) -> Examples:
+        examples = self.parts.dataset.pool.subset(indices[self.client])
+        return self.parts.partition.view(self.client, examples, self.parts.seed)
+
+
+class Partitioned(Sequence[Cut]):
+    """A data set and how it is divided."""
 
     def __init__(self, dataset: Dataset, partition: Partition, seed: int) -> None:
+        self.dataset, self.partition, self.seed = dataset, partition, seed
         self.split: Split = partition.split(dataset, seed)
-        self.dataset, self._partition, self._seed = dataset, partition, seed
 
     def __len__(self) -> int:
         return len(self.split.train)
 
-    def __getitem__(self, client: int) -> Share:  # type: ignore[override]  # a slice of clients is not needed
-        train, test = (
-            self._partition.view(client, self.dataset.pool.subset(indices[client]), self._seed)
-            for indices in (self.split.train, self.split.test)
-        )
-        return train, test
-
-    def sizes(self) -> list[int]:
-        return [len(indices) for indices in self.split.train]
+    def __getitem__(self, client: int) -> Cut:  # type: ignore[override]  # a slice of clients is not needed
+        if not 0 <= client < len(self):
+            raise IndexError(client)
+        return Cut(client, self)
 
 
 @dataclass(frozen=True)
@@ -41,16 +80,16 @@ class Population:
 
     strategy: Strategy
     scratch: Scratch
-    shares: Sequence[Share]
+    training: Training
+    shares: Sequence[Sized]
     seed: int
 
     def client(self, id: int, state: State) -> Client:
-        train, test = self.shares[id]
-        return Client(id, self.seed, self.scratch, train, test, state)
+        return Client(id, self.seed, self.scratch, self.training, self.shares[id], state)
 
     def sizes(self) -> list[int]:
         """How many training examples each client has."""
-        return self.shares.sizes() if isinstance(self.shares, Shares) else [len(train) for train, _ in self.shares]
+        return [share.size for share in self.shares]
 
     def answer(self, task: Task, round: int, id: int, download: Payload, state: State) -> "Answer":
         client = self.client(id, state)

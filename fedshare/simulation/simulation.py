@@ -16,7 +16,9 @@ class Simulation:
     `build` makes the population, here and again in each worker process, so it must be importable (a module's function,
     a `functools.partial` of one); `population` is what it gave, where it was called before. `workers` is the number of
     processes; 0 stays in this one. What clients remember lies in `states`, here: a worker may serve any client, and one
-    that dies loses nothing. `timeout` is how many seconds a client may take.
+    that dies loses nothing. `timeout` is how many seconds a client may take in one.
+
+    A client that raises ends the run: in a laboratory that is a bug to be seen, not an upload to be dropped.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Simulation:
         jobs = [Job(task, round, client, downloads[client], self.states.get(client, {})) for client in order]
         answers = dict(self._workers.run(jobs) if self._workers else self._here(jobs))
         if task is Task.TRAIN:
-            self.states |= {client: answer.state for client, answer in answers.items() if answer.state}
+            self.states |= {client: answer.state for client, answer in answers.items()}
             self._digests = {client: answer.digests for client, answer in sorted(answers.items())}
         return {client: answers[client].payload for client in sorted(answers)}
 

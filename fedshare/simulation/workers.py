@@ -2,15 +2,16 @@
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
 
 import torch
 
@@ -19,8 +20,10 @@ from fedshare.network import Task
 from fedshare.payload import Payload
 from fedshare.simulation.population import Answer, Population
 from fedshare.state import State, pack, unpack
+from fedshare.tensors import Tensors
 
 START_DEADLINE = 300.0  # seconds for a worker to import torch and load its data
+GRACE = 5.0  # seconds for workers to end by themselves
 ATTEMPTS = 2  # a job whose worker dies is given to another one once
 
 
@@ -40,121 +43,174 @@ class Job:
 
 
 class Workers:
-    """`count` processes, each with a population of its own. Only bytes made by `pack` go to and fro."""
+    """`count` processes, each with a population of its own. Only bytes made by `pack` go to and fro.
+
+    A watchdog kills a worker that is late, which ends every wait for it, also one in the middle of a message.
+    """
 
     def __init__(self, build: Callable[[], Population], count: int, timeout: float) -> None:
         self._build, self._timeout = build, timeout
-        self._workers = [_Worker(build) for _ in range(count)]  # all start at once ...
+        self._closed = threading.Event()
+        self._workers: list[_Worker] = []
+        threading.Thread(target=self._watch, daemon=True).start()
         try:
+            self._workers += [_Worker(build) for _ in range(count)]  # all start at once ...
             for worker in self._workers:  # ... and then are waited for
                 worker.wait_until_ready()
         except BaseException:
             self.close()
             raise
 
+    def _watch(self) -> None:
+        while not self._closed.wait(0.1):
+            for worker in list(self._workers):
+                worker.kill_if_late()
+
     def run(self, jobs: list[Job]) -> Iterator[tuple[int, Answer]]:
-        """Answers by client, in the order in which they come."""
+        """Answers by client, in the order in which they come. After an error, the workers are gone."""
+        if self._closed.is_set():
+            raise RuntimeError("these workers were closed, or ended with an error")
         waiting = [(job, 1) for job in reversed(jobs)]
         busy: dict[_Worker, tuple[Job, int]] = {}
         for worker in self._workers:
             worker.forget()
-        while waiting or busy:
-            for worker in self._workers:
-                if waiting and worker not in busy:
-                    busy[worker] = waiting.pop()
-                    worker.send(busy[worker][0], self._timeout)
-            soonest = min(worker.deadline for worker in busy)
-            ready = wait([worker.connection for worker in busy], max(0.0, soonest - time.monotonic()))
-            for worker in [worker for worker in busy if worker.connection in ready or worker.late()]:
-                job, attempt = busy.pop(worker)
-                if worker.connection not in ready:
-                    raise RunHalted(f"{job}: no answer from its worker after {self._timeout:g} s")
-                try:
-                    answer = worker.receive(job)
-                except (EOFError, OSError):
-                    if attempt == ATTEMPTS:
-                        raise RunHalted(f"{job}: its worker process died {attempt} times ({worker.cause()})") from None
-                    self._replace(worker)
-                    waiting.append((job, attempt + 1))
-                else:
-                    yield job.client, answer
+        try:
+            while waiting or busy:
+                for worker in self._workers:
+                    if waiting and worker not in busy:
+                        busy[worker] = waiting.pop()
+                        worker.send(busy[worker][0], self._timeout)
+                ready = wait([worker.connection for worker in busy])
+                for worker in [worker for worker in busy if worker.connection in ready]:
+                    job, attempt = busy.pop(worker)
+                    try:
+                        answer = worker.receive(job)
+                    except (EOFError, OSError):
+                        if worker.late:
+                            raise RunHalted(f"{job}: no answer from its worker after {self._timeout:g} s") from None
+                        if attempt == ATTEMPTS:
+                            cause = f"its worker process died {attempt} times ({worker.cause()})"
+                            raise RunHalted(f"{job}: {cause}") from None
+                        self._replace(worker)
+                        waiting.append((job, attempt + 1))
+                    else:
+                        yield job.client, answer
+        except BaseException:
+            self.close()  # a worker still busy would give its answer to a later question
+            raise
 
     def _replace(self, dead: "_Worker") -> None:
         dead.stop()
+        dead.end(time.monotonic() + GRACE)
         fresh = _Worker(self._build)
         self._workers[self._workers.index(dead)] = fresh
         fresh.wait_until_ready()
 
     def close(self) -> None:
+        self._closed.set()
         for worker in self._workers:
             worker.stop()
+        until = time.monotonic() + GRACE
+        while self._workers:
+            self._workers.pop().end(until)
 
 
 class _Worker:
     def __init__(self, build: Callable[[], Population]) -> None:
+        if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+            multiprocessing.set_start_method("spawn", force=True)  # joblib's own method, which no child would know
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_serve, args=(other, build), daemon=True)
-        self.process.start()
+        with _ctrl_c_ignored():  # the child takes it over: this process hears Ctrl-C and ends the others in order
+            self.process.start()
         other.close()  # so that the death of the process ends the connection
-        self.deadline = time.monotonic() + START_DEADLINE
-        self._downloads: dict[int, Payload] = {}  # those it has already been sent, by identity
+        self.late = False
+        self._deadline = time.monotonic() + START_DEADLINE
+        self._download: Payload | None = None  # the last one it was sent
+
+    def kill_if_late(self) -> None:
+        if time.monotonic() > self._deadline and not self.late:
+            self.late = True
+            self.process.kill()
 
     def wait_until_ready(self) -> None:
         try:
-            if not self.connection.poll(max(0.0, self.deadline - time.monotonic())):
-                raise RunHalted(f"a worker process was not ready after {START_DEADLINE:g} s")
             reply = unpack(self.connection.recv_bytes())
         except (EOFError, OSError):
-            raise RunHalted(f"a worker process died while starting ({self.cause()})") from None
+            if self.late:
+                raise RunHalted(f"a worker process was not ready after {START_DEADLINE:g} s") from None
+            hint = "a script that uses workers needs `if __name__ == '__main__':`"
+            raise RunHalted(f"a worker process died while starting ({self.cause()}); {hint}") from None
+        self._deadline = math.inf
         if "error" in reply:
             raise RunHalted(f"a worker process could not start: {reply['error']}")
 
     def forget(self) -> None:
-        self._downloads.clear()
+        self._download = None
 
     def send(self, job: Job, timeout: float) -> None:
-        # One global model goes to many clients: it crosses to each worker once.
-        tensors = job.download.tensors
-        identity = hash(tuple((group, *map(id, named.values())) for group, named in tensors.items()))
         request: State = {"round": job.round, "client": job.client, "task": job.task.value, "state": job.state}
-        request |= {"download": identity, "metrics": job.download.metrics, "first": not self._downloads}
-        if identity not in self._downloads:
-            self._downloads[identity] = job.download  # keeps the tensors alive, and so their identities apart
-            request["tensors"] = tensors
-        self.deadline = time.monotonic() + timeout
+        request["metrics"] = job.download.metrics
+        # One global model goes to many clients: it crosses to each worker once.
+        if self._download is None or not _same(self._download.tensors, job.download.tensors):
+            self._download = job.download
+            request["tensors"] = job.download.tensors
+        self._deadline = time.monotonic() + timeout
         with contextlib.suppress(OSError):  # it has died; receive() will find the same
             self.connection.send_bytes(pack(request))
 
-    def late(self) -> bool:
-        return time.monotonic() >= self.deadline
-
     def receive(self, job: Job) -> Answer:
-        reply = unpack(self.connection.recv_bytes())
+        data = self.connection.recv_bytes()
+        self._deadline = math.inf
+        reply = unpack(data)
         if "error" in reply:
             raise RuntimeError(f"{job}: {reply['error']}\n{reply['trace']}")
         return Answer(Payload(reply["tensors"], reply["metrics"]), reply["state"], reply["digests"])
 
     def cause(self) -> str:
-        self.process.join(5)
+        self.process.join(GRACE)
         code = self.process.exitcode
         if code == -signal.SIGKILL:
             return "killed; out of memory?"
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
     def stop(self) -> None:
-        """Ask it to end; make it, if it has not after a while."""
+        """Ask it to end."""
+        self._deadline = math.inf
         self.connection.close()
-        self.process.join(5)
+
+    def end(self, until: float) -> None:
+        """See it end; make it, if it has not by then."""
+        self.process.join(max(0.0, until - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
         self.process.close()
 
 
+def _same(a: dict[str, Tensors], b: dict[str, Tensors]) -> bool:
+    """Whether two downloads are the same tensors under the same names."""
+    return a.keys() == b.keys() and all(
+        a[group].keys() == b[group].keys() and all(a[group][name] is b[group][name] for name in a[group]) for group in a
+    )
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may it be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(connection: Connection, build: Callable[[], Population]) -> None:
     """The life of a worker: build the population, then answer until the connection ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.WARNING)  # the parent has said what there is to say about the data
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or wants no more
@@ -164,14 +220,11 @@ def _serve(connection: Connection, build: Callable[[], Population]) -> None:
             connection.send_bytes(pack({"error": f"{type(error).__name__}: {error}"}))
             return
         connection.send_bytes(pack({"ready": True}))
-        downloads: dict[int, dict[str, Any]] = {}
+        tensors: dict[str, Tensors] = {}
         while True:
             request = unpack(connection.recv_bytes())
-            if request["first"]:
-                downloads.clear()
-            if "tensors" in request:
-                downloads[request["download"]] = request["tensors"]
-            download = Payload(downloads[request["download"]], request["metrics"])
+            tensors = request.get("tensors", tensors)
+            download = Payload(tensors, request["metrics"])
             job = Job(Task(request["task"]), request["round"], request["client"], download, request["state"])
             connection.send_bytes(_reply(job, population))
 

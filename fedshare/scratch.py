@@ -1,0 +1,112 @@
+"""One model in memory, lent to each client in turn."""
+
+import torch
+from torch import Tensor, nn
+
+from fedshare.errors import UserError
+from fedshare.tensors import Tensors
+
+
+class Scratch:
+    """A module whose parameters, and after them its floating-point buffers, are views of one flat vector.
+
+    So are the gradients of the trainable ones, which come first. Loading, sending and stepping a whole model are a few
+    operations, however many tensors it has. Whatever a client does to the module, `load` undoes.
+    """
+
+    def __init__(self, module: nn.Module, device: str | torch.device = "cpu") -> None:
+        self.module = module.to(device).eval()
+        self.device = torch.device(device)
+        named = sorted(module.named_parameters(), key=lambda entry: not entry[1].requires_grad)
+        self.parameters: dict[str, nn.Parameter] = dict(named)
+        self.trainable = [name for name, parameter in named if parameter.requires_grad]
+        persistent = module.state_dict().keys()
+        # Running statistics travel and are averaged with the parameters; all other buffers stay at their first value.
+        buffers = dict(module.named_buffers())
+        shared = {name: b for name, b in buffers.items() if name in persistent and b.is_floating_point()}
+        self._fixed = {name: (b, b.clone()) for name, b in buffers.items() if name not in shared}
+        entries = self.parameters | shared
+        if len(kinds := {entry.dtype for entry in entries.values()}) != 1:
+            raise UserError(f"model: its parameters must have one type, not {sorted(map(str, kinds))}")
+        self.shapes = {name: entry.shape for name, entry in entries.items()}
+        self.flat = torch.cat([entry.detach().reshape(-1) for entry in entries.values()])
+        self.views = self._split(self.flat)
+        self.gradient = self.flat.new_zeros(sum(self.shapes[name].numel() for name in self.trainable))
+        self._gradients = self._split(self.gradient, self.trainable)
+        self._buffers = {name: self.views[name] for name in shared}
+        self._first = self._split(self.flat.clone())
+        self.initial = {name: tensor.cpu() for name, tensor in self._first.items()}
+        self._restore()
+
+    def _split(self, flat: Tensor, names: list[str] | None = None) -> Tensors:
+        names = list(self.shapes) if names is None else names
+        pieces = flat.split([self.shapes[name].numel() for name in names])
+        return {name: piece.view(self.shapes[name]) for name, piece in zip(names, pieces, strict=True)}
+
+    def _place(self, name: str) -> tuple[dict[str, Tensor | None], str]:
+        owner, _, leaf = name.rpartition(".")
+        return self.module.get_submodule(owner)._buffers, leaf
+
+    def _restore(self) -> None:
+        """Undo what code around a model is free to do: drop gradients, freeze, replace buffers, change the mode."""
+        for name, parameter in self.parameters.items():
+            parameter.data = self.views[name]
+            parameter.requires_grad_(name in self._gradients)
+            parameter.grad = self._gradients.get(name)
+        self.gradient.zero_()
+        for name, view in self._buffers.items():
+            place, leaf = self._place(name)
+            place[leaf] = view
+        for name, (buffer, first) in self._fixed.items():
+            place, leaf = self._place(name)
+            place[leaf] = buffer.copy_(first)
+        self.module.eval()
+
+    def load(self, params: Tensors) -> None:
+        """Make the module the initial one overlaid with `params`, in evaluation mode, without gradients."""
+        if unknown := params.keys() - self.views.keys():
+            raise KeyError(f"the model has no {', '.join(sorted(unknown))}")
+        with torch.no_grad():
+            for name, view in self.views.items():
+                value = params.get(name, self._first[name])
+                if value.shape != view.shape:  # copy_ would broadcast
+                    raise ValueError(f"{name} has shape {list(value.shape)}, not {list(view.shape)}")
+                view.copy_(value)
+            self._restore()
+
+    def _gather(self) -> None:
+        """Take over what was assigned, as in ``self.mean = ...``, and not written in place."""
+        for name, parameter in self.parameters.items():
+            if parameter.data_ptr() != self.views[name].data_ptr():
+                self.views[name].copy_(parameter.data)
+                parameter.data = self.views[name]
+        for name, view in self._buffers.items():
+            place, leaf = self._place(name)
+            if place[leaf] is not view:
+                view.copy_(place[leaf])  # type: ignore[arg-type]
+                place[leaf] = view
+
+    def params(self, names: list[str] | None = None) -> Tensors:
+        """A copy, on the CPU."""
+        self._gather()
+        if names is None:
+            return self._split(self.flat.to("cpu", copy=True))
+        return {name: self.views[name].to("cpu", copy=True) for name in names}
+
+    def slices(self, names: list[str]) -> list[Tensor]:
+        """The trainable parameters `names` as few flat vectors as they allow, each with its gradient."""
+        chosen, spans, position = set(names), list[list[int]](), 0
+        for name in self.trainable:
+            end = position + self.shapes[name].numel()
+            if name in chosen:
+                if spans and spans[-1][1] == position:
+                    spans[-1][1] = end
+                else:
+                    spans.append([position, end])
+            position = end
+        vectors: list[Tensor] = []
+        for start, end in spans:
+            vector = nn.Parameter(self.flat[start:end])
+            vector.grad = self.gradient[start:end]
+            vectors.append(vector)
+        return vectors
