@@ -22,7 +22,8 @@ check: lint types test
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-		{ echo "fedshare needs Python 3.11 to 3.13, and $(PYTHON) is another: make PYTHON=python3.12 ..."; exit 2; }
+		{ echo "$(PYTHON) is not Python 3.11 to 3.13, which fedshare needs: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "installing into .venv, which takes a minute or more ..."
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -1,7 +1,5 @@
 """From a resolved config to the objects of a run, here and in each worker process."""
 
-from typing import Any
-
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,8 +12,11 @@ from fedshare.rounds import Schedule
 from fedshare.scratch import Scratch
 from fedshare.simulation import Partitioned, Population
 from fedshare.strategy import Strategy
+from fedshare.threads import one_thread
 
-from .instantiate import make
+from . import instantiate
+from .instantiate import first_line, make
+from .tracking import Tracker
 
 
 def population(config: str) -> Population:
@@ -24,22 +25,42 @@ def population(config: str) -> Population:
 
 
 def population_of(config: DictConfig) -> Population:
-    strategy = _of(Strategy, config, "strategy")
-    training = _of(Training, config, "client")
-    partition: Partition = _of(Partition, config, "partition")
-    dataset = data(config)
-    shares = Partitioned(dataset, partition, config.seed)
-    with seeds.scope(config.seed, "model"):
-        module = _of(torch.nn.Module, config, "model")
-    scratch = Scratch(module, _device(config.device))
-    _try(scratch, dataset)
-    return Population(strategy, scratch, training, shares, config.seed)
+    with one_thread():  # or the model's first bits would depend on how many there are
+        strategy = make(config.strategy, "strategy", Strategy)
+        training = make(config.client, "client", Training)
+        partition = make(config.partition, "partition", Partition)
+        device = _device(config.device)
+        dataset = data(config)
+        shares = Partitioned(dataset, partition, config.seed)
+        scratch = Scratch(_model(config, dataset), device)
+        return Population(strategy, scratch, training, shares, config.seed)
+
+
+def check(config: DictConfig, seen: set[str]) -> None:
+    """Find what is wrong with a job of a sweep, models aside, which take long to make.
+
+    `seen` holds what was already looked at, for other jobs, and grows.
+    """
+
+    def new(*keys: str) -> bool:
+        text = OmegaConf.to_yaml(OmegaConf.masked_copy(config, list(keys)))
+        return text not in seen and not seen.add(text)  # type: ignore[func-returns-value]
+
+    for key, kind in (("strategy", Strategy), ("client", Training), ("tracking", Tracker)):
+        if new(key):
+            make(config[key], key, kind)
+    if new("model"):
+        instantiate.check(config.model, "model")
+    if new("device"):
+        _device(config.device)
+    if new("data", "partition"):
+        make(config.partition, "partition", Partition).split(data(config), config.seed)
 
 
 def data(config: DictConfig) -> Dataset:
-    dataset: Dataset = make(config.data.load, "data.load")
+    dataset: Dataset = make(OmegaConf.select(config, "data.load"), "data.load", Dataset)
     for key, found in (("shape", list(dataset.shape)), ("classes", dataset.classes)):
-        if (stated := OmegaConf.to_container(config.data)[key]) != found:  # type: ignore[index, call-overload]
+        if (stated := config.data.get(key)) != found:
             raise UserError(f"data.{key}={stated}: {dataset.name} has {found}")
     return dataset
 
@@ -54,35 +75,27 @@ def schedule(config: DictConfig, sizes: list[int]) -> Schedule:
     )
 
 
-def _of(kind: type[Any], config: DictConfig, key: str) -> Any:
-    found = make(config[key], key)
-    if not isinstance(found, kind):
-        raise UserError(
-            f"{key}._target_={config[key]['_target_']}: gives a {type(found).__name__}, not a {kind.__name__}"
-        )
-    return found
-
-
 def _device(name: str) -> torch.device:
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name}: {str(error).splitlines()[0]}") from error
+        (torch.ones(1, device=name) + 1).item()
+    except Exception as error:
+        raise UserError(f"device={name}: {first_line(error).split('. ')[0]}") from error
     return torch.device(name)
 
 
-def _try(scratch: Scratch, dataset: Dataset) -> None:
-    """Show the model one example, so that one of the wrong shape is named now and not by a worker in round 1."""
-    inputs, targets = dataset.pool.to(scratch.device).batch(slice(0, 1))
-    scratch.module.eval()
-    try:
-        with torch.no_grad():
-            logits = scratch.module(inputs)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"model: cannot take {dataset.name}'s inputs of shape {list(dataset.shape)}: {reason}"
-        ) from error
-    expected = (*targets.shape, dataset.classes)
-    if tuple(logits.shape) != expected:
-        raise UserError(f"model: gives logits of shape {list(logits.shape)}, not {list(expected)} for {dataset.name}")
+def _model(config: DictConfig, dataset: Dataset) -> torch.nn.Module:
+    """Shown one example, so that a model of the wrong shape is named now, and a lazy one learns its shape."""
+    inputs, targets = dataset.pool.batch(slice(0, 1))
+    with seeds.scope(config.seed, "model"):
+        model: torch.nn.Module = make(config.model, "model", torch.nn.Module)
+        try:
+            with torch.no_grad():
+                found = list(model.eval()(inputs).shape)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            taken = f"{dataset.name}'s inputs of shape {list(dataset.shape)}"
+            raise UserError(f"model: cannot take {taken}: {first_line(error)}") from error
+    if found != (expected := [*targets.shape, dataset.classes]):
+        raise UserError(f"model: gives logits of shape {found}, not {expected} for {dataset.name}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("model: has no parameter to train")
+    return model

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import NoReturn
 
 import fedshare
 from fedshare.errors import UserError
@@ -33,32 +34,37 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def _dispatch(arguments: list[str]) -> int:
-    if arguments[:1] == ["run"]:  # hydra reads the rest
+    command, *rest = arguments or [""]
+    if command in ("run", "demo"):  # hydra reads the rest
         from .run import run
 
-        run(arguments[1:])
+        run(rest, "demo" if command == "demo" else "config")
         return 0
     options = _parser().parse_args(arguments)
-    if options.command == "demo":
-        from .run import run
-
-        run(["--config-name", "demo", *options.overrides])
-    elif options.command == "resume":
+    if options.command == "resume":
         from .execute import resume
 
         resume(options.run, options.rounds)
-    else:
-        from fedshare.runs import RunFolder, verify
+        return 0
+    from fedshare.runs import RunFolder, verify
 
-        same, sentence = verify(*(RunFolder.open(path) for path in options.runs))
-        print(sentence)
-        return 0 if same else 1
-    return 0
+    if len(options.runs) > 2:
+        raise UserError(f"verify: takes one or two runs, not {len(options.runs)}")
+    same, sentence = verify(*(RunFolder.open(path) for path in options.runs))
+    print(sentence)
+    return 0 if same else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="fedshare",
         description=fedshare.__doc__,
         epilog=_EPILOG,
@@ -67,8 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fedshare {fedshare.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("run", help="run an experiment, or a sweep with -m", add_help=False)
-    demo = commands.add_parser("demo", help="a small run that needs no data, no network and no account")
-    demo.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    commands.add_parser("demo", help="a small run that needs no data, no network and no account", add_help=False)
     resume = commands.add_parser("resume", help="go on with a run that was stopped, to the same bits")
     resume.add_argument("run", help="its folder")
     resume.add_argument("--rounds", type=int, help="go on to this round instead of the one planned")

@@ -1,107 +1,155 @@
-"""From overrides to a resolved config. What is wrong in them is said in one line, before anything is created."""
+"""From overrides to resolved configs. What is wrong in them is said in one line, before anything is created."""
 
 import difflib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedshare.errors import UserError
 
-from .config import check_ranges, register
+from .config import Root, check_ranges, register
+from .instantiate import first_line
 
 CONF = Path(__file__).parent / "conf"
 
 
-def resolved(overrides: Sequence[str], name: str = "config", conf: Path = CONF) -> DictConfig:
-    """The config that one job would get, without hydra's own part. Raises UserError."""
+def hydra(directory: str | None = None) -> Hydra:
+    """hydra on our configs, and on those in `directory`."""
+    version.setbase("1.3")
     register()
-    before = Singleton.get_state()
+    path = create_config_search_path(str(CONF.absolute()))
+    if directory is not None:
+        if not Path(directory).is_dir():
+            raise UserError(f"--config-dir {directory}: no such directory")
+        path.prepend("command-line", f"file://{Path(directory).absolute()}", SearchPathQuery(provider="schema"))
+    return Hydra(task_name="run", config_loader=ConfigLoaderImpl(path))
+
+
+def resolved(overrides: Sequence[str], name: str = "config", app: Hydra | None = None) -> DictConfig:
+    """The config that one job would get, without hydra's own part. Raises UserError."""
+    whole = _composed(app or hydra(), name, overrides, RunMode.RUN)
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(whole)
     try:
-        with initialize_config_dir(str(conf.absolute()), version_base="1.3"):
-            try:
-                whole = compose(name, list(overrides), return_hydra_config=True)
-            except (HydraException, OmegaConfBaseException) as error:
-                raise UserError(_explain(list(overrides), name, error)) from error
-            HydraConfig.instance().set_config(whole)
-            return settle(whole)
+        return settle(whole)
     finally:
-        Singleton.set_state(before)
+        HydraConfig.instance().cfg = before
 
 
 def settle(whole: DictConfig) -> DictConfig:
     """What makes a run what it is: every interpolation filled in, without hydra's own part and the folder."""
-    try:
-        plain = {key: _plain(whole, str(key)) for key in whole if key not in ("hydra", "folder")}
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {_first_line(error)}") from error
+    keys = [field.name for field in fields(Root)]
+    for key in map(str, whole):
+        if key not in (*keys, "hydra"):
+            raise UserError(f"{key}: {_no_such('key', key, keys)}")
+    plain = {}
+    for key in keys:
+        if key != "folder":
+            try:
+                plain[key] = _plain(whole, key)
+            except OmegaConfBaseException as error:
+                raise UserError(f"{error.full_key or key}: {first_line(error)}") from error
     config = OmegaConf.create(plain)
     check_ranges(config)
     return config
 
 
 def _plain(whole: DictConfig, key: str) -> Any:
+    if key not in whole:
+        raise UserError(f"{key}: has no value, and cannot do without")
     value = whole[key]  # resolved in the whole, where ${hydra:...} and its sisters are found
     return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
+def jobs(overrides: Sequence[str], name: str = "config", app: Hydra | None = None) -> list[list[str]]:
+    """The overrides of each job of a sweep, as hydra's own sweeper will run them.
+
+    Another sweeper chooses values as it goes: then the one job stands for what is the same in all of them.
+    """
+    app = app or hydra()
+    settings = _composed(app, name, overrides, RunMode.MULTIRUN).hydra
+    params = [f"{key}={value}" for key, value in (settings.sweeper.get("params") or {}).items()]
+    parsed = _parsed([*params, *settings.overrides.task], app)
+    if settings.sweeper._target_ != BasicSweeperConf._target_:
+        parsed = [override for override in parsed if not override.is_sweep_override()]
     try:
-        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+        batch, *_ = BasicSweeper.split_arguments(parsed, None)
+    except HydraException as error:
+        raise UserError(first_line(error)) from error
+    if not batch:
+        raise UserError("the sweep is empty: one of its globs or ranges holds nothing")
+    return [[*settings.overrides.hydra, *job] for job in batch]
+
+
+def _composed(app: Hydra, name: str, overrides: Sequence[str], mode: RunMode) -> DictConfig:
+    parsed = _parsed(overrides, app)
+    try:
+        return app.compose_config(name, list(overrides), mode, from_shell=False)
+    except Exception as error:  # hydra and OmegaConf raise many a type
+        raise UserError(_explain(app, name, parsed, mode) or first_line(error)) from error
+
+
+def _parsed(overrides: Sequence[str], app: Hydra) -> list[Override]:
+    try:
+        parsed: list[Override] = OverridesParser.create(app.config_loader).parse_overrides(list(overrides))
     except OverrideParseException as error:
-        raise UserError(f"{error.override}: is not KEY=VALUE") from error
+        if "=" not in error.override:
+            raise UserError(f"{error.override}: is not KEY=VALUE") from error
+        reason = str(error).removeprefix(f"Error parsing override '{error.override}'").strip()
+        reason = reason.splitlines()[0].split(" expecting ")[0].replace("'<EOF>'", "at its end")
+        raise UserError(f"{error.override}: cannot be read ({reason}); quote what is special") from error
+    for override in parsed:
+        if not override.key_or_group:
+            raise UserError(f"{override.input_line}: is not KEY=VALUE")
     return parsed
 
 
-def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The overrides of each job of a sweep, as hydra's own sweeper would run them."""
-    choices = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [str(override.input_line)]
-        for override in parse(overrides)
-    ]
-    return (list(job) for job in itertools.product(*choices))
-
-
-def _explain(overrides: list[str], name: str, error: Exception) -> str:
-    """One line for the override at fault."""
-    loader: ConfigLoader = GlobalHydra.instance().config_loader()
-    parsed = parse(overrides)
-    names = loader.list_groups("")
-    groups = [override for override in parsed if override.key_or_group in names]
-    for override in groups:
-        options = loader.get_group_options(override.key_or_group)
-        if not override.is_delete() and (value := override.value()) not in options:
-            key = override.key_or_group
-            return f"{key}={value}: no such {key}{_like(str(value), options)}; allowed: {', '.join(options)}"
-    groups += [override for override in parsed if override.key_or_group.startswith("hydra.")]  # the search path
-    try:
-        base = compose(name, [str(override.input_line) for override in groups])
-    except (HydraException, OmegaConfBaseException):
-        return _first_line(error)
-    for override in parsed:
-        if override in groups or override.is_add() or override.is_force_add():
-            continue
-        if wrong := _unknown(base, override.key_or_group):
-            return wrong
+def _explain(app: Hydra, name: str, parsed: list[Override], mode: RunMode) -> str | None:
+    """One line for the first override that does not fit those before it: groups come first, for they bring the keys."""
+    groups = app.list_all_config_groups()
+    parsed = sorted(parsed, key=lambda o: (not o.is_hydra_override(), o.key_or_group not in groups))
+    lines = [str(override.input_line) for override in parsed]
+    for count in range(len(lines) + 1):
         try:
-            compose(name, [*(str(other.input_line) for other in groups), str(override.input_line)])
-        except (HydraException, OmegaConfBaseException) as fault:
-            reason = _first_line(fault.__cause__ or fault)
-            return f"{override.input_line}: {reason[:1].lower()}{reason[1:]}"
-    return _first_line(error)
+            base = app.compose_config(name, lines[:count], mode, from_shell=False)
+        except Exception as fault:
+            if not count:
+                return None  # the config itself is wrong
+            override = parsed[count - 1]
+            if override.is_sweep_override() and mode is RunMode.RUN:
+                return f"{override.input_line}: several values make a sweep: add -m"
+            options = app.config_loader.get_group_options(
+                override.key_or_group, config_name=name, overrides=lines[: count - 1]
+            )
+            return _blame(override, options, groups, base, fault)
+    return None
+
+
+def _blame(override: Override, options: list[str], groups: Sequence[str], base: DictConfig, fault: Exception) -> str:
+    key, line = override.key_or_group, override.input_line
+    if options and not override.is_delete() and override.value() not in options:
+        return f"{line}: {_no_such(key, str(override.value()), options)}"
+    if "/" in key and not options:
+        return f"{line}: {_no_such('group', key, groups)}"
+    if not override.is_add() and not override.is_force_add() and (wrong := _unknown(base, key)):
+        return wrong
+    reason = first_line(fault.__cause__ or fault)
+    return f"{line}: {reason[:1].lower()}{reason[1:]}"
 
 
 def _unknown(config: DictConfig, key: str) -> str | None:
@@ -111,17 +159,13 @@ def _unknown(config: DictConfig, key: str) -> str | None:
             return f"{key}: {path} has no keys of its own"
         if part not in node:
             allowed = [str(name) for name in node if name not in ("hydra", "_target_", "_partial_")]
-            where = f" in {path}" if path else ""
-            return f"{key}: no such key{_like(part, allowed)}; allowed{where}: {', '.join(allowed)}"
+            return f"{key}: {_no_such('key', part, allowed, f' in {path}' if path else '')}"
         path = f"{path}.{part}" if path else part
         node = node._get_node(part)  # type: ignore[assignment]  # not node[part]: an interpolation need not resolve
     return None
 
 
-def _like(word: str, words: list[str]) -> str:
-    close = difflib.get_close_matches(word, words, 1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _no_such(kind: str, word: str, allowed: Sequence[str], where: str = "") -> str:
+    close = difflib.get_close_matches(word, allowed, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"no such {kind}{hint}; allowed{where}: {', '.join(allowed) or 'none'}"

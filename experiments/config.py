@@ -1,5 +1,6 @@
 """The root of every config: its keys, their types and their ranges."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +32,27 @@ class Root:
     timeout: float = MISSING
 
 
-_LEAST = {"rounds": 1, "clients_per_round": 1, "evaluate_every": 0, "checkpoint_every": 1, "workers": 0, "timeout": 1}
+_RANGES = {
+    "rounds": (1, math.inf),
+    "clients_per_round": (1, math.inf),
+    "evaluate_every": (0, math.inf),
+    "checkpoint_every": (1, math.inf),
+    "workers": (0, math.inf),
+    "timeout": (1, 86400),  # a day
+}
 
 
 def check_ranges(config: Any) -> None:
-    for key, least in _LEAST.items():
-        if config[key] is not None and config[key] < least:
-            raise UserError(f"{key}={config[key]}: must be at least {least}")
+    for key, (least, most) in _RANGES.items():
+        if config[key] is not None and not least <= config[key] <= most:
+            allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise UserError(f"{key}={config[key]}: must be {allowed}")
+
+
+def check_complete(config: Any) -> None:
+    """Raise ValueError where a run's config lacks a key of its root."""
+    if lacking := [key for key in Root.__dataclass_fields__ if key not in config and key != "folder"]:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
 
 
 def register() -> None:

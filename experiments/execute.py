@@ -31,8 +31,9 @@ from fedshare.simulation import Partitioned, Population, Simulation
 from fedshare.threads import one_thread
 
 from . import build
-from .config import check_ranges
+from .config import check_complete, check_ranges
 from .instantiate import make
+from .tracking import Tracker
 
 
 def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> None:
@@ -52,6 +53,7 @@ def resume(path: str, rounds: int | None = None) -> None:
         config = OmegaConf.load(folder.config)
         assert isinstance(config, DictConfig)
         config.rounds = config.rounds if rounds is None else rounds
+        check_complete(config)
         check_ranges(config)
     except UserError:
         raise
@@ -61,6 +63,8 @@ def resume(path: str, rounds: int | None = None) -> None:
         start = checkpoint.latest(folder.checkpoints, _warn)
         if start and start.round > config.rounds:
             raise UserError(f"rounds={config.rounds}: {path} is already at round {start.round}")
+        if start and start.round == config.rounds:
+            print(f"{path} is at its last round, {config.rounds}; --rounds N goes on to round N")
         if start and [link.digest for link in folder.links()][start.round - 1 : start.round] != [start.digest]:
             raise UserError(f"{path}: its digests.jsonl does not lead to the checkpoint of round {start.round}")
         found = folder.versions.read_text(errors="replace") if folder.versions.exists() else "unknown"
@@ -75,10 +79,13 @@ def resume(path: str, rounds: int | None = None) -> None:
 
 def _network(config: DictConfig, population: Population | None) -> Simulation:
     workers = config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Processes on one accelerator would each hold a context of it, and wait for each other.
         workers = cores if cores > 1 and config.device == "cpu" else 0
+    elif workers > (most := 4 * cores):
+        _warn(f"workers={workers}: starting {most}, four a core")
+        workers = most
     return Simulation(partial(build.population, OmegaConf.to_yaml(config)), workers, config.timeout, population)
 
 
@@ -95,7 +102,7 @@ def _rounds(
         network.states = dict(start.clients)
     _draw_partition(population, folder, config.name)
     schedule = build.schedule(config, population.sizes())
-    tracker = make(config.tracking, "tracking")
+    tracker = make(config.tracking, "tracking", Tracker)
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
     with _terminable(), Progress(config.rounds, first, header) as progress:
         tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
@@ -113,9 +120,11 @@ def _rounds(
                 progress.row(done.row | {"seconds": done.row["seconds"] | saved})
             completed = True
         except RunHalted as error:
-            raise RunHalted(f"{error}; {folder.path} keeps the rounds before") from error
+            kept = f"; {folder.path} keeps the rounds before" if folder.rows() else ""
+            raise RunHalted(f"{error}{kept}") from error
         except KeyboardInterrupt:
-            progress.note(f"stopped; `fedshare resume {folder.path}` goes on")
+            last = next(iter(checkpoint.rounds(folder.checkpoints)), 0)
+            progress.note(f"stopped; `fedshare resume {folder.path}` goes on after round {last}, its last checkpoint")
             raise
         finally:
             tracker.finish(completed)

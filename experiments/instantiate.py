@@ -18,16 +18,24 @@ _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _PLAIN = (str, bool, int, float, type(None))
 
 
-def make(node: DictConfig, path: str) -> Any:
-    """The object that `node`, which stands at `path` in the config, describes."""
+def make(node: Any, path: str, kind: type[Any] = object) -> Any:
+    """The `kind` of object that `node`, which stands at `path` in the config, describes."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UserError(f"{path}: must say by its _target_ what to make")
     check(node, path)
     try:
-        return instantiate(node, _convert_="all")
+        made = instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
-        if isinstance(cause, UserError | TypeError | ValueError):
-            raise UserError(f"{path}: {cause}") from error
-        raise UserError(f"{path}: {type(cause).__name__}: {cause}".splitlines()[0]) from error
+        kind_of = "" if isinstance(cause, UserError | TypeError | ValueError) else f"{type(cause).__name__}: "
+        raise UserError(f"{path}: {kind_of}{first_line(cause)}") from error
+    if not isinstance(made, kind):
+        raise UserError(f"{path}._target_={node['_target_']}: gives a {type(made).__name__}, not a {kind.__name__}")
+    return made
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def check(node: Any, path: str) -> None:

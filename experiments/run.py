@@ -1,99 +1,131 @@
 """`fedshare run`: hydra's command line in front of `execute`."""
 
-import argparse
-import os
+import contextlib
+import itertools
+import multiprocessing
 import sys
+from functools import partial
 from pathlib import Path
-from unittest import mock
 
-import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from fedshare.errors import UserError
+from fedshare.errors import RunHalted, UserError
 from fedshare.simulation import Population
 
 from . import build, compose
-from .config import register
+from .cli import Parser
 from .execute import execute
-from .instantiate import make
+from .instantiate import first_line, make
+from .tracking import Tracker
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str], name: str = "config") -> None:
     """`arguments` are hydra's overrides and flags: ``data=mnist -m seed=0,1 --cfg job``."""
-    options, overrides = _options(arguments)
-    checked: list[tuple[DictConfig, Population]] = []
-    failures: list[UserError] = []
-    here = os.getpid()
-    if options.shows in ("job", "all"):
-        compose.resolved(overrides, options.config_name)
-    elif not options.shows:
-        checked = _check(overrides, options.config_name, options.multirun)
-
-    def job(whole: DictConfig) -> None:
-        config = compose.settle(whole)
-        settings = HydraConfig.get()
-        sweep = str(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
-        if sweep:
-            print(f"\njob {settings.job.num}: {' '.join(settings.overrides.task)}", flush=True)
-        population = next((built for config_of, built in checked if config_of == config), None)
-        try:
-            execute(config, _short(Path(settings.runtime.output_dir)), sweep, population)
-        except UserError as error:
-            if os.getpid() != here:  # a launcher's own process: hydra brings the error back
-                raise
-            failures.append(error)  # hydra would say more than one line
-            if sweep:
-                print(f"fedshare: job {settings.job.num}: {error}", file=sys.stderr)
-
-    register()
-    start = hydra.main(version_base="1.3", config_path=str(compose.CONF.absolute()), config_name="config")(job)
-    with (
-        mock.patch.object(sys, "argv", ["fedshare run", *arguments]),
-        mock.patch.dict(os.environ, HYDRA_FULL_ERROR="1"),
-    ):
-        start()  # with this variable, errors come through as they are
-    if failures:
-        raise failures[0]
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Those of hydra's flags that say which config is meant, and the overrides."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-cn", "--config-name", default="config")
-    parser.add_argument("-cd", "--config-dir")
-    parser.add_argument("-c", "--cfg", dest="shows")
-    parser.add_argument("-i", "--info", dest="shows", nargs="?", const="all")
-    parser.add_argument("-h", "--help", "--hydra-help", dest="shows", action="store_const", const="help")
-    parser.add_argument("-p", "--package")
-    parser.add_argument("--resolve", action="store_true")
-    parser.add_argument("overrides", nargs="*")
+    parser = _parser(name)
+    flags = parser.parse_intermixed_args(arguments)
+    if (flags.resolve or flags.package) and not flags.cfg:
+        parser.error("--resolve and --package go with --cfg")
+    app, name, overrides = compose.hydra(flags.config_dir), flags.config_name, flags.overrides
+    sweep = flags.multirun or app.get_mode(name, overrides) is RunMode.MULTIRUN
     try:
-        options, unknown = parser.parse_known_intermixed_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from error
-    if flags := [argument for argument in unknown if argument.startswith("-")]:
-        raise UserError(f"{flags[0]}: no such flag; see fedshare run --hydra-help")
-    overrides = [*options.overrides, *unknown]
-    if options.config_dir:
-        overrides.append(f"hydra.searchpath=[file://{Path(options.config_dir).absolute()}]")
-    return options, overrides
+        if flags.help or flags.hydra_help or flags.cfg or flags.info:
+            compose.resolved(overrides, name, app)
+        if flags.help:
+            app.app_help(name, parser, flags)
+        elif flags.hydra_help:
+            app.hydra_help(name, parser, flags)
+        elif flags.cfg:
+            app.show_cfg(name, overrides, flags.cfg, flags.package, flags.resolve)
+        elif flags.info:
+            app.show_info(flags.info, name, overrides)
+        elif sweep:
+            _sweep(app, name, [*overrides, "hydra.mode=MULTIRUN"])
+        else:
+            _single(app, name, [*overrides, "hydra.mode=RUN"])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(first_line(error)) from error
 
 
-def _check(overrides: list[str], config_name: str, sweep: bool) -> list[tuple[DictConfig, Population]]:
-    """Find what is wrong before hydra makes a folder. A single run is built whole, and the building kept."""
-    if sweep:
-        for job in compose.jobs(overrides):
-            compose.resolved(job, config_name)
-        return []
-    if swept := [override.input_line for override in compose.parse(overrides) if override.is_sweep_override()]:
-        raise UserError(f"{swept[0]}: several values make a sweep: add -m")
-    config = compose.resolved(overrides, config_name)
-    make(config.tracking, "tracking")
-    return [(config, build.population_of(config))]
+def _parser(name: str) -> Parser:
+    parser = Parser(prog="fedshare run", add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE; +KEY=VALUE adds a key, ~KEY removes one"
+    )
+    does = parser.add_mutually_exclusive_group()
+    does.add_argument("-m", "--multirun", action="store_true", help="a sweep: a run for each of the values a,b")
+    does.add_argument("-c", "--cfg", choices=("job", "hydra", "all"), help="show the config: job, hydra or all")
+    info = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    does.add_argument("-i", "--info", nargs="?", const="all", choices=info, help=f"show {', '.join(info)}")
+    does.add_argument("-h", "--help", action="store_true", help="show this")
+    does.add_argument("--hydra-help", action="store_true", help="show hydra's own flags and groups")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: fill in what refers to other keys")
+    parser.add_argument("-p", "--package", help="with --cfg: show this part")
+    parser.add_argument("-cn", "--config-name", default=name, help="an entry of your own, in --config-dir")
+    parser.add_argument("-cd", "--config-dir", help="a folder of your own configs, in groups like experiments/conf's")
+    return parser
+
+
+def _single(app: Hydra, name: str, overrides: list[str]) -> None:
+    """The run is built before hydra makes a folder, and what was built is what runs."""
+    config = compose.resolved(overrides, name, app)
+    make(config.tracking, "tracking", Tracker)
+    built = (config, build.population_of(config))
+    error = app.run(name, partial(_job, built), overrides).return_value
+    if error:
+        raise error
+
+
+def _sweep(app: Hydra, name: str, overrides: list[str]) -> None:
+    jobs = compose.jobs(overrides, name, app)
+    same, seen = set.intersection(*map(set, jobs)), set[str]()
+    for number, job in enumerate(jobs):
+        try:
+            build.check(compose.resolved(job, name, app), seen)
+        except UserError as error:
+            raise UserError(f"{error} (job {number}: {' '.join(o for o in job if o not in same)})") from error
+    batches: list[list[JobReturn]] = app.multirun(name, partial(_job, None), overrides) or []
+    results = [result for batch in batches for result in batch]
+    failures = [result.return_value for result in results if result.return_value]
+    if failures:
+        halted = any(isinstance(failure, RunHalted) for failure in failures)
+        raise (RunHalted if halted else UserError)(f"{len(failures)} of {len(results)} jobs failed")
+
+
+def _unclaimed(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that no other run of the same second has taken."""
+    for name in itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2))):
+        path = path.with_name(name)
+        path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (path / ".lock").open("x").close()
+            break
+    return path
+
+
+def _job(built: tuple[DictConfig, Population] | None, whole: DictConfig) -> Exception | None:
+    """Give back what stops the run: hydra would say more than one line. Runs in a process of the launcher's choice."""
+    settings = HydraConfig.get()
+    here, folder = Path.cwd(), Path(settings.runtime.output_dir)
+    path = folder.relative_to(here) if here in folder.parents else folder
+    if OmegaConf.is_missing(whole, "folder"):
+        path = _unclaimed(path)
+    config, population = built or (compose.settle(whole), None)
+    sweep = None
+    if settings.mode is RunMode.MULTIRUN:
+        sweep = str(settings.sweep.dir)
+        print(f"\njob {settings.job.num}: {' '.join(settings.overrides.task)}", flush=True)
+        if config.workers is None and multiprocessing.parent_process():
+            config.workers = 0  # there are as many of us as the launcher wants
+    try:
+        execute(config, path, sweep, population)
+    except (UserError, OSError) as error:
+        if sweep:
+            print(f"fedshare: job {settings.job.num}: {error}", file=sys.stderr)
+        return error
+    return None

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """What an entry point calls, in this order. Nothing here raises: a broken tracker never breaks a run."""
 

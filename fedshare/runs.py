@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +181,26 @@ def verify(a: RunFolder, b: RunFolder | None = None) -> tuple[bool, str]:
     if not mine:
         return False, f"{a.path}: no round is recorded"
     if b is None:
-        return True, f"whole: {len(mine)} rounds, digest {mine[-1].digest}"
+        return True, f"whole: {len(mine)} rounds, metrics and checkpoints agree with digest {mine[-1].digest}"
     others = b.links()
     if where := chain.first_difference(mine, others):
-        return False, f"differ first in {where}"
+        return False, f"differ first in {where}{_config_difference(a, b)}"
     if len(mine) != len(others):
         both = min(len(mine), len(others))
-        return False, f"equal in the first {both} rounds; {a.path} has {len(mine)}, {b.path} has {len(others)}"
+        return False, f"equal up to round {both}; {a.path} has {len(mine)}, {b.path} has {len(others)}"
     return True, f"equal: {len(mine)} rounds, digest {mine[-1].digest}"
+
+
+_HARMLESS = ("workers:", "timeout:", "checkpoint_every:", "evaluate_every:", "name:", "group:", "rounds:")
+
+
+def _config_difference(a: RunFolder, b: RunFolder) -> str:
+    """The first lines in which two configs differ that may be why their runs do."""
+    mine, other = (
+        [line.strip() for line in run.config.read_text().splitlines() if not line.strip().startswith(_HARMLESS)]
+        for run in (a, b)
+    )
+    for left, right in zip_longest(mine, other, fillvalue="nothing"):
+        if left != right:
+            return f"; so do their configs: {left} | {right}"
+    return ""

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 import world
 from fedshare.client import Training
 from fedshare.data.partition import Partition
+from fedshare.errors import UserError
 from fedshare.experiments import build
-from fedshare.experiments.compose import CONF, jobs, resolved
+from fedshare.experiments.compose import CONF, hydra, jobs, resolved
 from fedshare.experiments.instantiate import check, make
 from fedshare.strategy import Strategy
 
@@ -63,21 +67,59 @@ def test_resolved_holds_nothing_of_hydra_and_nothing_open() -> None:
     assert config.partition.clients == config.data.clients == 20
 
 
-def test_a_sweep_becomes_its_jobs() -> None:
-    assert list(jobs(["seed=0,1", "strategy=fedavg,local", "rounds=2"])) == [
+def test_a_sweep_becomes_its_jobs(tmp_path: Path) -> None:
+    assert jobs(["seed=0,1", "strategy=fedavg,local", "rounds=2"]) == [
         ["seed=0", "strategy=fedavg", "rounds=2"],
         ["seed=0", "strategy=local", "rounds=2"],
         ["seed=1", "strategy=fedavg", "rounds=2"],
         ["seed=1", "strategy=local", "rounds=2"],
     ]
-    assert list(jobs(["seed=range(2)"])) == [["seed=0"], ["seed=1"]]
+    assert jobs(["seed=range(2)"]) == [["seed=0"], ["seed=1"]]
+    (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\nhydra: {sweeper: {params: {seed: '0,1'}}}\n")
+    assert jobs(["rounds=2"], "mine", hydra(str(tmp_path))) == [["seed=0", "rounds=2"], ["seed=1", "rounds=2"]]
+    other = "hydra.sweeper._target_=another.Sweeper"
+    assert jobs([other, "seed=interval(0,9)", "rounds=2"]) == [[other, "rounds=2"]]
 
 
-def test_any_torch_module_is_a_model() -> None:
-    flatten, linear = "{_target_: torch.nn.Flatten}", "{_target_: torch.nn.Linear, in_features: 64, out_features: 10}"
-    overrides = ["~model", f"+model={{_target_: torch.nn.Sequential, _args_: [{flatten}, {linear}]}}"]
-    population = build.population_of(resolved(overrides))
-    assert population.scratch.flat.numel() == 650
+@pytest.mark.parametrize("layer", ["{_target_: torch.nn.Linear, in_features: 64", "{_target_: torch.nn.LazyLinear"])
+def test_any_torch_module_is_a_model(layer: str) -> None:
+    model = f"{{_target_: torch.nn.Sequential, _args_: [{{_target_: torch.nn.Flatten}}, {layer}, out_features: 10}}]}}"
+    first, again = (build.population_of(resolved(["~model", f"+model={model}"])).scratch.flat for _ in range(2))
+    assert first.numel() == 650
+    assert first.equal(again)
+
+
+class Threads(nn.Module):
+    """A model whose first bits depend on how many threads there are, as sums and decompositions of matrices do."""
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
+        self.threads = nn.Parameter(torch.full((10,), float(torch.get_num_threads())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.threads.expand(len(x), -1)
+
+
+def test_the_model_does_not_depend_on_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        population = build.population_of(resolved(["model._target_=test_configs.Threads"]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert population.scratch.initial["threads"].tolist() == [1.0] * 10
+
+
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+def test_what_cannot_be_made_is_one_line() -> None:
+    node = OmegaConf.create({"_target_": "test_configs.fail", "message": "\nno such thing\nsee the manual"})
+    with pytest.raises(UserError) as raised:
+        make(node, "strategy")
+    assert str(raised.value) == "strategy: no such thing"
 
 
 def test_the_model_is_the_same_in_every_process_and_moves_with_the_seed() -> None:

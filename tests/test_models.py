@@ -191,7 +191,7 @@ def test_learns_a_tiny_batch_by_heart(name: str) -> None:
     x, y = batch(name)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
     with seeds.scope(1, "dropout"):
-        for _ in range(150):
+        for _ in range(250):
             optimizer.zero_grad()
             loss(model(x), y).backward()
             optimizer.step()

@@ -1,6 +1,7 @@
 """A run's folder: what it holds, that a killed run resumes to the same bits, that a changed bit is named."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -98,7 +99,9 @@ def test_the_same_twice_is_equal_and_another_seed_is_not(
     assert fedshare("verify", str(run().path), str(again)) == 0
     assert capsys.readouterr().out.startswith("equal: 5 rounds, digest ")
     assert fedshare("verify", str(run().path), str(other.path)) == 1
-    assert capsys.readouterr().out.startswith("differ first in round 1: server: params/")
+    difference = capsys.readouterr().out
+    assert difference.startswith("differ first in round 1: server: params/")
+    assert difference.endswith("; so do their configs: seed: 0 | seed: 1\n")
     assert fedshare("verify", str(run().path)) == 0
     assert capsys.readouterr().out.startswith("whole: 5 rounds")
 
@@ -109,7 +112,7 @@ def test_a_shorter_run_is_said_to_be_one(run: Runs, tmp_path: Path, capsys: pyte
     for round in (5, 4):
         (short.checkpoints / f"round-{round:06d}.json").unlink()
     assert fedshare("verify", str(run().path), str(short.path)) == 1
-    assert "equal in the first 3 rounds" in capsys.readouterr().out
+    assert "equal up to round 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "local"])
@@ -187,7 +190,7 @@ def test_sigterm_ends_in_order(tmp_path: Path) -> None:
     rest = process.stdout.read()
     process.stdout.close()
     assert process.wait(30) == 130
-    assert f"stopped; `fedshare resume {folder}` goes on" in rest
+    assert re.search(rf"stopped; `fedshare resume {folder}` goes on after round \d+, its last checkpoint", rest)
     assert (folder / "accuracy.svg").exists()
 
 
@@ -315,6 +318,13 @@ def test_a_run_without_its_versions_can_be_resumed(
     folder.versions.unlink()
     assert fedshare("resume", str(folder.path)) == 0
     assert "other versions" in capsys.readouterr().err
+
+
+def test_a_config_that_lacks_a_key_is_damaged(run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copy(run(), tmp_path / "copy")
+    folder.config.write_text(folder.config.read_text().replace("seed: 0\n", ""))
+    assert fedshare("resume", str(folder.path)) == 2
+    assert capsys.readouterr().err == f"fedshare: {folder.config} is damaged: it lacks seed\n"
 
 
 def test_what_a_crash_left_behind_is_swept_up(run: Runs, tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def fetch(urls: Iterable[str], checksum: str, target: Path) -> None:
     """
     import pooch  # here because most runs have their data and should not wait for this import
 
+    pooch.get_logger().setLevel("WARNING")  # the bar, or the error, says it all
+
     failures = []
     for url in urls:
         try:

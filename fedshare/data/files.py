@@ -78,7 +78,7 @@ def compare(source: Source, found: dict[str, Path]) -> None:
 
 @cache
 def warn_once(line: str) -> None:
-    log.warning(line)
+    log.warning("warning: %s", line)
 
 
 def download(source: Source, folder: Path) -> dict[str, Path]:

@@ -15,8 +15,8 @@ class Simulation:
 
     `build` makes the population, here and again in each worker process, so it must be importable (a module's function,
     a `functools.partial` of one); `population` is what it gave, where it was called before. `workers` is the number of
-    processes; 0 stays in this one. What clients remember lies in `states`, here: a worker may serve any client, and one
-    that dies loses nothing. `timeout` is how many seconds a client may take in one.
+    processes, no more than there are clients; 0 stays in this one. What clients remember lies in `states`, here: a
+    worker may serve any client, and one that dies loses nothing. `timeout` is how many seconds a client may take there.
 
     A client that raises ends the run: in a laboratory that is a bug to be seen, not an upload to be dropped.
     """
@@ -33,7 +33,9 @@ class Simulation:
         self.states: dict[int, State] = {}
         self._digests: dict[int, dict[str, str]] = {}
         self._sizes = self.population.sizes()
-        self._workers = Workers(build, workers, timeout) if workers else None
+        self._build, self._timeout = build, timeout
+        self._count = min(workers, len(self._sizes))
+        self._workers: Workers | None = None  # started by the first exchange
 
     def __enter__(self) -> "Simulation":
         return self
@@ -55,6 +57,8 @@ class Simulation:
         # The largest clients first, so that no worker is left with one of them at the end.
         order = sorted(downloads, key=lambda client: -self._sizes[client])
         jobs = [Job(task, round, client, downloads[client], self.states.get(client, {})) for client in order]
+        if self._count and not self._workers:
+            self._workers = Workers(self._build, self._count, self._timeout)
         answers = dict(self._workers.run(jobs) if self._workers else self._here(jobs))
         if task is Task.TRAIN:
             self.states |= {client: answer.state for client, answer in answers.items()}

@@ -87,7 +87,9 @@ class Workers:
                         answer = worker.receive(job)
                     except (EOFError, OSError):
                         if worker.late:
-                            raise RunHalted(f"{job}: no answer from its worker after {self._timeout:g} s") from None
+                            raise RunHalted(
+                                f"{job}: no answer from its worker in timeout={self._timeout:g} s"
+                            ) from None
                         if attempt == ATTEMPTS:
                             cause = f"its worker process died {attempt} times ({worker.cause()})"
                             raise RunHalted(f"{job}: {cause}") from None
