@@ -217,10 +217,10 @@ def test_an_archive_gives_its_wanted_files_and_no_other(
     members = {"inner/a.bin": b"A" * 1000, "inner/b.bin": b"B", "inner/c.bin": b"C", "../../outside.bin": b"evil"}
     archive = pack(members)  # type: ignore[operator]
     server.contents[f"/{HOST}/set.{suffix}"] = archive
-    root = tmp_path / "deep" / "root"
+    root = tmp_path / "deep" / "base"
     found = find(packed(archive, suffix), root)
     assert {name: path.read_bytes() for name, path in found.items()} == {"a.bin": b"A" * 1000, "b.bin": b"B"}
-    assert left(tmp_path) == ["deep/root/many/a.bin", "deep/root/many/b.bin"]
+    assert left(tmp_path) == ["deep/base/many/a.bin", "deep/base/many/b.bin"]
 
 
 @pytest.mark.parametrize(
