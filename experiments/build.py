@@ -7,7 +7,7 @@ from fedshare import seeds
 from fedshare.client import Training
 from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition
-from fedshare.errors import UserError
+from fedshare.errors import UserError, first_line
 from fedshare.rounds import Schedule
 from fedshare.scratch import Scratch
 from fedshare.simulation import Partitioned, Population
@@ -15,7 +15,7 @@ from fedshare.strategy import Strategy
 from fedshare.threads import one_thread
 
 from . import instantiate
-from .instantiate import first_line, make
+from .instantiate import make
 from .tracking import Tracker
 
 

@@ -20,10 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedshare.errors import UserError
+from fedshare.errors import UserError, first_line
 
 from .config import Root, check_ranges, register
-from .instantiate import first_line
 
 CONF = Path(__file__).parent / "conf"
 

@@ -20,7 +20,7 @@ from fedshare import checkpoint
 from fedshare.chain import START
 from fedshare.checkpoint import Checkpoint
 from fedshare.data.partition import table
-from fedshare.errors import RunHalted, UserError
+from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.files import write_atomically
 from fedshare.report.console import Progress
 from fedshare.report.plots import accuracy_plot, partition_plot
@@ -51,14 +51,15 @@ def resume(path: str, rounds: int | None = None) -> None:
     folder = RunFolder.open(path)
     try:
         config = OmegaConf.load(folder.config)
-        assert isinstance(config, DictConfig)
+        if not isinstance(config, DictConfig):
+            raise ValueError("it holds no keys")
         config.rounds = config.rounds if rounds is None else rounds
         check_complete(config)
         check_ranges(config)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{folder.config} is damaged: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{folder.config} is damaged: {first_line(error)}") from error
     with folder.lock():
         start = checkpoint.latest(folder.checkpoints, _warn)
         if start and start.round > config.rounds:
@@ -128,12 +129,13 @@ def _rounds(
             raise
         finally:
             tracker.finish(completed)
-            accuracy_plot(folder.rows(), folder.path / "accuracy.svg")
+            rows = folder.rows()
+            accuracy_plot(rows, folder.path / "accuracy.svg")
     files = ["accuracy.svg", "partition.svg", folder.metrics.name]
     if "params" in state:
         write_atomically(folder.model, save_tensors({name: t.contiguous() for name, t in state["params"].items()}))
         files.append(folder.model.name)
-    print(summary(folder.rows(), f"{folder.path}: {', '.join(files)}"))
+    print(summary(rows, f"{folder.path}: {', '.join(files)}"))
 
 
 def _due(round: int, config: DictConfig) -> bool:

@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fedshare.errors import UserError
+from fedshare.errors import UserError, first_line
 
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # it would print what we say in one line
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
@@ -32,10 +32,6 @@ def make(node: Any, path: str, kind: type[Any] = object) -> Any:
     if not isinstance(made, kind):
         raise UserError(f"{path}._target_={node['_target_']}: gives a {type(made).__name__}, not a {kind.__name__}")
     return made
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def check(node: Any, path: str) -> None:
@@ -110,12 +106,12 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
-    members = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(member) for member in members)
-    if typing.get_origin(hint) is typing.Literal:
+    if origin is typing.Literal:
         return f"one of {', '.join(map(str, members))}"
-    if inspect.isclass(origin := typing.get_origin(hint)) and issubclass(origin, Iterable):
+    if inspect.isclass(origin) and issubclass(origin, Iterable):
         return f"a list of {members[0].__name__}" if members and inspect.isclass(members[0]) else "a list"
     names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -15,13 +15,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedshare.errors import RunHalted, UserError
+from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.simulation import Population
 
 from . import build, compose
 from .cli import Parser
 from .execute import execute
-from .instantiate import first_line, make
+from .instantiate import make
 from .tracking import Tracker
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from fedshare.errors import UserError
+from fedshare.errors import UserError, first_line
 
 Note = Callable[[str], None]
 MODES = ("auto", "online", "offline", "disabled")
@@ -83,7 +83,7 @@ class Wandb:
             hello = {"init": init, "mode": self.mode, "deadline": self.deadline}
             self._live.append(_Process(hello, folder, self.deadline, note))
         except Exception as error:
-            note(f"wandb: {_short(error)}; this run is not tracked")
+            note(f"wandb: {first_line(error)}; this run is not tracked")
 
     def log(self, row: dict[str, Any]) -> None:
         self._each(lambda process: process.log(row))
@@ -100,7 +100,7 @@ class Wandb:
             except Exception as error:
                 self._live.remove(process)
                 process.kill()
-                process.note(f"wandb: {_short(error)}; tracking stopped, the run goes on")
+                process.note(f"wandb: {first_line(error)}; tracking stopped, the run goes on")
 
 
 class _Process:
@@ -174,11 +174,6 @@ def scalars(row: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _tell(text: str) -> None:
     print("\n" + MARK + text, flush=True)
 
@@ -202,7 +197,7 @@ def _serve() -> None:
     except wandb.Error as error:
         if mode != "auto":
             raise
-        reason = f" ({_short(error)})"
+        reason = f" ({first_line(error)})"
         run = wandb.init(**init, mode="offline", settings=settings)
     run.define_metric("*", step_metric="round")
 
@@ -236,5 +231,5 @@ if __name__ == "__main__":
     try:
         _serve()
     except Exception as error:
-        _tell(_short(error))
+        _tell(first_line(error))
         raise SystemExit(1) from None

@@ -92,6 +92,8 @@ def _bytes(data: bytes) -> Tensor:
 
 def _memories(data: bytes) -> tuple[State, dict[int, State]]:
     state = unpack(data)
+    if not isinstance(state.get("server"), dict) or not isinstance(state.get("clients"), dict):
+        raise ValueError("it holds no memories of a server and its clients")
     return state["server"], {client: unpack(packed.numpy().tobytes()) for client, packed in state["clients"].items()}
 
 

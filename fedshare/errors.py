@@ -11,3 +11,8 @@ class RunHalted(UserError):
     """A run that cannot go on. The message says in which round, and why."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, in one line; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

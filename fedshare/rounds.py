@@ -63,13 +63,12 @@ def run_server(
         clock.lap("train")
         with one_thread():
             uploads, dropped = _usable(strategy, state, answers, downloads, schedule.max_examples)
-        if 2 * len(dropped) > len(downloads):
-            raise RunHalted(
-                f"round {round}: {len(dropped)} of {len(downloads)} uploads cannot be used, so the fault is the global "
-                f"model's or everyone's (a smaller learning rate?): {_listing(dropped)}"
-            )
-        if uploads:
-            with one_thread():
+            if 2 * len(dropped) > len(downloads):
+                raise RunHalted(
+                    f"round {round}: {len(dropped)} of {len(downloads)} uploads cannot be used, so the fault is the "
+                    f"global model's or everyone's (a smaller learning rate?): {_listing(dropped)}"
+                )
+            if uploads:
                 state = strategy.aggregate(state, round, uploads)
         clock.lap("aggregate")
         link = Link.extend(digest, round, digests(state), network.digests())

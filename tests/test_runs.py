@@ -327,6 +327,18 @@ def test_a_config_that_lacks_a_key_is_damaged(run: Runs, tmp_path: Path, capsys:
     assert capsys.readouterr().err == f"fedshare: {folder.config} is damaged: it lacks seed\n"
 
 
+@pytest.mark.parametrize("text", ["- a list", "rounds: [", "5"])
+def test_a_config_that_is_none_is_damaged(
+    run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    folder = copy(run(), tmp_path / "copy")
+    folder.config.write_text(text)
+    assert fedshare("resume", str(folder.path)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"fedshare: {folder.config} is damaged: ")
+    assert err.count("\n") == 1
+
+
 def test_what_a_crash_left_behind_is_swept_up(run: Runs, tmp_path: Path) -> None:
     folder = copy(run(), tmp_path / "copy")
     strays = [folder.path / ".config.yaml.1.tmp", folder.checkpoints / ".round-000007.safetensors.1.tmp"]
