@@ -14,6 +14,9 @@ _EPILOG = """examples:
   fedshare run --cfg job            show the whole config; --info defaults: where it comes from
   fedshare resume runs/A
   fedshare verify runs/A runs/B
+  fedshare keys keys --server host.example.org --clients 4
+  fedshare server data=mnist partition.clients=4 --listen 0.0.0.0:9443 --keys keys
+  fedshare client host.example.org:9443 --keys keys --id 0,1 --gpu auto
 """
 
 
@@ -48,6 +51,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         run(rest, "demo" if command == "demo" else "config")
         return 0
+    if command in ("server", "client", "flower-run", "keys", "doctor"):
+        return _deploy(command, rest)
     options = _parser().parse_args(arguments)
     if options.command == "resume":
         from .execute import resume
@@ -61,6 +66,24 @@ def _dispatch(arguments: list[str]) -> int:
     same, sentence = verify(*(RunFolder.open(path) for path in options.runs))
     print(sentence)
     return 0 if same else 1
+
+
+def _deploy(command: str, arguments: list[str]) -> int:
+    from .deploy_options import parser
+
+    options = parser(command).parse_intermixed_args(arguments)
+    try:
+        from . import deploy
+    except ImportError as error:
+        raise UserError(f"{command}: {error.name} is not installed: pip install 'fedshare[deploy]'") from error
+    run = {
+        "server": deploy.server,
+        "client": deploy.client,
+        "flower-run": deploy.flower_run,
+        "keys": deploy.keys,
+        "doctor": deploy.doctor,
+    }[command]
+    return run(options)
 
 
 def _parser() -> Parser:
@@ -79,4 +102,9 @@ def _parser() -> Parser:
     resume.add_argument("--rounds", type=int, help="go on to this round instead of the one planned")
     verify = commands.add_parser("verify", help="say whether two runs are the same, or where they first differ")
     verify.add_argument("runs", nargs="+", metavar="RUN", help="one folder, which is held against itself, or two")
+    commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)
+    commands.add_parser("client", help="be one client, or all clients of this host", add_help=False)
+    commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)
+    commands.add_parser("keys", help="make an authority, and certificates for a server and its clients", add_help=False)
+    commands.add_parser("doctor", help="say what stands in the way of a deployment", add_help=False)
     return parser

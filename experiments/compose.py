@@ -50,6 +50,12 @@ def resolved(overrides: Sequence[str], name: str = "config", app: Hydra | None =
         HydraConfig.instance().cfg = before
 
 
+def folder(overrides: Sequence[str], name: str = "config") -> str | None:
+    """The folder that the overrides ask for."""
+    whole = _composed(hydra(), name, overrides, RunMode.RUN)
+    return None if OmegaConf.is_missing(whole, "folder") else str(whole.folder)
+
+
 def settle(whole: DictConfig) -> DictConfig:
     """What makes a run what it is: every interpolation filled in, without hydra's own part and the folder."""
     keys = [field.name for field in fields(Root)]

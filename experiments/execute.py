@@ -2,15 +2,11 @@
 
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +18,7 @@ from fedshare.checkpoint import Checkpoint
 from fedshare.data.partition import table
 from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.files import write_atomically
+from fedshare.network import Network
 from fedshare.report.console import Progress
 from fedshare.report.plots import accuracy_plot, partition_plot
 from fedshare.report.summary import summary
@@ -33,6 +30,7 @@ from fedshare.threads import one_thread
 from . import build
 from .config import check_complete, check_ranges
 from .instantiate import make
+from .signals import terminable
 from .tracking import Tracker
 
 
@@ -40,45 +38,64 @@ def execute(config: DictConfig, path: Path, group: str | None = None, population
     """Run all rounds, in a folder of their own. `group` names the sweep that the run is part of."""
     folder = RunFolder(path)
     folder.check_new()
-    with _network(config, population) as network:
-        folder.create(OmegaConf.to_yaml(config), _versions())
+    with simulation(config, population) as network:
+        create(folder, config)
         with folder.lock():
-            _rounds(config, folder, network, None, group)
+            rounds(config, folder, network, network.population, None, group)
 
 
-def resume(path: str, rounds: int | None = None) -> None:
-    """Go on with a run that was stopped, from its last whole checkpoint; with `rounds`, up to another last round."""
+def resume(path: str, last: int | None = None) -> None:
+    """Go on with a run that was stopped, from its last whole checkpoint; with `last`, up to another last round."""
     folder = RunFolder.open(path)
+    config = stored(folder, last)
+    with folder.lock():
+        start = last_checkpoint(folder, config)
+        if start and start.remote and any(memory["round"] for memory in start.clients.values()):
+            raise UserError(f"{path}: its clients keep their memories: `fedshare server --resume` goes on with it")
+        with simulation(config, None) as network:
+            if last is not None:
+                write_atomically(folder.config, OmegaConf.to_yaml(config))
+            folder.rewind(start.round if start else 0)
+            rounds(config, folder, network, network.population, start, None)
+
+
+def create(folder: RunFolder, config: DictConfig) -> None:
+    folder.create(OmegaConf.to_yaml(config), _versions())
+
+
+def stored(folder: RunFolder, last: int | None = None) -> DictConfig:
+    """The config that a run was started with; with `last`, for another last round."""
     try:
         config = OmegaConf.load(folder.config)
         if not isinstance(config, DictConfig):
             raise ValueError("it holds no keys")
-        config.rounds = config.rounds if rounds is None else rounds
+        config.rounds = config.rounds if last is None else last
         check_complete(config)
         check_ranges(config)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{folder.config} is damaged: {first_line(error)}") from error
-    with folder.lock():
-        start = checkpoint.latest(folder.checkpoints, _warn)
-        if start and start.round > config.rounds:
-            raise UserError(f"rounds={config.rounds}: {path} is already at round {start.round}")
-        if start and start.round == config.rounds:
-            print(f"{path} is at its last round, {config.rounds}; --rounds N goes on to round N")
-        if start and [link.digest for link in folder.links()][start.round - 1 : start.round] != [start.digest]:
-            raise UserError(f"{path}: its digests.jsonl does not lead to the checkpoint of round {start.round}")
-        found = folder.versions.read_text(errors="replace") if folder.versions.exists() else "unknown"
-        if found != _versions():
-            _warn(f"{path} was made with other versions, so the bits may differ: {' '.join(found.split())[:200]}")
-        with _network(config, None) as network:
-            if rounds is not None:
-                write_atomically(folder.config, OmegaConf.to_yaml(config))
-            folder.rewind(start.round if start else 0)
-            _rounds(config, folder, network, start, None)
+    return config
 
 
-def _network(config: DictConfig, population: Population | None) -> Simulation:
+def last_checkpoint(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
+    """Where the run in `folder`, whose lock is held, can go on."""
+    path = folder.path
+    start = checkpoint.latest(folder.checkpoints, _warn)
+    if start and start.round > config.rounds:
+        raise UserError(f"rounds={config.rounds}: {path} is already at round {start.round}")
+    if start and start.round == config.rounds:
+        print(f"{path} is at its last round, {config.rounds}; --rounds N goes on to round N")
+    if start and [link.digest for link in folder.links()][start.round - 1 : start.round] != [start.digest]:
+        raise UserError(f"{path}: its digests.jsonl does not lead to the checkpoint of round {start.round}")
+    found = folder.versions.read_text(errors="replace") if folder.versions.exists() else "unknown"
+    if found != _versions():
+        _warn(f"{path} was made with other versions, so the bits may differ: {' '.join(found.split())[:200]}")
+    return start
+
+
+def simulation(config: DictConfig, population: Population | None) -> Simulation:
     workers = config.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:
@@ -90,22 +107,28 @@ def _network(config: DictConfig, population: Population | None) -> Simulation:
     return Simulation(partial(build.population, OmegaConf.to_yaml(config)), workers, config.timeout, population)
 
 
-def _rounds(
-    config: DictConfig, folder: RunFolder, network: Simulation, start: Checkpoint | None, group: str | None
+def rounds(
+    config: DictConfig,
+    folder: RunFolder,
+    network: Network,
+    population: Population,
+    start: Checkpoint | None,
+    group: str | None,
+    note: str = "",
 ) -> None:
-    population = network.population
+    """All rounds after `start`, wherever the clients are; `note` is what to say of the run in its first line."""
     if start is None:
         with one_thread():
             state = population.strategy.init(population.scratch.initial)
         digest, first = START, 1
     else:
         state, digest, first = start.server, start.digest, start.round + 1
-        network.states = dict(start.clients)
+        network.recall(start.clients, start.round)
     _draw_partition(population, folder, config.name)
     schedule = build.schedule(config, population.sizes())
     tracker = make(config.tracking, "tracking", Tracker)
-    header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
-    with _terminable(), Progress(config.rounds, first, header) as progress:
+    header = f"{config.name} · {_population_line(population)} · seed {config.seed}{note}"
+    with terminable(), Progress(config.rounds, first, header) as progress:
         tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
         completed = False
         try:
@@ -125,7 +148,8 @@ def _rounds(
             raise RunHalted(f"{error}{kept}") from error
         except KeyboardInterrupt:
             last = next(iter(checkpoint.rounds(folder.checkpoints)), 0)
-            progress.note(f"stopped; `fedshare resume {folder.path}` goes on after round {last}, its last checkpoint")
+            how = "fedshare server --resume" if network.remote else "fedshare resume"
+            progress.note(f"stopped; `{how} {folder.path}` goes on after round {last}, its last checkpoint")
             raise
         finally:
             tracker.finish(completed)
@@ -153,9 +177,11 @@ def _draw_partition(population: Population, folder: RunFolder, name: str) -> Non
     partition_plot(counts, folder.path / "partition.svg", title=f"{name}: training examples by client and class")
 
 
-def _save(folder: RunFolder, network: Simulation, done: Round) -> float:
+def _save(folder: RunFolder, network: Network, done: Round) -> float:
     began = time.perf_counter()
-    checkpoint.save(folder.checkpoints, Checkpoint(done.number, done.link.digest, done.state, network.states))
+    memories = network.remember()
+    checkpoint.save(folder.checkpoints, Checkpoint(done.number, done.link.digest, done.state, memories, network.remote))
+    network.kept(checkpoint.rounds(folder.checkpoints)[-1])
     return time.perf_counter() - began
 
 
@@ -166,20 +192,6 @@ def _population_line(population: Population) -> str:
         f"{len(sizes)} clients with {sizes.min()} to {sizes.max()} examples (median {np.median(sizes):g}) · "
         f"{parameters:,} parameters"
     )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a run in order, as Ctrl-C does."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _versions() -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Checkpoint:
     digest: str  # of the chain after this round
     server: State
     clients: dict[int, State]
+    remote: bool = False  # clients keep their memories themselves: `clients` holds the ``round`` of each
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -38,7 +40,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     data = pack({"server": checkpoint.server, "clients": clients})
     name = f"round-{checkpoint.round:06d}"
     write_atomically(folder / f"{name}.safetensors", data)
-    manifest = {"format": FORMAT, "round": checkpoint.round, "digest": checkpoint.digest}
+    manifest: dict[str, Any] = {"format": FORMAT, "round": checkpoint.round, "digest": checkpoint.digest}
+    manifest["remote"] = checkpoint.remote
     manifest |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     write_atomically(folder / f"{name}.json", json.dumps(manifest, indent=1) + "\n")
     for old in _manifests(folder)[KEPT:]:
@@ -118,6 +121,6 @@ def _load(path: Path) -> Checkpoint:
             raise ValueError("its SHA-256 is another")
         if (round := manifest["round"]) != int(path.stem.removeprefix("round-")):
             raise ValueError(f"its round is {round}")
-        return Checkpoint(round, manifest["digest"], *_memories(data))
+        return Checkpoint(round, manifest["digest"], *_memories(data), remote=manifest.get("remote", False))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path.with_suffix('.safetensors')} is damaged: {error}") from error

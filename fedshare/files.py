@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write beside, fsync, rename, fsync the folder."""
+def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:
+    """Write beside, fsync, rename, fsync the folder. It has `mode`, less the umask, from the first moment."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)  # what a crash left may have wider permissions
     try:
-        with beside.open("wb") as file:
+        with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())

@@ -6,6 +6,7 @@ from typing import Protocol
 from fedshare import seeds
 from fedshare.client import Client
 from fedshare.payload import Payload
+from fedshare.state import State
 from fedshare.strategy import Strategy
 
 
@@ -18,15 +19,36 @@ class Task(Enum):
 
 class Network(Protocol):
     def client_ids(self) -> list[int]:
-        """Everyone who may be asked, as stable small integers, sorted."""
+        """Everyone who may be asked now, as stable small integers, sorted. Raises RunHalted where they are too few."""
         ...
 
     def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         """Each client's answer to its download. Who does not answer in time is not among them."""
         ...
 
+    def absent(self) -> dict[int, str]:
+        """Why those who did not answer the last exchange did not, where it is known."""
+        ...
+
     def digests(self) -> dict[int, dict[str, str]]:
         """What each client of the last TRAIN exchange remembers now, as `fedshare.state.digests`."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether clients keep their memories themselves: a checkpoint then holds the round of each, and no more."""
+        ...
+
+    def remember(self) -> dict[int, State]:
+        """What a checkpoint must hold of each client: all it remembers, or the ``round`` after which it last did."""
+        ...
+
+    def recall(self, memories: dict[int, State], round: int) -> None:
+        """Go on from what `remember` gave at the checkpoint of `round`."""
+        ...
+
+    def kept(self, round: int) -> None:
+        """`round` is that of the oldest checkpoint from which the run may go on."""
         ...
 
 

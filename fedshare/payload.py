@@ -22,6 +22,14 @@ class Payload:
         return sum(tensor.nbytes for group in groups for tensor in group.values() if isinstance(tensor, Tensor))
 
 
+def same_tensors(a: Payload, b: Payload) -> bool:
+    """Whether two payloads hold the same tensors, not only equal ones: one global model goes to many clients."""
+    return a.tensors.keys() == b.tensors.keys() and all(
+        group.keys() == b.tensors[name].keys() and all(group[key] is b.tensors[name][key] for key in group)
+        for name, group in a.tensors.items()
+    )
+
+
 def flaw(upload: Payload, expected: dict[str, Tensors], max_examples: int) -> str | None:
     """Why `upload` cannot be used; None where it can. Anyone may have made it, so nothing is taken for granted.
 

@@ -53,8 +53,8 @@ def run_server(
 
     Raises `RunHalted` when more than half of a round's uploads cannot be used.
     """
-    everyone = network.client_ids()
     for round in range(start + 1, schedule.rounds + 1):
+        everyone = network.client_ids()
         clock = _Clock()
         chosen = sample(everyone, schedule.clients_per_round, schedule.seed, round)
         downloads = _downloads(strategy, state, chosen)
@@ -63,11 +63,11 @@ def run_server(
         clock.lap("train")
         with one_thread():
             uploads, dropped = _usable(strategy, state, answers, downloads, schedule.max_examples)
+            dropped |= {client: reason for client, reason in network.absent().items() if client in dropped}
             if 2 * len(dropped) > len(downloads):
-                raise RunHalted(
-                    f"round {round}: {len(dropped)} of {len(downloads)} uploads cannot be used, so the fault is the "
-                    f"global model's or everyone's (a smaller learning rate?): {_listing(dropped)}"
-                )
+                hint = ", so the fault is the global model's or everyone's (a smaller learning rate?)"
+                count = f"{len(dropped)} of {len(downloads)} uploads cannot be used{hint if answers else ''}"
+                raise RunHalted(f"round {round}: {count}: {_listing(dropped)}")
             if uploads:
                 state = strategy.aggregate(state, round, uploads)
         clock.lap("aggregate")
@@ -122,8 +122,11 @@ def _evaluate(
     """Each client's test metrics with the model it would use now; and who gave none that can be used, and why."""
     downloads = _downloads(strategy, state, clients)
     answers = network.exchange(Task.EVALUATE, round, downloads)
-    silent = Payload()
-    flaws = {client: evaluation_flaw(answers.get(client, silent).metrics) for client in sorted(downloads)}
+    absent = network.absent()
+    flaws = {
+        client: evaluation_flaw(answers[client].metrics) if client in answers else absent.get(client, "no answer")
+        for client in sorted(downloads)
+    }
     untested = {str(client): reason for client, reason in flaws.items() if reason}
     return {client: answers[client].metrics for client, reason in flaws.items() if not reason}, untested
 

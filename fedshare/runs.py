@@ -150,20 +150,26 @@ def _check_checkpoint(run: RunFolder, links: list[Link], round: int) -> str | No
     memories = checkpoint.read_damaged(run.checkpoints, round)
     if memories is None:
         return "its checkpoint cannot be read"
-    if wrong := _contradiction(links[:round], *memories):
-        return wrong
     try:
         loaded = checkpoint.load(run.checkpoints, round)
     except UserError as error:
-        return str(error)
+        return _contradiction(links[:round], *memories) or str(error)
+    if wrong := _contradiction(links[:round], *memories, remote=loaded.remote):
+        return wrong
     return None if loaded.digest == links[round - 1].digest else "its checkpoint is of another run"
 
 
-def _contradiction(links: list[Link], server: dict[str, Any], clients: dict[int, dict[str, Any]]) -> str | None:
+def _contradiction(
+    links: list[Link], server: dict[str, Any], clients: dict[int, dict[str, Any]], remote: bool = False
+) -> str | None:
     """The first part of these memories whose digest is not the one recorded."""
     recorded: dict[str, chain.Leaves] = {}
     for link in links:
-        recorded |= link.clients
+        # Of a memory that its client keeps, only the round is known here.
+        recorded |= {
+            c: digests({"round": link.round if leaves else 0}) if remote else leaves
+            for c, leaves in link.clients.items()
+        }
     found = {str(client): digests(state) for client, state in clients.items()}
     for client in sorted(recorded.keys() | found.keys(), key=int):
         if path := next(chain.differences(recorded.get(client, {}), found.get(client, {})), None):

@@ -13,6 +13,7 @@ SOURCES = {
     path: str(path.relative_to(world.ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
     for folder in ("fedshare", "strategies", "experiments")
     for path in sorted((world.ROOT / folder).rglob("*.py"))
+    if not path.name.endswith("_pb2.py")
 }
 
 # Who may import whom inside the project; a name stands for itself and what lies in it.
@@ -29,10 +30,31 @@ CORE = {
     "scratch": {"errors", "tensors"},
     "client": {"seeds", "errors", "data.dataset", "scratch", "state", "tensors"},
     "strategy": {"client", "payload", "state", "tensors"},
-    "network": {"client", "payload", "seeds", "strategy"},
+    "network": {"client", "payload", "seeds", "state", "strategy"},
     "rounds": {"chain", "errors", "metrics", "network", "payload", "seeds", "state", "strategy", "tensors", "threads"},
     "checkpoint": {"errors", "files", "state"},
     "runs": {"chain", "checkpoint", "errors", "files", "state"},
+    "_proto": set(),
+    "wire": {"_proto", "payload", "tensors"},
+    "keys": {"errors", "files"},
+    "devices": {"errors"},
+    "stream": {"stream", "_proto", "errors", "files", "keys"},
+    "flower": {
+        *(
+            "flower",
+            "_proto",
+            "errors",
+            "files",
+            "network",
+            "payload",
+            "simulation",
+            "state",
+            "stream",
+            "threads",
+            "wire",
+        ),
+    },
+    "app": {"experiments", "flower"},
     "data": {"data", "errors", "seeds"},
     "models": {"models", "errors"},
     "simulation": {
@@ -49,7 +71,10 @@ FENCED = {
     "omegaconf": ("experiments",),
     "wandb": ("experiments.tracking",),
     "flwr": ("fedshare.flower",),
-    "grpc": ("fedshare.peers", "fedshare.flower"),
+    "grpc": ("fedshare.stream",),
+    "grpc_health": ("fedshare.stream",),
+    "google": ("fedshare._proto", "fedshare.stream", "fedshare.flower"),
+    "cryptography": ("fedshare.keys",),
     "matplotlib": ("fedshare.report",),
     "rich": ("fedshare.report", "fedshare.data"),
     "sklearn": ("fedshare.data",),

@@ -15,6 +15,7 @@ from fedshare.network import Task
 from fedshare.payload import Payload
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
+from fedshare.state import State
 from fedshare.strategy import Strategy
 
 ROOT = Path(__file__).parents[1]
@@ -83,8 +84,24 @@ class Altered:
     def client_ids(self) -> list[int]:
         return self.inner.client_ids()
 
+    def absent(self) -> dict[int, str]:
+        return self.inner.absent()
+
     def digests(self) -> dict[int, dict[str, str]]:
         return self.inner.digests()
+
+    @property
+    def remote(self) -> bool:
+        return self.inner.remote
+
+    def remember(self) -> dict[int, State]:
+        return self.inner.remember()
+
+    def recall(self, memories: dict[int, State], round: int) -> None:
+        self.inner.recall(memories, round)
+
+    def kept(self, round: int) -> None:
+        self.inner.kept(round)
 
     def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         answers = self.inner.exchange(task, round, downloads)

@@ -50,8 +50,24 @@ class Simulation:
     def client_ids(self) -> list[int]:
         return list(range(len(self._sizes)))
 
+    def absent(self) -> dict[int, str]:
+        return {}
+
     def digests(self) -> dict[int, dict[str, str]]:
         return self._digests
+
+    @property
+    def remote(self) -> bool:
+        return False
+
+    def remember(self) -> dict[int, State]:
+        return self.states
+
+    def recall(self, memories: dict[int, State], round: int) -> None:
+        self.states = dict(memories)
+
+    def kept(self, round: int) -> None:
+        pass
 
     def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         # The largest clients first, so that no worker is left with one of them at the end.

@@ -17,7 +17,7 @@ import torch
 
 from fedshare.errors import RunHalted
 from fedshare.network import Task
-from fedshare.payload import Payload
+from fedshare.payload import Payload, same_tensors
 from fedshare.simulation.population import Answer, Population
 from fedshare.state import State, pack, unpack
 from fedshare.tensors import Tensors
@@ -155,7 +155,7 @@ class _Worker:
         request: State = {"round": job.round, "client": job.client, "task": job.task.value, "state": job.state}
         request["metrics"] = job.download.metrics
         # One global model goes to many clients: it crosses to each worker once.
-        if self._download is None or not _same(self._download.tensors, job.download.tensors):
+        if self._download is None or not same_tensors(self._download, job.download):
             self._download = job.download
             request["tensors"] = job.download.tensors
         self._deadline = time.monotonic() + timeout
@@ -189,13 +189,6 @@ class _Worker:
             self.process.kill()
             self.process.join()
         self.process.close()
-
-
-def _same(a: dict[str, Tensors], b: dict[str, Tensors]) -> bool:
-    """Whether two downloads are the same tensors under the same names."""
-    return a.keys() == b.keys() and all(
-        a[group].keys() == b[group].keys() and all(a[group][name] is b[group][name] for name in a[group]) for group in a
-    )
 
 
 @contextlib.contextmanager

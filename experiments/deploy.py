@@ -1,0 +1,221 @@
+"""`fedshare server`, `client` and `flower-run`: from the command line to a Flower app on one of our Grids.
+
+Nothing here loads torch before a client's device is chosen.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import fedshare
+from fedshare import devices
+from fedshare.errors import RunHalted, UserError
+from fedshare.keys import Identity, make
+from fedshare.stream.client import StreamClient
+from fedshare.stream.diagnose import is_local, split
+
+from . import host
+from .signals import terminable
+
+_Config = dict[str, str | int | float | bool]
+
+
+def server(options: argparse.Namespace) -> int:
+    """Run a strategy, or with --app anybody's ServerApp, with the clients that connect."""
+    from fedshare.flower.load import App, serve
+    from fedshare.flower.stream import StreamGrid
+    from fedshare.stream.server import Settings, StreamServer
+
+    address = options.listen
+    identity = _identity(options.keys, "server", address, options.insecure)
+    if options.app:
+        app = App.at(Path(options.app))
+        run_config = app.run_config(options.run_config)
+        told, digest, clients, run = dict(run_config), "", 0, app.server
+    else:
+        run_config, told, digest, clients = _ours(options)
+        run = _our_server_app
+    settings = Settings(
+        version=fedshare.__version__,
+        config=json.dumps(told),
+        config_sha256=digest,
+        clients=clients,
+        heartbeat=options.heartbeat,
+        grace=options.grace,
+    )
+    stream = StreamServer(address, identity, settings)
+    stream.start()
+    print(f"listening on {stream.address}, {'mutual TLS' if identity else 'no TLS'}", flush=True)
+    farewell: str | None = None
+    try:
+        with terminable():
+            serve(run(), StreamGrid(stream), run_config)
+        farewell = ""
+    except UserError as error:
+        farewell = str(error)
+        raise
+    finally:
+        stream.close(farewell)
+    return 0
+
+
+def _our_server_app():  # type: ignore[no-untyped-def]  # flwr's ServerApp, which stops at fedshare.flower
+    from fedshare.app import server_app
+
+    return server_app
+
+
+def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
+    """Run config, the part that clients are told, the digest of what they must share, and how many they are."""
+    from omegaconf import OmegaConf
+
+    from . import compose, federation
+
+    config = compose.resolved(options.overrides)
+    text = OmegaConf.to_yaml(config)
+    folder = options.resume or compose.folder(options.overrides) or ""
+    if options.resume == "" and not folder:
+        raise UserError("--resume: name the run's folder, as in --resume FOLDER or folder=FOLDER")
+    run_config: _Config = {"config": text, "folder": folder, "wait": options.wait}
+    run_config |= {"resume": options.resume is not None, "clients": options.clients or 0}
+    digest = hashlib.sha256(federation.agreed(config).encode()).hexdigest()
+    return run_config, {"config": text}, digest, config.partition.clients
+
+
+def client(options: argparse.Namespace) -> int:
+    """Be the clients of this host: this process the one, or the parent of several."""
+    split(options.server)
+    ids = _ids(options)
+    gpus = [] if options.gpu == "none" else devices.visible_gpus(os.environ)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    places = devices.places(ids, options.gpu, options.per_gpu, options.gpu_memory, options.threads, gpus, cores)
+    for id in ids:  # what is wrong with one is said before any starts
+        _client_identity(options, id)
+    if len(ids) > 1:
+        return host.start({id: _command(options, id, places[id]) for id in ids}, places)
+    _live(options, ids[0], places[ids[0]])
+    return 0
+
+
+def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
+    from fedshare.flower.load import App
+    from fedshare.flower.stream import live
+
+    devices.apply(place)
+    digest = ""
+    if options.overrides:
+        from . import compose, federation
+
+        digest = hashlib.sha256(federation.agreed(compose.resolved(options.overrides)).encode()).hexdigest()
+
+    def load():  # type: ignore[no-untyped-def]  # flwr's ClientApp
+        if options.app:
+            app = App.at(Path(options.app)).client()
+        else:
+            from fedshare.app import client_app as app
+        devices.limit(place)
+        return app
+
+    def stream() -> StreamClient:
+        return StreamClient(
+            options.server,
+            id,
+            _client_identity(options, id),
+            fedshare.__version__,
+            digest,
+            patience=options.patience,
+            heartbeat=options.heartbeat,
+            say=_say,
+        )
+
+    node_config: _Config = {"device": place.device, "place": str(place)}
+    node_config["threads"] = place.threads
+    if options.state:
+        node_config["state-dir"] = str(Path(options.state).absolute())
+    with terminable():
+        while True:
+            try:
+                live(stream(), load, node_config)
+            except RunHalted as error:
+                if not options.stay:
+                    raise
+                _say(str(error))
+            if not options.stay:
+                return
+            _say("the run is over; waiting for the next")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list[str]:
+    """What the process of one client of this host is started with."""
+    command = [sys.executable, "-m", "fedshare", "client", options.server, *options.overrides, "--id", str(id)]
+    command += ["--gpu", place.gpu or "none", "--threads", str(place.threads), "--patience", str(options.patience)]
+    command += ["--heartbeat", str(options.heartbeat)]
+    given = {"--keys": options.keys, "--state": options.state, "--app": options.app, "--gpu-memory": place.memory}
+    for flag, value in given.items():
+        command += [flag, str(value)] if value is not None else []
+    return command + ["--insecure"] * options.insecure + ["--stay"] * options.stay
+
+
+def _ids(options: argparse.Namespace) -> list[int]:
+    if options.id is None:
+        if options.keys and (Path(options.keys) / "client.crt").exists():
+            identity = Identity.load(Path(options.keys))
+            if identity.client_id is not None:
+                return [identity.client_id]
+        raise UserError("--id: say which clients this host is, as in --id 0 or --id 0,1,2")
+    try:
+        return [int(part) for part in options.id.split(",")]
+    except ValueError:
+        raise UserError(f"--id {options.id}: is not a list of client numbers such as 0,1,2") from None
+
+
+def _client_identity(options: argparse.Namespace, id: int) -> Identity | None:
+    identity = _identity(options.keys, f"client-{id}", options.server, options.insecure)
+    if identity and identity.client_id != id:
+        raise UserError(f"--keys {options.keys}: its certificate is client {identity.client_id}'s, not client {id}'s")
+    return identity
+
+
+def _identity(keys: str | None, name: str, address: str, insecure: bool) -> Identity | None:
+    """The certificate to use; None where none is needed: on this machine, or by --insecure."""
+    if keys:
+        folder = Path(keys)
+        return Identity.load(folder / name if (folder / name).is_dir() else folder)
+    if insecure or is_local(split(address)[0]):
+        return None
+    raise UserError(f"{address}: off this machine it takes TLS: --keys DIR (`fedshare keys` makes one), or --insecure")
+
+
+def flower_run(options: argparse.Namespace) -> int:
+    """Run any Flower app in this process, without Ray."""
+    from fedshare.flower.inprocess import InProcessGrid
+    from fedshare.flower.load import App, serve
+
+    if options.nodes < 1:
+        raise UserError(f"--nodes {options.nodes}: must be at least 1")
+    app = App.at(Path(options.app))
+    run_config = app.run_config(options.run_config)
+    with terminable():
+        serve(app.server(), InProcessGrid(app.client(), options.nodes, run_config), run_config)
+    return 0
+
+
+def keys(options: argparse.Namespace) -> int:
+    """Make what is lacking of an authority and its certificates."""
+    for line in make(Path(options.folder), options.server.split(","), options.clients, options.days):
+        print(line)
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Say what stands in the way, a line each; 0 where nothing does."""
+    from .doctor import examine
+
+    return examine(options)

@@ -1,0 +1,84 @@
+"""The flags of the commands that deploy."""
+
+import argparse
+
+from .cli import Parser
+
+_TLS = "the folder that `fedshare keys` made, or this participant's part of it"
+
+
+def parser(command: str) -> Parser:
+    made = Parser(
+        prog=f"fedshare {command}", formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    {"server": _server, "client": _client, "flower-run": _flower_run, "keys": _keys, "doctor": _doctor}[command](made)
+    return made
+
+
+def _server(made: Parser) -> None:
+    made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
+    made.add_argument("--listen", default="127.0.0.1:9443", metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces")
+    made.add_argument("--clients", type=int, help="begin rounds when so many are there; without it: all")
+    made.add_argument("--wait", type=float, default=600.0, metavar="S", help="seconds to wait for them")
+    made.add_argument(
+        "--resume", nargs="?", const="", metavar="FOLDER", help="go on with the run there, if there is one"
+    )
+    made.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds a client may be cut off")
+    _app(made, "a folder with anybody's Flower app: run its ServerApp")
+    made.add_argument("--run-config", default="", metavar="PAIRS", help="for --app: KEY=VALUE ..., or a TOML file")
+    _connection(made)
+
+
+def _client(made: Parser) -> None:
+    made.add_argument("server", metavar="HOST:PORT")
+    made.add_argument("overrides", nargs="*", help="insist on this config; without any, the server's is taken")
+    made.add_argument("--id", metavar="I,J,...", help="which clients this host is; a single certificate says so itself")
+    made.add_argument(
+        "--gpu", default="auto", help="auto: one client a GPU, the rest on the CPU; 0 or 0,1: these; none"
+    )
+    made.add_argument("--per-gpu", type=int, metavar="N", help="clients on one GPU")
+    made.add_argument("--gpu-memory", type=float, metavar="F", help="the part of a GPU's memory that a client may take")
+    made.add_argument(
+        "--threads", default="1", help="CPU threads of a client; auto: the cores, divided; 1 keeps the bits"
+    )
+    made.add_argument(
+        "--state", metavar="DIR", help="where clients remember; else $FEDSHARE_STATE, ~/.local/state/fedshare"
+    )
+    made.add_argument(
+        "--patience", type=float, default=600.0, metavar="S", help="seconds to wait for a server that is away"
+    )
+    made.add_argument("--stay", action="store_true", help="when a run is over, wait for the next")
+    _app(made, "a folder with anybody's Flower app: be its ClientApp")
+    _connection(made)
+
+
+def _flower_run(made: Parser) -> None:
+    made.add_argument("app", nargs="?", default=".", metavar="PATH", help="the app's folder")
+    made.add_argument("--nodes", type=int, default=10, help="how many clients")
+    made.add_argument("--run-config", default="", metavar="PAIRS", help="KEY=VALUE ..., or a TOML file")
+
+
+def _keys(made: Parser) -> None:
+    made.add_argument("folder", metavar="DIR", help="what it lacks is made, what it has is kept")
+    made.add_argument("--server", required=True, metavar="HOST,...", help="the server's names or addresses")
+    made.add_argument("--clients", type=int, required=True, metavar="N", help="make client-0 to client-(N-1)")
+    made.add_argument("--days", type=int, default=365, help="how long the certificates last")
+
+
+def _doctor(made: Parser) -> None:
+    made.add_argument("server", nargs="?", metavar="HOST:PORT", help="try to reach it, as a client would")
+    made.add_argument("overrides", nargs="*", help="the config, to compare its digest with the server's")
+    made.add_argument("--id", type=int, help="which client")
+    made.add_argument("--listen", metavar="HOST:PORT", help="whether a server could listen there")
+    made.add_argument("--keys", metavar="DIR", help=_TLS)
+    made.add_argument("--insecure", action="store_true", help="no TLS")
+
+
+def _app(made: Parser, help: str) -> None:
+    made.add_argument("--app", metavar="PATH", help=help)
+
+
+def _connection(made: Parser) -> None:
+    made.add_argument("--keys", metavar="DIR", help=_TLS)
+    made.add_argument("--insecure", action="store_true", help="no TLS, although it leaves this machine")
+    made.add_argument("--heartbeat", type=float, default=10.0, metavar="S", help="seconds between pings")

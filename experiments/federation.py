@@ -1,0 +1,126 @@
+"""A run whose clients are a Flower Grid's: what our ServerApp does, and what our ClientApp is built from.
+
+The one place that reads the run config, on servers and on clients. Its keys: ``overrides`` (hydra's, as on the command
+line) or ``config`` (the resolved config as YAML, which is then all there is); on the server also ``folder``,
+``resume``, ``clients`` (how many to wait for), ``wait`` (seconds).
+"""
+
+import shlex
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedshare.errors import UserError
+from fedshare.files import write_atomically
+from fedshare.flower.network import FlowerNetwork
+from fedshare.flower.participant import Terms
+from fedshare.report.attendance import attendance_table
+from fedshare.runs import RunFolder
+from fedshare.simulation import Population
+
+from . import build, compose, execute
+
+RunConfig = Mapping[str, Any]
+# What a client's part depends on, and so what everyone must have alike. The rest is the server's own affair.
+SHARED = ("strategy", "data", "partition", "model", "client", "seed")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a server is asked to do, beside the config."""
+
+    folder: Path
+    resume: bool  # go on with the run in the folder, where there is one
+    clients: int  # how many must be there before a round begins
+    wait: float  # seconds to wait for them
+
+
+def config_of(run_config: RunConfig) -> DictConfig:
+    """The resolved config of a run."""
+    if text := str(run_config.get("config", "")):
+        return DictConfig(OmegaConf.create(text))
+    return compose.resolved(_overrides(run_config))
+
+
+def _overrides(run_config: RunConfig) -> list[str]:
+    return shlex.split(str(run_config.get("overrides", "")))
+
+
+def agreed(config: DictConfig) -> str:
+    """What everyone in a run must have alike, as one text."""
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(config, list(SHARED)), sort_keys=True)
+
+
+def population(run_config: RunConfig, device: str) -> tuple[str, Population]:
+    """On a client: what it must have in common with the others, and everyone who may take part, on its own device."""
+    config = config_of(run_config)
+    text = agreed(config)
+    config.device = device
+    return text, build.population_of(config)
+
+
+def order_of(run_config: RunConfig, config: DictConfig) -> Order:
+    given = str(run_config.get("folder") or compose.folder(_overrides(run_config)) or "")
+    folder = (
+        Path(given)
+        if given
+        else Path("runs") / time.strftime("%Y-%m-%d") / f"{time.strftime('%H-%M-%S')}-{config.name}"
+    )
+    clients = int(run_config.get("clients", 0)) or config.partition.clients
+    return Order(folder, bool(run_config.get("resume", False)), clients, float(run_config.get("wait", 600.0)))
+
+
+def serve(grid: Any, run_config: RunConfig) -> None:
+    """Run all rounds with the clients of `grid`, and leave a run's folder. Raises UserError and RunHalted."""
+    config = config_of(run_config)
+    order = order_of(run_config, config)
+    folder = RunFolder(order.folder)
+    resuming = order.resume and folder.config.exists()
+    if resuming:
+        config = _same(execute.stored(folder), config, folder)
+    else:
+        folder.check_new()
+    config.device = "cpu"
+    here = build.population_of(config)
+    if not 1 <= order.clients <= len(here.shares):
+        raise UserError(f"clients={order.clients}: there are {len(here.shares)}, so wait for 1 to {len(here.shares)}")
+    if not resuming:
+        execute.create(folder, config)
+    with folder.lock():
+        start = execute.last_checkpoint(folder, config) if resuming else None
+        if start and not start.remote:
+            raise UserError(f"{folder.path}: its clients were simulated: `fedshare resume` goes on with it")
+        network = FlowerNetwork(
+            grid, Terms.of(agreed(config), here), _run_id(folder), config.timeout, order.clients, order.wait
+        )
+        network.client_ids()
+        print(attendance_table(network.attendance.values()), flush=True)
+        folder.rewind(start.round if start else 0)
+        execute.rounds(config, folder, network, here, start, None)
+
+
+def _same(stored: DictConfig, asked: DictConfig, folder: RunFolder) -> DictConfig:
+    """The config of a run that goes on: as it was, but for the rounds."""
+    for key in map(str, asked):
+        if key not in ("rounds", "tracking", "timeout", "device") and stored.get(key) != asked[key]:
+            raise UserError(
+                f"{folder.path} holds a run with another {key}: name another folder, or give the same config"
+            )
+    asked.tracking = stored.tracking
+    return asked
+
+
+def _run_id(folder: RunFolder) -> bytes:
+    """Whose memories clients are to use: as long as the folder lives, the same."""
+    path = folder.path / "run-id"
+    if not path.exists():
+        write_atomically(path, uuid.uuid4().hex[:16] + "\n")
+    try:
+        return bytes.fromhex(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is damaged: it should hold 16 hexadecimal digits") from None

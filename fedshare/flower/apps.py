@@ -1,0 +1,73 @@
+"""Our one ServerApp and our one ClientApp: every strategy, on whatever brings them Flower's messages."""
+
+import threading
+from collections.abc import Callable
+
+from flwr.app import Context, Message, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedshare._proto.payload_pb2 import Invitation, Request
+from fedshare.flower.participant import Participant, Terms, state_folder
+from fedshare.flower.records import unwrap, wrap
+from fedshare.network import Task
+from fedshare.simulation import Population
+
+Build = Callable[[UserConfig, str], tuple[str, Population]]  # from run config and device: the text to agree on, and all
+
+
+def server_app(serve: Callable[[Grid, UserConfig], None]) -> ServerApp:
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        serve(grid, context.run_config)
+
+    return app
+
+
+def client_app(build: Build) -> ClientApp:
+    """`build` is called once a process and config: a process that lives on keeps its model, its data and its device."""
+    app = ClientApp()
+    here: dict[tuple[str, str], Participant] = {}
+    lock = threading.Lock()
+
+    def participant(context: Context) -> Participant:
+        device = str(context.node_config.get("device", "cpu"))
+        key = (repr(sorted(context.run_config.items())), device)
+        with lock:
+            if key not in here:
+                text, population = build(context.run_config, device)
+                given = context.node_config.get("state-dir")
+                here[key] = Participant(
+                    population,
+                    Terms.of(text, population),
+                    state_folder(str(given) if given else None),
+                    device=str(context.node_config.get("place", device)),
+                    threads=int(context.node_config.get("threads", 1)),
+                )
+            return here[key]
+
+    def client(context: Context) -> int:
+        return int(context.node_config["partition-id"])
+
+    @app.query("attend")
+    def attend(message: Message, context: Context) -> Message:
+        invitation = Invitation.FromString(unwrap(message.content)[0])
+        attendance = participant(context).attend(client(context), invitation)
+        return Message(wrap(attendance.SerializeToString()), reply_to=message)
+
+    def answer(task: Task, message: Message, context: Context) -> Message:
+        head, tensors = unwrap(message.content)
+        reply, upload = participant(context).answer(client(context), task, Request.FromString(head), tensors)
+        return Message(wrap(reply.SerializeToString(), upload), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return answer(Task.TRAIN, message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return answer(Task.EVALUATE, message, context)
+
+    return app

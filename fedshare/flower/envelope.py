@@ -1,0 +1,87 @@
+"""Flower messages on our stream: a small envelope, and behind it the bytes of large arrays."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from google.protobuf.message import DecodeError
+
+from fedshare._proto.payload_pb2 import Envelope
+from fedshare.flower import private
+
+LARGE = 4096  # bytes from which an array travels behind the envelope
+_HEAD = 4  # bytes that say how long the envelope is
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Letter:
+    """What an envelope holds."""
+
+    type: str
+    group: str
+    content: RecordDict | None
+    error: Error | None
+
+
+def seal(message: Message) -> list[Buffer]:
+    """The bytes of `message`, in pieces."""
+    about = message.metadata
+    envelope = Envelope(type=about.message_type, group=about.group_id)
+    large: list[Buffer] = []
+    if message.has_error():
+        envelope.error_code, envelope.error_reason = message.error.code, message.error.reason or ""
+    else:
+        light = RecordDict()
+        for name, record in message.content.items():
+            light[name] = _lightened(record, envelope, large) if isinstance(record, ArrayRecord) else record
+        envelope.content = private.records_to_bytes(light)
+    head = envelope.SerializeToString()
+    return [len(head).to_bytes(_HEAD, "little") + head, *large]
+
+
+def unseal(body: bytearray) -> Letter:
+    """What `seal` made this of. Raises ValueError, in one line, on other bytes."""
+    start = _HEAD + int.from_bytes(body[:_HEAD], "little")
+    try:
+        if start > len(body):
+            raise ValueError(f"its envelope wants {start} bytes, and it has {len(body)}")
+        envelope = Envelope.FromString(bytes(body[_HEAD:start]))
+        if start + sum(envelope.arrays) != len(body):
+            raise ValueError(f"its arrays want {sum(envelope.arrays)} bytes, and it has {len(body) - start}")
+        if envelope.error_code:
+            return Letter(envelope.type, envelope.group, None, Error(envelope.error_code, envelope.error_reason))
+        content = private.records_from_bytes(envelope.content)
+        _fill(content, envelope.arrays, memoryview(body)[start:])
+    except (ValueError, TypeError, KeyError, DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"a message that cannot be read: {error}") from error
+    return Letter(envelope.type, envelope.group, content, None)
+
+
+def _lightened(record: ArrayRecord, envelope: Envelope, large: list[Buffer]) -> ArrayRecord:
+    light = {}
+    for name, array in record.items():
+        if len(array.data) < LARGE:
+            envelope.arrays.append(0)
+            light[name] = array
+        else:
+            envelope.arrays.append(len(array.data))
+            large.append(array.data)
+            light[name] = Array(array.dtype, array.shape, array.stype, b"")
+    return ArrayRecord(light)
+
+
+def _fill(content: RecordDict, sizes: Sequence[int], rest: memoryview) -> None:
+    arrays = list(_arrays(content))
+    if len(arrays) != len(sizes):
+        raise ValueError(f"it holds {len(arrays)} arrays, and sizes of {len(sizes)}")
+    for array, size in zip(arrays, sizes, strict=True):
+        if size:
+            array.data, rest = bytes(rest[:size]), rest[size:]
+
+
+def _arrays(content: RecordDict) -> Iterator[Array]:
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            yield from record.values()

@@ -1,0 +1,62 @@
+"""All clients in this process: any Flower app, without Ray, and a client that does nothing costs next to nothing."""
+
+import logging
+from collections.abc import Iterable
+
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+
+from fedshare.errors import UserError, first_line
+from fedshare.flower.grid import OwnGrid, node_of, unavailable
+from fedshare.flower.private import RAISED
+
+
+class InProcessGrid(OwnGrid):
+    """`nodes` clients, asked one after the other in the order of their messages. Messages go by reference.
+
+    A client's `Context`, and with it its state, lives as long as the grid.
+    """
+
+    complete = True  # nobody else will come
+
+    def __init__(
+        self, app: ClientApp, nodes: int, run_config: UserConfig, node_config: UserConfig | None = None
+    ) -> None:
+        super().__init__()
+        self._app = app
+        self._contexts = {
+            node_of(i): Context(
+                run_id=self.run.run_id,
+                node_id=node_of(i),
+                node_config={"partition-id": i, "num-partitions": nodes, **(node_config or {})},
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for i in range(nodes)
+        }
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def wait(self, timeout: float) -> None:
+        pass  # every message is answered when it is sent
+
+    def _send(self, message: Message) -> None:
+        about = message.metadata
+        context = self._contexts.get(about.dst_node_id)
+        if context is None:
+            answer = unavailable(about.dst_node_id, about.message_id, f"there is no node {about.dst_node_id}")
+        else:
+            answer = ask(self._app, message, context)
+        self._answered(about.message_id, answer)
+
+
+def ask(app: ClientApp, message: Message, context: Context) -> Message:
+    """What `app` answers. One that raises answers with an error, as on Flower's own nodes."""
+    try:
+        return app(message, context)
+    except Exception as error:
+        name = f"client {context.node_config.get('partition-id', context.node_id)}"
+        logging.getLogger("flwr").error("%s raised", name, exc_info=not isinstance(error, UserError))
+        reason = str(error) if isinstance(error, UserError) else f"raised {type(error).__name__}: {first_line(error)}"
+        return Message(Error(RAISED, reason), reply_to=message)

@@ -1,0 +1,79 @@
+"""Any Flower app over our gRPC stream: the Grid for its ServerApp, and the long life of a ClientApp."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+
+from fedshare.flower import private
+from fedshare.flower.envelope import Buffer, seal, unseal
+from fedshare.flower.grid import OwnGrid, arrived, client_of, node_of, reply, unavailable
+from fedshare.flower.inprocess import ask
+from fedshare.stream.client import StreamClient, Welcomed
+from fedshare.stream.server import StreamServer
+
+
+class StreamGrid(OwnGrid):
+    """The clients of a `StreamServer`. A node is there while its client is connected."""
+
+    def __init__(self, server: StreamServer) -> None:
+        super().__init__()
+        self.server = server
+        self._tickets: dict[int, Message] = {}  # what was sent and is not answered
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [node_of(client) for client in self.server.present()]
+
+    def wait(self, timeout: float) -> None:
+        for answer in self.server.receive(timeout):
+            if (message := self._tickets.pop(answer.ticket, None)) is None:
+                continue
+            id, node = message.metadata.message_id, message.metadata.dst_node_id
+            if answer.body is None:
+                self._answered(id, unavailable(node, id, answer.reason))
+                continue
+            try:
+                letter = unseal(answer.body)
+            except ValueError as error:
+                self._answered(id, unavailable(node, id, f"sent {error}"))
+                continue
+            self._answered(id, reply(node, id, letter.type, letter.group, letter.content, letter.error))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.wait(0)
+        return super().pull_messages(message_ids)
+
+    def _send(self, message: Message) -> None:
+        client = client_of(message.metadata.dst_node_id)
+        self._tickets[self.server.send(client, seal(message))] = message
+
+    def give_up(self, ids: set[str]) -> None:
+        tickets = {ticket for ticket, message in self._tickets.items() if message.metadata.message_id in ids}
+        for ticket in tickets:
+            about = self._tickets.pop(ticket).metadata
+            self.failures[client_of(about.dst_node_id)] = "no answer in time"
+        self.server.give_up(tickets)
+
+
+def live(client: StreamClient, load: Callable[[], ClientApp], node_config: UserConfig) -> None:
+    """Be client `client.id` of a run, until it is over. `load` is called when the server has let us in."""
+
+    def prepare(welcomed: Welcomed) -> Callable[[bytearray], Sequence[Buffer]]:
+        app, node = load(), node_of(client.id)
+        private.enter_run()
+        context = Context(
+            run_id=1,
+            node_id=node,
+            node_config={"partition-id": client.id, "num-partitions": welcomed.clients, **node_config},
+            state=RecordDict(),
+            run_config=welcomed.config,
+        )
+
+        def answer(body: bytearray) -> Sequence[Buffer]:
+            letter = unseal(body)
+            assert letter.content is not None  # a server asks; it does not fail
+            return seal(ask(app, arrived(node, "", letter.type, letter.group, letter.content), context))
+
+        return answer
+
+    client.run(prepare)

@@ -1,0 +1,73 @@
+"""Messages cut into frames, and put together again. `protos/fedshare/v1/stream.proto` says what the frames mean."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from fedshare._proto.stream_pb2 import Chunk
+
+PROTOCOL = 1  # of the stream; the two ends must have the same
+CHUNK = 1 << 20  # bytes of a message in one frame; gRPC refuses frames far above it
+FRAME_LIMIT = CHUNK + 4096
+MESSAGE_LIMIT = 8 << 30  # bytes of a message
+
+M = TypeVar("M", bound=Message)
+Buffer = bytes | bytearray | memoryview
+
+
+class FrameError(Exception):
+    """The other end does not keep to the protocol. The message is one line."""
+
+
+def chunks(number: int, buffers: Sequence[Buffer]) -> Iterator[Chunk]:
+    """The frames of message `number`, whose bytes, one at least, are those of `buffers` one after the other.
+
+    Made as they are asked for: a message of gigabytes is never copied as a whole.
+    """
+    size = sum(len(buffer) for buffer in buffers)
+    first, rest, room = True, list[bytes](), CHUNK
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            piece, view = view[:room], view[room:]
+            rest.append(bytes(piece))
+            room -= len(piece)
+            if not room:
+                yield Chunk(message=number, size=size if first else 0, data=b"".join(rest))
+                first, rest, room = False, [], CHUNK
+    if rest:
+        yield Chunk(message=number, size=size if first else 0, data=b"".join(rest))
+
+
+class Assembly:
+    """The message that is arriving. A first chunk begins it anew: the sender has been cut off, or has given it up."""
+
+    def __init__(self, limit: int = MESSAGE_LIMIT) -> None:
+        self._limit = limit
+        self._number, self._size, self._data = 0, 0, bytearray()
+
+    def add(self, chunk: Chunk) -> tuple[int, bytearray] | None:
+        """The message's number and its bytes, where `chunk` was its last. Raises FrameError."""
+        if chunk.size:
+            if chunk.size > self._limit:
+                raise FrameError(f"a message of {chunk.size} bytes; at most {self._limit} are taken")
+            # Room is taken as bytes arrive, not when they are announced: a lie costs the liar's bytes, not our memory.
+            self._number, self._size, self._data = chunk.message, chunk.size, bytearray()
+        elif chunk.message != self._number or not self._size:
+            raise FrameError(f"a chunk of message {chunk.message}, whose first was never sent")
+        if len(self._data) + len(chunk.data) > self._size:
+            raise FrameError(f"message {chunk.message} is longer than the {self._size} bytes it was said to have")
+        self._data += chunk.data
+        if len(self._data) < self._size:
+            return None
+        whole = self._number, self._data
+        self._number, self._size, self._data = 0, 0, bytearray()
+        return whole
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise FrameError(f"{len(data)} bytes that are no frame of fedshare.v1") from None

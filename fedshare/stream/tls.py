@@ -1,0 +1,53 @@
+"""gRPC's credentials from certificates, and who a caller is by its own."""
+
+import grpc
+
+from fedshare.errors import UserError
+from fedshare.keys import Identity, client_id_of
+
+# Pings are HTTP/2's: gRPC's core sends and answers them however busy Python is, and a stopped process does not.
+_LIMITS = [("grpc.max_metadata_size", 8192), ("grpc.http2.max_pings_without_data", 0)]
+
+
+def server_credentials(identity: Identity) -> grpc.ServerCredentials:
+    """Mutual TLS: a caller without a certificate of our authority does not get in."""
+    return grpc.ssl_server_credentials([(identity.key, identity.certificate)], identity.ca, require_client_auth=True)
+
+
+def channel_credentials(identity: Identity) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
+
+
+def certified(context: grpc.aio.ServicerContext) -> int | None:
+    """The client that a caller's certificate names; None without TLS. Raises UserError where it names none."""
+    found = context.auth_context()
+    if found.get("transport_security_type", [b""])[0] != b"ssl":
+        return None
+    certificates = found.get("x509_pem_cert")
+    if not certificates:
+        raise UserError("the caller has no certificate")
+    return client_id_of(certificates[0])
+
+
+def options(frame_limit: int, heartbeat: float) -> list[tuple[str, int]]:
+    """For both ends. `heartbeat`: seconds between pings; one unanswered for as long ends the connection."""
+    every = int(heartbeat * 1000)
+    return [
+        *_LIMITS,
+        ("grpc.max_receive_message_length", frame_limit),
+        ("grpc.max_send_message_length", frame_limit),
+        ("grpc.keepalive_time_ms", every),
+        ("grpc.keepalive_timeout_ms", every),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def server_options(frame_limit: int, heartbeat: float) -> list[tuple[str, int]]:
+    return [
+        *options(frame_limit, heartbeat),
+        ("grpc.so_reuseport", 0),  # or two servers on one port would share the clients, silently
+        ("grpc.server_handshake_timeout_ms", 5000),
+        ("grpc.max_concurrent_streams", 8),
+        ("grpc.http2.min_ping_interval_without_data_ms", max(100, int(heartbeat * 500))),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]

@@ -1,0 +1,91 @@
+"""Payloads as bytes: a small header that says what there is, and all tensors as one flat run of bytes.
+
+Whatever arrives may have been made by anyone: it is measured against its own header before anything is taken from it.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedshare._proto.payload_pb2 import Contents, Metric
+from fedshare._proto.payload_pb2 import Tensor as Entry
+from fedshare.payload import Payload
+from fedshare.tensors import Tensors
+
+# The numbers stand in messages: never give one another meaning.
+DTYPES = {
+    1: torch.float32,
+    2: torch.float64,
+    3: torch.float16,
+    4: torch.bfloat16,
+    5: torch.bool,
+    6: torch.uint8,
+    7: torch.int8,
+    8: torch.int16,
+    9: torch.int32,
+    10: torch.int64,
+}
+_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+MOST_TENSORS = 100_000
+MOST_DIMENSIONS = 32
+
+
+def pack(payload: Payload) -> tuple[Contents, bytearray]:
+    """The header of `payload` and the bytes of its tensors."""
+    contents = Contents(metrics=[Metric(name=name, value=value) for name, value in payload.metrics.items()])
+    tensors = [tensor for group in payload.tensors.values() for tensor in group.values()]
+    data = bytearray(sum(tensor.nbytes for tensor in tensors))
+    view, position, last = np.frombuffer(data, np.uint8), 0, ""
+    for group, named in payload.tensors.items():
+        if not named:
+            contents.empty_groups.append(group)
+        for name, tensor in named.items():
+            # A group's name is said once; "" continues it, so a group that is called "" must be the first or alone.
+            entry = contents.layout.add(group=group if group != last else "", name=name, dtype=_NUMBERS[tensor.dtype])
+            entry.shape.extend(tensor.shape)
+            last = group
+            if tensor.nbytes:
+                view[position : position + tensor.nbytes] = _as_bytes(tensor)
+            position += tensor.nbytes
+    return contents, data
+
+
+def unpack(contents: Contents, data: bytes | bytearray) -> Payload:
+    """The payload that `pack` made this of. Raises ValueError, in one line, on anything else."""
+    if len(contents.layout) > MOST_TENSORS:
+        raise ValueError(f"it holds {len(contents.layout)} tensors; at most {MOST_TENSORS} are taken")
+    tensors: dict[str, Tensors] = {group: {} for group in contents.empty_groups}
+    own = data if isinstance(data, bytearray) else bytearray(data)  # tensors may be written to, bytes may not
+    memory = torch.frombuffer(own, dtype=torch.uint8) if own else torch.empty(0, dtype=torch.uint8)
+    position, group = 0, ""
+    for entry in contents.layout:
+        group = entry.group or group
+        dtype, shape, size = _described(entry)
+        if position + size > len(data):
+            raise ValueError(f"its tensors want at least {position + size} bytes, and it has {len(data)}")
+        piece = memory[position : position + size]
+        if position % dtype.itemsize:
+            piece = piece.clone()
+        if entry.name in tensors.setdefault(group, {}):
+            raise ValueError(f"{group}: {entry.name!r:.60} stands in it twice")
+        tensors[group][entry.name] = piece.view(dtype).view(shape)
+        position += size
+    if position != len(data):
+        raise ValueError(f"its tensors want {position} bytes, and it has {len(data)}")
+    return Payload(tensors, {metric.name: metric.value for metric in contents.metrics})
+
+
+def _described(entry: Entry) -> tuple[torch.dtype, list[int], int]:
+    if (dtype := DTYPES.get(entry.dtype)) is None:
+        raise ValueError(f"{entry.name!r:.60} is of type number {entry.dtype}, which does not exist")
+    if len(entry.shape) > MOST_DIMENSIONS:
+        raise ValueError(f"{entry.name!r:.60} has {len(entry.shape)} dimensions; at most {MOST_DIMENSIONS} are taken")
+    shape = list(entry.shape)
+    return dtype, shape, math.prod(shape) * dtype.itemsize
+
+
+def _as_bytes(tensor: Tensor) -> np.ndarray:
+    flat: np.ndarray = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return flat
