@@ -34,7 +34,9 @@ def server(options: argparse.Namespace) -> int:
     if options.app:
         app = App.at(Path(options.app))
         run_config = app.run_config(options.run_config)
-        told, digest, clients, run = dict(run_config), "", 0, app.server
+        if not options.clients:
+            raise UserError("--clients: say how many clients the app is for, as in --clients 3")
+        told, digest, clients, run = dict(run_config), "", options.clients, app.server
     else:
         run_config, told, digest, clients = _ours(options)
         run = _our_server_app
@@ -52,7 +54,10 @@ def server(options: argparse.Namespace) -> int:
     farewell: str | None = None
     try:
         with terminable():
-            serve(run(), StreamGrid(stream), run_config)
+            grid = StreamGrid(stream)
+            if options.app:  # ours waits by itself, and goes on waiting in each round
+                grid.wait_for(clients, options.wait)
+            serve(run(), grid, run_config)
         farewell = ""
     except UserError as error:
         farewell = str(error)
@@ -101,7 +106,7 @@ def client(options: argparse.Namespace) -> int:
 
 
 def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
-    from fedshare.flower.load import App
+    from fedshare.flower.load import App, read_config
     from fedshare.flower.stream import live
 
     devices.apply(place)
@@ -131,7 +136,8 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
             say=_say,
         )
 
-    node_config: _Config = {"device": place.device, "place": str(place)}
+    node_config: _Config = read_config(options.node_config, "--node-config")
+    node_config |= {"device": place.device, "place": str(place)}
     node_config["threads"] = place.threads
     if options.state:
         node_config["state-dir"] = str(Path(options.state).absolute())
@@ -157,7 +163,13 @@ def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list
     command = [sys.executable, "-m", "fedshare", "client", options.server, *options.overrides, "--id", str(id)]
     command += ["--gpu", place.gpu or "none", "--threads", str(place.threads), "--patience", str(options.patience)]
     command += ["--heartbeat", str(options.heartbeat)]
-    given = {"--keys": options.keys, "--state": options.state, "--app": options.app, "--gpu-memory": place.memory}
+    given = {
+        "--node-config": options.node_config or None,
+        "--keys": options.keys,
+        "--state": options.state,
+        "--app": options.app,
+        "--gpu-memory": place.memory,
+    }
     for flag, value in given.items():
         command += [flag, str(value)] if value is not None else []
     return command + ["--insecure"] * options.insecure + ["--stay"] * options.stay

@@ -18,7 +18,11 @@ def parser(command: str) -> Parser:
 def _server(made: Parser) -> None:
     made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
     made.add_argument("--listen", default="127.0.0.1:9443", metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces")
-    made.add_argument("--clients", type=int, help="begin rounds when so many are there; without it: all")
+    made.add_argument(
+        "--clients",
+        type=int,
+        help="begin rounds when so many are there; without it: all; for --app: how many there are",
+    )
     made.add_argument("--wait", type=float, default=600.0, metavar="S", help="seconds to wait for them")
     made.add_argument(
         "--resume", nargs="?", const="", metavar="FOLDER", help="go on with the run there, if there is one"
@@ -49,6 +53,9 @@ def _client(made: Parser) -> None:
     )
     made.add_argument("--stay", action="store_true", help="when a run is over, wait for the next")
     _app(made, "a folder with anybody's Flower app: be its ClientApp")
+    made.add_argument(
+        "--node-config", default="", metavar="PAIRS", help="for --app: what only this host's nodes are told"
+    )
     _connection(made)
 
 

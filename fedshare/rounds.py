@@ -65,8 +65,9 @@ def run_server(
             uploads, dropped = _usable(strategy, state, answers, downloads, schedule.max_examples)
             dropped |= {client: reason for client, reason in network.absent().items() if client in dropped}
             if 2 * len(dropped) > len(downloads):
-                hint = ", so the fault is the global model's or everyone's (a smaller learning rate?)"
-                count = f"{len(dropped)} of {len(downloads)} uploads cannot be used{hint if answers else ''}"
+                flawed = 2 * len(dropped.keys() & answers.keys()) > len(downloads)
+                hint = ", so the fault is the global model's or everyone's (a smaller learning rate?)" if flawed else ""
+                count = f"{len(dropped)} of {len(downloads)} uploads cannot be used{hint}"
                 raise RunHalted(f"round {round}: {count}: {_listing(dropped)}")
             if uploads:
                 state = strategy.aggregate(state, round, uploads)

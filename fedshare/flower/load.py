@@ -81,20 +81,20 @@ def serve(app: ServerApp, grid: Grid, run_config: UserConfig) -> None:
     print(f"warning: {line}", file=sys.stderr)
 
 
-def read_config(text: str) -> UserConfig:
-    """``a=1 b="x y"``, or the path of a TOML file."""
+def read_config(text: str, flag: str = "--run-config") -> UserConfig:
+    """``a=1 b="x y"``, or the path of a TOML file; `flag` is what it was given with."""
     if text.endswith(".toml"):
         if not Path(text).is_file():
-            raise UserError(f"--run-config {text}: no such file")
+            raise UserError(f"{flag} {text}: no such file")
         text = Path(text).read_text()
     elif _PAIR.sub("", text).strip():
-        raise UserError(f"--run-config {_PAIR.sub('', text).strip()}: is not KEY=VALUE")
+        raise UserError(f"{flag} {_PAIR.sub('', text).strip()}: is not KEY=VALUE")
     else:
         text = "\n".join(_PAIR.findall(text))
     try:
         return _flat(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f'--run-config: {first_line(error)}; text needs quotes: name="value"') from None
+        raise UserError(f'{flag}: {first_line(error)}; text needs quotes: name="value"') from None
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> UserConfig:

@@ -19,7 +19,7 @@ from fedshare.payload import Payload, same_tensors
 from fedshare.state import State
 
 ATTEND = "query.attend"
-_POLL = 0.02  # seconds between looks at a Grid that cannot wait
+_POLL = 0.2  # seconds between looks at a Grid that cannot wait: each is a request to Flower's SuperLink
 _NOTES = 5.0  # seconds between lines about what is waited for
 
 
@@ -71,7 +71,7 @@ class FlowerNetwork:
                 noted = time.monotonic()
                 joining = f", {len(self._invited)} getting ready" if self._invited else ""
                 self._say(f"waiting for {self._clients} clients, up to {left:.0f} s more: have {names}{joining}")
-            self._wait(min(0.1, left))
+            self._wait(min(_POLL, left))
             time.sleep(0.01)
         return here
 

@@ -1,10 +1,12 @@
 """Any Flower app over our gRPC stream: the Grid for its ServerApp, and the long life of a ClientApp."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
+from fedshare.errors import RunHalted
 from fedshare.flower import private
 from fedshare.flower.envelope import Buffer, seal, unseal
 from fedshare.flower.grid import OwnGrid, arrived, client_of, node_of, reply, unavailable
@@ -20,6 +22,16 @@ class StreamGrid(OwnGrid):
         super().__init__()
         self.server = server
         self._tickets: dict[int, Message] = {}  # what was sent and is not answered
+
+    def wait_for(self, clients: int, seconds: float) -> None:
+        """Until `clients` are connected. Raises RunHalted where they are not in `seconds`."""
+        until = time.monotonic() + seconds
+        while len(here := self.server.present()) < clients:
+            names = ", ".join(map(str, here)) or "none"
+            if (left := until - time.monotonic()) <= 0:
+                raise RunHalted(f"waited {seconds:g} s for {clients} clients; have {names}")
+            print(f"waiting for {clients} clients, up to {left:.0f} s more: have {names}", flush=True)
+            self.server.wait_for_change(min(left, 5.0))
 
     def get_node_ids(self) -> Iterable[int]:
         return [node_of(client) for client in self.server.present()]

@@ -146,11 +146,9 @@ class StreamClient:
     def _converse(self) -> bool:
         """One connection, until it ends: True if it is not to be made again."""
         with self._channel() as channel:
-            try:
-                grpc.channel_ready_future(channel).result(CONNECT_DEADLINE)
-            except grpc.FutureTimeoutError:
+            if not _is_ready(channel):
                 reach(self.address, self._identity)
-                raise NotYet(f"{self.address}: no gRPC connection in {CONNECT_DEADLINE:g} s") from None
+                raise NotYet(f"{self.address}: no gRPC connection in {CONNECT_DEADLINE:g} s")
             outbox: queue.SimpleQueue[_Reply | None] = queue.SimpleQueue()
             call = channel.stream_stream(METHOD, _serialize, _as_they_are)(self._frames(outbox))
             try:
@@ -210,6 +208,22 @@ class StreamClient:
             self._inbox.put(Welcomed(json.loads(welcome.config), welcome.clients))
         else:
             self._say(f"connected to {self.address} again")
+
+
+def _is_ready(channel: grpc.Channel) -> bool:
+    """Wait for the connection, but no longer than it takes to fail."""
+    states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+    channel.subscribe(states.put, try_to_connect=True)
+    until = time.monotonic() + CONNECT_DEADLINE
+    try:
+        while (state := states.get(timeout=max(0.0, until - time.monotonic()))) is not grpc.ChannelConnectivity.READY:
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                return False
+    except queue.Empty:
+        return False
+    finally:
+        channel.unsubscribe(states.put)
+    return True
 
 
 def _serialize(up: Up) -> bytes:

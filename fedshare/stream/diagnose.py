@@ -1,16 +1,15 @@
 """Why a server cannot be reached. gRPC says UNAVAILABLE to whatever is wrong; a plain TLS handshake says more."""
 
-import os
 import socket
 import ssl
 import tempfile
 from pathlib import Path
 
 from fedshare.errors import UserError, first_line
-from fedshare.files import write_atomically
 from fedshare.keys import Identity
 
 DEADLINE = 5.0  # seconds to connect
+_FOREIGN = (19, 20)  # OpenSSL: X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN, X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY
 
 
 class NotYet(UserError):
@@ -39,6 +38,8 @@ def reach(address: str, identity: Identity | None) -> None:
         with socket.create_connection((host, port), timeout=DEADLINE) as plain:
             if identity:
                 _handshake(plain, host, address, identity)
+            elif _speaks_tls(plain):
+                raise UserError(f"{address}: the server asks for certificates: --keys DIR")
     except socket.gaierror as error:
         raise NotYet(f"{address}: the name {host} is not known ({error.strerror})") from None
     except ConnectionRefusedError:
@@ -53,23 +54,48 @@ def _handshake(plain: socket.socket, host: str, address: str, identity: Identity
     context = ssl.create_default_context(cadata=identity.ca.decode())
     context.set_alpn_protocols(["h2"])
     with tempfile.TemporaryDirectory() as folder:  # ssl loads a client's own certificate from files only
-        both = Path(folder) / "client.pem"
-        os.chmod(folder, 0o700)
-        write_atomically(both, identity.key + b"\n" + identity.certificate)
-        context.load_cert_chain(both)
+        _write(identity, Path(folder))
+        context.load_cert_chain(Path(folder) / "client.crt", Path(folder) / "client.key")
     try:
         with context.wrap_socket(plain, server_hostname=host) as secure:
-            secure.settimeout(1.0)  # TLS 1.3: a server that turns our certificate down says so after the handshake
-            if not secure.recv(1):
-                raise NotYet(f"{address}: the server hung up after the TLS handshake")
-    except TimeoutError:
-        return  # it waits for us to speak
+            if secure.recv(1):  # TLS 1.3: whether the server accepts our certificate shows after the handshake
+                return
     except ssl.SSLCertVerificationError as error:
-        raise UserError(f"{address}: the server's certificate is not accepted: {error.verify_message}") from None
+        foreign = error.verify_code in _FOREIGN
+        reason = "another authority than that of our ca.crt signed it" if foreign else error.verify_message
+        raise UserError(f"{address}: the server's certificate is not accepted: {reason}") from None
     except ssl.SSLError as error:
-        reason = (error.reason or first_line(error)).replace("_", " ").lower()
-        if "wrong version" in reason or "record layer" in reason:
+        if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
             raise UserError(f"{address}: what listens there speaks no TLS: a server without certificates?") from None
-        raise UserError(f"{address}: the server does not accept this client's certificate: {reason}") from None
     except ConnectionResetError:
-        raise NotYet(f"{address}: the server hung up during the TLS handshake") from None
+        pass
+    # gRPC's server hangs up on a certificate without a word. If it is that, the reason can be seen from here.
+    if flaw := _flaw(identity):
+        raise UserError(f"{address}: the server does not accept this client's certificate: {flaw}")
+    raise NotYet(f"{address}: the server hung up during the TLS handshake (do the clocks differ?)")
+
+
+def _speaks_tls(plain: socket.socket) -> bool:
+    anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    try:
+        with anyone.wrap_socket(plain):
+            return True
+    except (ssl.SSLError, ConnectionResetError):
+        return False
+
+
+def _flaw(identity: Identity) -> str | None:
+    """Why nobody of our authority accepts this client's certificate."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write(identity, Path(folder))
+        try:
+            Identity.load(Path(folder))
+        except UserError as error:
+            return str(error).replace(f"{folder}/", "").replace(f"{folder}: ", "")
+    return None
+
+
+def _write(identity: Identity, folder: Path) -> None:
+    for name, pem in (("ca.crt", identity.ca), ("client.crt", identity.certificate), ("client.key", identity.key)):
+        (folder / name).write_bytes(pem)

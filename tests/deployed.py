@@ -1,0 +1,89 @@
+"""Servers and clients as processes, for tests of the deployment."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedshare import keys
+
+DEADLINE = 120.0  # seconds for anything
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def certificates(folder: Path, clients: int = 3) -> Path:
+    keys.make(folder, ["localhost"], clients, 30)
+    return folder
+
+
+class Command:
+    """One `fedshare ...` process and what it says, in a file."""
+
+    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
+        self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
+        environment = os.environ | {"FEDSHARE_STATE": str(folder / "state"), "PYTHONUNBUFFERED": "1"} | environ
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fedshare", *arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=environment,
+            )
+
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def wait(self) -> int:
+        """Its exit status."""
+        try:
+            return self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {DEADLINE:g} s:\n{self.said}") from None
+
+    def until(self, text: str, count: int = 1) -> None:
+        """Wait until it has said `text`."""
+        eventually(lambda: self.said.count(text) >= count or self.process.poll() is not None, f"{text!r}:\n{self.said}")
+        assert self.said.count(text) >= count, f"it ended without {text!r}:\n{self.said}"
+
+
+def eventually(true: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + DEADLINE
+    while not true():
+        assert time.monotonic() < until, f"waited {DEADLINE:g} s for {what}"
+        time.sleep(0.02)
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -1,0 +1,216 @@
+"""Server and clients as processes of their own, over mutual TLS: the same bits as a simulation, whatever happens."""
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
+
+import world
+from deployed import Command, certificates, eventually, free_port, lines
+from fedshare.experiments.cli import main
+from fedshare.runs import RunFolder, verify
+
+SMALL = ["data=digits", "model=logistic", "partition.clients=3"]
+LONG = [*SMALL, "strategy=local", "rounds=8", "checkpoint_every=3", "client.batch_size=2", "client.epochs=12"]
+each_strategy = pytest.mark.parametrize("name", world.STRATEGIES)
+
+
+def run(*arguments: str) -> None:
+    """A command of ours, in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code in (0, None)
+
+
+def simulated(folder: Path, *overrides: str) -> Path:
+    run("run", *overrides, f"folder={folder}", "workers=0")
+    return folder
+
+
+def assert_equal(deployed: Path, simulation: Path) -> None:
+    same, sentence = verify(RunFolder(deployed), RunFolder(simulation))
+    assert same, sentence
+    mine, others = RunFolder(deployed).rows(), RunFolder(simulation).rows()
+    assert [row | {"seconds": 0} for row in mine] == [row | {"seconds": 0} for row in others]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificates(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[str]:
+    """The address of a server for which a host with three clients waits, time and again."""
+    folder, address = tmp_path_factory.mktemp("host"), f"127.0.0.1:{free_port()}"
+    arguments = ("client", address, "--keys", str(keys), "--id", "0,1,2", "--gpu", "none", "--stay")
+    with Command(folder, *arguments, "--patience", "300") as clients:
+        yield address
+        clients.signal(signal.SIGTERM)
+        assert clients.wait() in (0, 130), clients.said
+
+
+@each_strategy
+def test_over_mutual_tls_every_strategy_equals_its_simulation(name: str, host: str, keys: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"strategy={name}", "rounds=3"]
+    simulated(tmp_path / "simulated", *overrides)
+    run("server", *overrides, f"folder={tmp_path / 'deployed'}", "--listen", host, "--keys", str(keys), "--wait", "120")
+    assert_equal(tmp_path / "deployed", tmp_path / "simulated")
+
+
+@each_strategy
+def test_in_process_every_strategy_equals_its_simulation(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "state"))
+    overrides = [*SMALL, f"strategy={name}", "rounds=3"]
+    simulated(tmp_path / "simulated", *overrides)
+    given = f'overrides="{" ".join(overrides)}" folder="{tmp_path / "deployed"}"'
+    run("flower-run", str(world.ROOT), "--nodes", "3", "--run-config", given)
+    assert_equal(tmp_path / "deployed", tmp_path / "simulated")
+
+
+class Deployment:
+    """A server process and three client processes, any of which may be killed and started again."""
+
+    def __init__(self, folder: Path, keys: Path, *overrides: str) -> None:
+        self.folder, self.keys, self.overrides = folder, keys, overrides
+        self.address, self.run = f"127.0.0.1:{free_port()}", folder / "run"
+        self.commands: list[Command] = []
+
+    def server(self, *flags: str) -> Command:
+        return self._start(
+            *("server", *self.overrides, "--listen", self.address, "--keys", str(self.keys), "--resume"),
+            *(str(self.run), "--wait", "100", "--heartbeat", "0.5", "--grace", "60", *flags),
+        )
+
+    def client(self, id: int, *flags: str) -> Command:
+        return self._start(
+            *("client", self.address, "--keys", str(self.keys), "--id", str(id), "--gpu", "none"),
+            *("--heartbeat", "0.5", *flags),
+        )
+
+    def _start(self, *arguments: str) -> Command:
+        self.commands.append(Command(self.folder, *arguments))
+        return self.commands[-1]
+
+    def rounds(self) -> int:
+        return lines(self.run / "metrics.jsonl")
+
+    def reach(self, round: int, server: Command) -> None:
+        eventually(
+            lambda: self.rounds() >= round or server.process.poll() is not None, f"round {round}:\n{server.said}"
+        )
+        assert self.rounds() >= round, server.said
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, keys: Path) -> Iterator[Deployment]:
+    made = Deployment(tmp_path, keys, *LONG)
+    yield made
+    for command in made.commands:
+        with command:
+            pass
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulated(tmp_path_factory.mktemp("undisturbed") / "run", *LONG)
+
+
+def test_killed_clients_and_a_killed_server_cost_no_bit(deployment: Deployment, undisturbed: Path) -> None:
+    server, clients = deployment.server(), [deployment.client(id) for id in range(3)]
+    deployment.reach(1, server)
+    clients[1].kill()  # with a memory on its disk and a round under way
+    clients[1] = deployment.client(1)
+    deployment.reach(4, server)
+    server.kill()  # after the checkpoint of round 3: clients are ahead of it
+    rounds = deployment.rounds()
+    server = deployment.server()
+    assert server.wait() == 0, server.said
+    assert [client.wait() for client in clients] == [0, 0, 0], clients[0].said
+    assert rounds >= 4
+    assert "connected to" in clients[0].said, "it came back by itself"
+    assert_equal(deployment.run, undisturbed)
+
+
+def test_a_stopped_client_costs_its_rounds_their_deadline_and_no_more(keys: Path, tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, keys, *LONG[:-1], "client.epochs=4", "timeout=4", "rounds=10")
+    server, clients = deployment.server("--grace", "2"), [deployment.client(id) for id in range(3)]
+    with server, clients[0], clients[1], clients[2]:
+        deployment.reach(1, server)
+        clients[2].signal(signal.SIGSTOP)
+        server.until("client 2 dropped")
+        clients[2].signal(signal.SIGCONT)
+        assert server.wait() == 0, server.said
+    rows = RunFolder(deployment.run).rows()
+    assert [row["round"] for row in rows] == list(range(1, 11))
+    reasons = [row["dropped"]["2"] for row in rows if row["dropped"]]
+    assert reasons, server.said
+    assert all(reason.startswith(("no answer in 4 s", "gone since", "not connected")) for reason in reasons)
+    assert all(set(row["dropped"]) <= {"2"} for row in rows)
+    assert max(sum(row["seconds"].values()) for row in rows) < 12, "a round waits its deadline, for train and for test"
+
+
+def test_a_server_that_is_told_to_stop_goes_on_later(deployment: Deployment, undisturbed: Path) -> None:
+    server, clients = deployment.server(), [deployment.client(id) for id in range(3)]
+    deployment.reach(3, server)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 130, server.said
+    assert "fedshare server --resume" in server.said
+    server = deployment.server()
+    assert server.wait() == 0, server.said
+    assert [client.wait() for client in clients] == [0, 0, 0], clients[0].said
+    assert_equal(deployment.run, undisturbed)
+
+
+def test_a_memory_that_is_lost_is_named_and_the_round_goes_on(deployment: Deployment) -> None:
+    server, clients = deployment.server(), [deployment.client(id) for id in range(3)]
+    deployment.reach(1, server)
+    clients[2].kill()
+    for folder in (deployment.folder / "state").glob("*/client-2"):
+        shutil.rmtree(folder)
+    clients[2] = deployment.client(2)
+    server.until("client 2 dropped")
+    server.signal(signal.SIGTERM)
+    server.wait()
+    assert "the memory of round" in server.said, server.said
+    assert "client 0 dropped" not in server.said
+
+
+def test_clients_that_always_raise_halt_the_run(keys: Path, tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, keys, *SMALL, "strategy=local", "rounds=3")
+    (tmp_path / "no-folder").write_text("")
+    broken = ["--state", str(tmp_path / "no-folder" / "state")]
+    server = deployment.server()
+    with server, deployment.client(0) as good, deployment.client(1, *broken), deployment.client(2, *broken):
+        assert server.wait() == 3, server.said
+        assert "round 1: 2 of 3 uploads cannot be used: client 1: raised NotADirectoryError" in server.said
+        assert good.wait() == 3, good.said
+        assert "the run halted: round 1: 2 of 3 uploads" in good.said
+
+
+def test_who_comes_late_takes_part(keys: Path, tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, keys, *LONG[:-1], "client.epochs=10", "rounds=30")
+    server = deployment.server("--clients", "2")
+    with server, deployment.client(0), deployment.client(1):
+        deployment.reach(1, server)
+        with deployment.client(2):
+            eventually(lambda: 2 in (RunFolder(deployment.run).rows() or [{"clients": []}])[-1]["clients"], "client 2")
+            server.signal(signal.SIGTERM)
+            server.wait()
+    assert RunFolder(deployment.run).rows()[0]["clients"] == [0, 1]
+
+
+def test_another_config_is_refused_with_both_digests(keys: Path, tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path, keys, *SMALL, "rounds=3")
+    with deployment.server() as server:
+        server.until("listening on")
+        client = deployment.client(0, *SMALL, "model=mlp")
+        assert client.wait() == 2, client.said
+        assert "client 0 was refused: its config is " in client.said
+        assert ", the server's " in client.said
