@@ -78,6 +78,7 @@ def _doctor(made: Parser) -> None:
     made.add_argument("--id", type=int, help="which client")
     made.add_argument("--listen", metavar="HOST:PORT", help="whether a server could listen there")
     made.add_argument("--keys", metavar="DIR", help=_TLS)
+    made.add_argument("--state", metavar="DIR", help="where clients remember; else as for `fedshare client`")
     made.add_argument("--insecure", action="store_true", help="no TLS")
 
 

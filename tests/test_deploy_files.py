@@ -1,0 +1,170 @@
+"""What lies in deploy/: units that systemd takes, and commands that our parsers, and Flower's programs, take."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
+
+import world
+from fedshare.experiments import compose
+from fedshare.experiments.deploy_options import parser
+
+DEPLOY = world.ROOT / "deploy"
+UNITS = sorted(path.name for path in (DEPLOY / "systemd").iterdir())
+OURS = [name for name in UNITS if name.startswith("fedshare")]
+PROGRAMS = Path(sys.executable).parent
+# systemd 254 brought these; an older one says so, and goes on.
+NEWER = re.compile("Unknown key( name)? '(RestartSteps|RestartMaxDelaySec)' in section")
+
+
+def settings(name: str) -> list[tuple[str, str]]:
+    """The KEY=VALUE lines of a unit, for instance 3."""
+    text = (DEPLOY / "systemd" / name).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
+    return [(key, value) for key, _, value in (line.replace("%i", "3").partition("=") for line in lines)]
+
+
+def started(name: str, **environment: str) -> list[str]:
+    """What a unit starts, as systemd reads its variables: ${X} is a word or a part of one, $X any number of words."""
+    variables = {"CREDENTIALS_DIRECTORY": "/run/credentials"}
+    for key, value in settings(name):
+        if key == "Environment":
+            variables |= dict(assignment.split("=", 1) for assignment in shlex.split(value))
+    variables |= environment
+    words: list[str] = []
+    for word in shlex.split(dict(settings(name))["ExecStart"]):
+        if lone := re.fullmatch(r"\$(\w+)", word):
+            words += shlex.split(variables[lone[1]])
+        else:
+            words.append(re.sub(r"\$\{(\w+)\}", lambda match: variables[match[1]], word).replace("%S", "/var/lib"))
+    return words
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze here")
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    named = []
+    for name in UNITS:
+        unit = (DEPLOY / "systemd" / name).read_text().replace("/opt/fedshare/bin", str(PROGRAMS))
+        named.append(tmp_path / name.replace("@", "@3"))
+        named[-1].write_text(unit)
+    environment = os.environ | {"SYSTEMD_LOG_LEVEL": "warning"}
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, named)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "fedshare" in line]
+    assert [line for line in ours if not NEWER.search(line)] == []
+    assert not done.returncode, done.stderr
+
+
+def test_the_server_unit_goes_on_with_its_run() -> None:
+    given = {"FEDSHARE_CONFIG": "strategy=local data=mnist rounds=50", "FEDSHARE_OPTIONS": "--clients 3"}
+    program, command, *arguments = started("fedshare-server.service", **given)
+    options = parser(command).parse_intermixed_args(arguments)
+    assert (program, command) == ("/opt/fedshare/bin/fedshare", "server")
+    assert (options.listen, options.keys, options.clients) == ("0.0.0.0:9443", "/run/credentials", 3)
+    assert options.resume == "/var/lib/fedshare-server/run"
+    assert options.overrides == ["strategy=local", "data=mnist", "rounds=50"]
+    parser(command).parse_intermixed_args(started("fedshare-server.service")[2:])
+
+
+def test_the_client_unit_is_one_client_that_stays() -> None:
+    given = {"FEDSHARE_SERVER": "server.example.org:9443", "FEDSHARE_OPTIONS": "--gpu 1"}
+    _, command, *arguments = started("fedshare-client@.service", **given)
+    options = parser(command).parse_intermixed_args(arguments)
+    assert (command, options.server, options.id, options.gpu) == ("client", "server.example.org:9443", "3", "1")
+    assert (options.keys, options.state) == ("/run/credentials", "/var/lib/fedshare-client-3")
+    assert options.stay
+    assert options.overrides == []
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_is_started_again(name: str) -> None:
+    found = dict(settings(name))
+    assert found["Restart"] == "on-failure"
+    assert found["RestartPreventExitStatus"] == "2"  # bad input stays bad
+    assert found["SuccessExitStatus"] == "130"  # SIGTERM is not a failure
+    assert "KillSignal" not in found  # SIGTERM it is
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_credentials_are_what_an_identity_is_made_of(name: str) -> None:
+    role = "server" if "server" in name else "client"
+    place = "server" if role == "server" else "client-3"
+    found = {value for key, value in settings(name) if key == "LoadCredential"}
+    assert found == {f"{file}:/etc/fedshare/keys/{place}/{file}" for file in ("ca.crt", f"{role}.crt", f"{role}.key")}
+
+
+@pytest.mark.parametrize("name", sorted(set(UNITS) - set(OURS)))
+def test_flower_knows_the_flags_of_its_units(name: str) -> None:
+    program, *arguments = started(name)
+    flags = {word for word in arguments if word.startswith("--")}
+    command = [str(PROGRAMS / Path(program).name), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert flags <= set(re.findall(r"--[a-z-]+", shown))
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, dict[str, Any]]:
+    text = (DEPLOY / "compose.yaml").read_text()
+    composed = yaml.safe_load(text)
+    assert composed["volumes"].keys() == {"server", "client-0", "client-1", "data"}
+    services: dict[str, dict[str, Any]] = composed["services"]
+    return services
+
+
+def test_compose_starts_a_server_and_its_two_clients(services: dict[str, dict[str, Any]]) -> None:
+    words = {name: shlex.split(service["command"]) for name, service in services.items()}
+    options = {name: parser(line[0]).parse_intermixed_args(line[1:]) for name, line in words.items()}
+    assert {name: line[0] for name, line in words.items()} == {
+        "server": "server",
+        "client-0": "client",
+        "client-1": "client",
+    }
+    assert compose.resolved(options["server"].overrides).partition.clients == 2
+    assert options["server"].listen == "0.0.0.0:9443"
+    assert options["server"].resume
+    assert [options[f"client-{id}"].id for id in (0, 1)] == ["0", "1"]
+    assert {options[f"client-{id}"].server for id in (0, 1)} == {"server:9443"}
+    for name, service in services.items():
+        mounted = dict(volume.rsplit(":", 2)[:2] for volume in service["volumes"] if volume.endswith(":ro"))
+        assert mounted[f"./keys/{name}"] == options[name].keys
+        assert service["restart"] == "on-failure"
+
+
+def test_compose_asks_the_doctor_for_health(services: dict[str, dict[str, Any]]) -> None:
+    for service in services.values():
+        kind, program, command, *arguments = service["healthcheck"]["test"]
+        options = parser(command).parse_intermixed_args(arguments)
+        assert (kind, program, command) == ("CMD", "fedshare", "doctor")
+        assert options.server == "server:9443"
+        assert any(f":{options.keys}:ro" in volume for volume in service["volumes"])
+
+
+def test_the_gpu_that_compose_shows_is_valid_once_it_is_no_comment() -> None:
+    text = re.sub(r"^    # (deploy:|  .*)$", r"    \1", (DEPLOY / "compose.yaml").read_text(), flags=re.M)
+    (device,) = yaml.safe_load(text)["services"]["client-0"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
+
+
+def test_the_image_is_built_from_what_is_there() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in shlex.split(line)[1:-1]]
+    assert copied
+    assert [name for name in copied if not (world.ROOT / name).exists()] == []
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
+def test_netns_is_a_script_that_says_what_it_lacks(tmp_path: Path) -> None:
+    subprocess.run(["bash", "-n", str(DEPLOY / "netns")], check=True, timeout=60)
+    environment = os.environ | {"FEDSHARE": str(tmp_path / "nothing")}
+    done = subprocess.run([str(DEPLOY / "netns")], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert re.fullmatch(r"deploy/netns: (needs Linux and root|\S+: not found)\n", done.stderr)
