@@ -160,7 +160,7 @@ def _say(line: str) -> None:
 
 def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list[str]:
     """What the process of one client of this host is started with."""
-    command = [sys.executable, "-m", "fedshare", "client", options.server, *options.overrides, "--id", str(id)]
+    command = [sys.executable, "-P", "-m", "fedshare", "client", options.server, *options.overrides, "--id", str(id)]
     command += ["--gpu", place.gpu or "none", "--threads", str(place.threads), "--patience", str(options.patience)]
     command += ["--heartbeat", str(options.heartbeat)]
     given = {

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fedshare.devices import visible_gpus
 from fedshare.errors import UserError
+from fedshare.files import state_folder
 from fedshare.report.units import human_bytes
 from fedshare.stream.health import protobuf_backend
 
@@ -75,7 +75,7 @@ def clock(options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def state(options: argparse.Namespace) -> Iterator[Finding]:
-    folder = Path(options.state) if options.state else _default_state()
+    folder = state_folder(options.state)
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -83,12 +83,6 @@ def state(options: argparse.Namespace) -> Iterator[Finding]:
     except OSError as error:
         raise UserError(f"{folder}: clients cannot remember there: {there}: {error.strerror}") from None
     yield WARNING if free < LITTLE else OK, f"{folder}: clients can remember there; {human_bytes(free)} free"
-
-
-def _default_state() -> Path:
-    from fedshare.flower.participant import state_folder  # loads torch
-
-    return state_folder()
 
 
 def gpus(options: argparse.Namespace) -> Iterator[Finding]:

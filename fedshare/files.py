@@ -1,7 +1,15 @@
-"""Writing files so that a crash leaves the old one or the new one, never a part of one."""
+"""Where files lie, and writing them so that a crash leaves the old one or the new one, never a part of one."""
 
 import os
 from pathlib import Path
+
+
+def state_folder(given: str | None = None) -> Path:
+    """Where the clients of this host keep what they remember."""
+    if given or (given := os.environ.get("FEDSHARE_STATE")):
+        return Path(given)
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "fedshare"
 
 
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:

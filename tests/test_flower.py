@@ -201,3 +201,28 @@ def test_an_app_that_cannot_be_loaded(tmp_path: Path) -> None:
         App.at(tmp_path).server()
     with pytest.raises(UserError, match="clientapp is a function, not a ClientApp"):
         App.at(tmp_path).client()
+
+
+class Trickling(InProcessGrid):
+    """Replies come one at a time, each whenever somebody looks, as from a network."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.late: list[tuple[str, Message]] = []
+
+    def _answered(self, id: str, reply: Message) -> None:
+        self.late.append((id, reply))
+
+    def wait(self, timeout: float) -> None:
+        if not self.late and timeout:
+            raise AssertionError("it waits for a reply that is here")
+        if self.late:
+            super()._answered(*self.late.pop(0))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.wait(0)
+        return super().pull_messages(message_ids)
+
+
+def test_a_reply_that_comes_while_another_is_taken_is_not_waited_for() -> None:
+    serve(asking(3), Trickling(echo(), 4, {}), {})

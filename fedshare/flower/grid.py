@@ -80,7 +80,7 @@ class OwnGrid(Grid):
         while wanted and (left := until - time.monotonic()) > 0:
             self.wait(left)
             here = sorted(wanted & self._replies.keys(), key=int)
-            replies += self.pull_messages(here)
+            replies += [self._replies.pop(id) for id in here]
             wanted -= set(here)
         self.give_up(wanted)
         return replies

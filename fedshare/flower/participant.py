@@ -1,7 +1,6 @@
 """A client's half of an exchange, on whatever brings it Flower's messages."""
 
 import hashlib
-import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +32,6 @@ class Terms:
     @property
     def short(self) -> bytes:
         return hashlib.sha256(self.config + self.initial).digest()[:8]
-
-
-def state_folder(given: str | None = None) -> Path:
-    """Where clients of this host keep what they remember."""
-    if given or (given := os.environ.get("FEDSHARE_STATE")):
-        return Path(given)
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "fedshare"
 
 
 @dataclass

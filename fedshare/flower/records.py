@@ -16,11 +16,11 @@ def wrap(head: bytes, tensors: bytes | bytearray = b"") -> RecordDict:
 
 def unwrap(content: RecordDict) -> tuple[bytes, bytes]:
     """Head and tensors. Raises ValueError where something else was sent."""
-    try:
-        head = content.config_records[_NAME][""]
-        tensors = content.array_records[_TENSORS][""].data if _TENSORS in content.array_records else b""
-    except KeyError as error:
-        raise ValueError(f"a message without fedshare's record {error}") from error
-    if not isinstance(head, bytes):
-        raise ValueError("a message whose fedshare record is not made of bytes")
-    return head, tensors
+    record, tensors = content.get(_NAME), content.get(_TENSORS)
+    if not isinstance(record, ConfigRecord) or not isinstance(head := record.get(""), bytes):
+        raise ValueError("a message without fedshare's record")
+    if tensors is None:
+        return head, b""
+    if not isinstance(tensors, ArrayRecord) or "" not in tensors:
+        raise ValueError("a message whose tensors are not one array")
+    return head, tensors[""].data

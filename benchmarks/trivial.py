@@ -1,0 +1,55 @@
+"""A strategy that sends back what it gets, and clients for it: what fedshare's own path costs, without any learning."""
+
+import torch
+from torch import nn
+
+from fedshare.client import Client, Training
+from fedshare.data.dataset import Examples
+from fedshare.payload import Payload
+from fedshare.scratch import Scratch
+from fedshare.simulation import Part, Population
+from fedshare.state import State
+from fedshare.strategy import Strategy
+from fedshare.tensors import Tensors
+
+
+class Mailbox(nn.Module):
+    """A model of one number, that also holds the last download."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.download = Payload()
+
+
+class Echo(Strategy):
+    def init(self, params: Tensors) -> State:
+        return {"params": params}
+
+    def download(self, state: State, client_id: int) -> Payload:
+        return Payload({"params": state["params"]})
+
+    def apply(self, client: Client, download: Payload) -> None:
+        assert isinstance(client.model, Mailbox)
+        client.model.download = download
+
+    def train(self, client: Client, round: int) -> Payload:
+        assert isinstance(client.model, Mailbox)
+        return client.model.download
+
+    def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        return state
+
+
+def population(clients: int) -> Population:
+    one = Examples(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
+    training = Training(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    return Population(Echo(), Scratch(Mailbox()), training, [Part(one, one)] * clients, 0)
+
+
+def payload(size: int, tensors: int = 1) -> Payload:
+    """`size` bytes in all as `tensors` tensors of float32; almost nothing where `size` is 0."""
+    if size == 0:
+        return Payload(metrics={"step": 1.0})
+    values = torch.ones(size // tensors // 4)
+    return Payload({"params": {f"layer.{i}": values.clone() for i in range(tensors)}})
