@@ -76,7 +76,7 @@ def on_network(server: StreamServer) -> Prepare:
     from fedshare.payload import Payload
 
     terms = Terms.of("", trivial.population(CLIENTS))
-    network = FlowerNetwork(StreamGrid(server), terms, bytes(8), WAIT, CLIENTS, WAIT, say=lambda line: None)
+    network = FlowerNetwork(StreamGrid(server), terms, bytes(8), WAIT, CLIENTS, CLIENTS, WAIT, say=lambda line: None)
     network.client_ids()
 
     def once(payload: Payload) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import fedshare
 from fedshare import devices
-from fedshare.errors import RunHalted, UserError
+from fedshare.errors import RunHalted, UserError, brief
 from fedshare.keys import Identity, make
 from fedshare.stream.client import StreamClient
-from fedshare.stream.diagnose import is_local, split
+from fedshare.stream.diagnose import NotYet, is_local, split
 
 from . import host
+from .deploy_options import check_ranges
 from .signals import terminable
 
 _Config = dict[str, str | int | float | bool]
@@ -31,6 +32,9 @@ def server(options: argparse.Namespace) -> int:
 
     address = options.listen
     identity = _identity(options.keys, "server", address, options.insecure)
+    if identity and identity.client_id is not None:
+        raise UserError(f"--keys {options.keys}: that is client {identity.client_id}'s folder, not the server's")
+    check_ranges(options)
     if options.app:
         app = App.at(Path(options.app))
         run_config = app.run_config(options.run_config)
@@ -59,8 +63,8 @@ def server(options: argparse.Namespace) -> int:
                 grid.wait_for(clients, options.wait)
             serve(run(), grid, run_config)
         farewell = ""
-    except UserError as error:
-        farewell = str(error)
+    except RunHalted as error:  # other errors are the operator's, who will start the server again: clients wait
+        farewell = brief(str(error))
         raise
     finally:
         stream.close(farewell)
@@ -77,22 +81,36 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     """Run config, the part that clients are told, the digest of what they must share, and how many they are."""
     from omegaconf import OmegaConf
 
-    from . import compose, federation
+    from fedshare.runs import RunFolder
 
-    config = compose.resolved(options.overrides)
-    text = OmegaConf.to_yaml(config)
-    folder = options.resume or compose.folder(options.overrides) or ""
+    from . import compose, execute, federation
+
+    if options.resume and "=" in options.resume:  # argparse takes the word behind --resume for its folder
+        options.overrides.insert(0, options.resume)
+        options.resume = ""
+    named = compose.folder(options.overrides)
+    if options.resume and named and Path(options.resume) != Path(named):
+        raise UserError(f"--resume {options.resume} and folder={named}: name one folder")
+    folder = options.resume or named or ""
     if options.resume == "" and not folder:
         raise UserError("--resume: name the run's folder, as in --resume FOLDER or folder=FOLDER")
+    if options.resume is not None and not options.overrides and RunFolder(folder).config.exists():
+        config = execute.stored(RunFolder(folder))
+    else:
+        config = compose.resolved(options.overrides)
+    if options.resume is None and folder:
+        RunFolder(folder).check_new()
+    text = OmegaConf.to_yaml(config)
     run_config: _Config = {"config": text, "folder": folder, "wait": options.wait}
     run_config |= {"resume": options.resume is not None, "clients": options.clients or 0}
     digest = hashlib.sha256(federation.agreed(config).encode()).hexdigest()
-    return run_config, {"config": text}, digest, config.partition.clients
+    return run_config, {"config": text}, digest, config.partition.get("clients") or 0
 
 
 def client(options: argparse.Namespace) -> int:
     """Be the clients of this host: this process the one, or the parent of several."""
     split(options.server)
+    check_ranges(options)
     ids = _ids(options)
     gpus = [] if options.gpu == "none" else devices.visible_gpus(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -145,13 +163,13 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
         while True:
             try:
                 live(stream(), load, node_config)
-            except RunHalted as error:
+            except (RunHalted, NotYet) as error:
                 if not options.stay:
                     raise
                 _say(str(error))
             if not options.stay:
                 return
-            _say("the run is over; waiting for the next")
+            _say("waiting for the next run")
 
 
 def _say(line: str) -> None:
@@ -160,7 +178,8 @@ def _say(line: str) -> None:
 
 def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list[str]:
     """What the process of one client of this host is started with."""
-    command = [sys.executable, "-P", "-m", "fedshare", "client", options.server, *options.overrides, "--id", str(id)]
+    program = [sys.executable, *["-P"] * sys.flags.safe_path, "-m", "fedshare"]
+    command = [*program, "client", options.server, *options.overrides, "--id", str(id)]
     command += ["--gpu", place.gpu or "none", "--threads", str(place.threads), "--patience", str(options.patience)]
     command += ["--heartbeat", str(options.heartbeat)]
     given = {
@@ -182,10 +201,10 @@ def _ids(options: argparse.Namespace) -> list[int]:
             if identity.client_id is not None:
                 return [identity.client_id]
         raise UserError("--id: say which clients this host is, as in --id 0 or --id 0,1,2")
-    try:
-        return [int(part) for part in options.id.split(",")]
-    except ValueError:
-        raise UserError(f"--id {options.id}: is not a list of client numbers such as 0,1,2") from None
+    parts = options.id.split(",")
+    if not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
+        raise UserError(f"--id {options.id}: is not a list of client numbers such as 0,1,2")
+    return [int(part) for part in parts]
 
 
 def _client_identity(options: argparse.Namespace, id: int) -> Identity | None:

@@ -1,6 +1,9 @@
 """The flags of the commands that deploy."""
 
 import argparse
+import math
+
+from fedshare.errors import UserError
 
 from .cli import Parser
 
@@ -13,6 +16,16 @@ def parser(command: str) -> Parser:
     )
     {"server": _server, "client": _client, "flower-run": _flower_run, "keys": _keys, "doctor": _doctor}[command](made)
     return made
+
+
+_RANGES = {"heartbeat": 0.1, "grace": 0.0, "wait": 0.0, "patience": 0.0, "clients": 1, "nodes": 1}  # the least
+
+
+def check_ranges(options: argparse.Namespace) -> None:
+    for name, least in _RANGES.items():
+        value = getattr(options, name, None)
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"--{name} {value:g}: must be at least {least:g}")
 
 
 def _server(made: Parser) -> None:

@@ -1,6 +1,6 @@
 """`fedshare doctor`: what stands in the way of a deployment, a line each.
 
-It knocks at a server without greeting it, so that no client that is at work notices.
+It asks a server and never greets it as a client, so that none that is at work notices.
 """
 
 import argparse
@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import fedshare
 from fedshare.errors import UserError, first_line
 from fedshare.keys import RENEWAL, Identity, describe
 from fedshare.stream.diagnose import is_local, reach, split
-from fedshare.stream.health import health
+from fedshare.stream.health import ask, health
 
 from . import host_checks
 from .host_checks import FAILED, OK, TORCH_SECONDS, WARNING, Finding
 
 HEALTH_SECONDS = 5.0
+SKEW = 1.0  # seconds between two clocks that nobody needs to hear of
 
 Check = Callable[[argparse.Namespace], Iterator[Finding]]
 
@@ -154,16 +156,27 @@ def _identities(folder: str, id: int | None) -> Iterator[Identity]:
     return map(Identity.load, _places(Path(folder), id))
 
 
-def _config(options: argparse.Namespace) -> Iterator[Finding]:
-    if not options.overrides:
+def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
+    """What the server would say to this client with this config. No client that is connected is disturbed."""
+    digest = ""
+    if options.overrides:
+        from . import compose
+
+        config = compose.resolved(options.overrides)
+        from .federation import SHARED, agreed  # loads torch, for which a config need not wait
+
+        digest = hashlib.sha256(agreed(config).encode()).hexdigest()
+        yield OK, f"config: {digest[:12]}, the digest of what server and clients must share: {', '.join(SHARED)}"
+    if not options.server or (options.id is None and not options.overrides):
         return
-    from . import compose
-
-    config = compose.resolved(options.overrides)
-    from .federation import SHARED, agreed  # loads torch, for which a config need not wait
-
-    digest = hashlib.sha256(agreed(config).encode()).hexdigest()
-    yield OK, f"config: {digest[:12]}, the digest of what server and clients must share: {', '.join(SHARED)}"
+    identity = _identity(options)
+    id = options.id if identity is None or identity.client_id is None else identity.client_id
+    answer = ask(options.server, identity, id or 0, fedshare.__version__, digest, HEALTH_SECONDS)
+    yield FAILED if answer.refusal else OK, f"{options.server}: {answer.refusal or f'would let client {id or 0} in'}"
+    if abs(answer.ahead) > answer.doubt + SKEW:
+        yield WARNING, f"clock: {abs(answer.ahead):.0f} s {'ahead of' if answer.ahead > 0 else 'behind'} the server's"
+    else:
+        yield OK, f"clock: the server's, to within {abs(answer.ahead) + answer.doubt:.2f} s"
 
 
 _CHECKS: dict[Check, float] = {  # and the seconds until its next line
@@ -171,7 +184,7 @@ _CHECKS: dict[Check, float] = {  # and the seconds until its next line
     _keys: 60.0,
     _listening: 30.0,
     _server: 30.0,
-    _config: TORCH_SECONDS,
+    _welcome: TORCH_SECONDS,
     host_checks.clock: 30.0,
     host_checks.state: TORCH_SECONDS,
     host_checks.gpus: 2 * TORCH_SECONDS,

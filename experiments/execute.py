@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +53,8 @@ def resume(path: str, last: int | None = None) -> None:
         start = last_checkpoint(folder, config)
         if start and start.remote and any(memory["round"] for memory in start.clients.values()):
             raise UserError(f"{path}: its clients keep their memories: `fedshare server --resume` goes on with it")
+        if start:  # those who keep their memories themselves have none
+            start = replace(start, clients={} if start.remote else start.clients, remote=False)
         with simulation(config, None) as network:
             if last is not None:
                 write_atomically(folder.config, OmegaConf.to_yaml(config))
@@ -124,6 +127,7 @@ def rounds(
     else:
         state, digest, first = start.server, start.digest, start.round + 1
         network.recall(start.clients, start.round)
+        network.kept(checkpoint.rounds(folder.checkpoints)[-1])
     _draw_partition(population, folder, config.name)
     schedule = build.schedule(config, population.sizes())
     tracker = make(config.tracking, "tracking", Tracker)

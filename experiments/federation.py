@@ -36,7 +36,7 @@ class Order:
 
     folder: Path
     resume: bool  # go on with the run in the folder, where there is one
-    clients: int  # how many must be there before a round begins
+    clients: int  # how many must be there before the first round; 0: all
     wait: float  # seconds to wait for them
 
 
@@ -48,7 +48,11 @@ def config_of(run_config: RunConfig) -> DictConfig:
 
 
 def _overrides(run_config: RunConfig) -> list[str]:
-    return shlex.split(str(run_config.get("overrides", "")))
+    text = str(run_config.get("overrides", ""))
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"overrides={text!r}: {error}") from None
 
 
 def agreed(config: DictConfig) -> str:
@@ -65,14 +69,16 @@ def population(run_config: RunConfig, device: str) -> tuple[str, Population]:
 
 
 def order_of(run_config: RunConfig, config: DictConfig) -> Order:
-    given = str(run_config.get("folder") or compose.folder(_overrides(run_config)) or "")
-    folder = (
-        Path(given)
-        if given
-        else Path("runs") / time.strftime("%Y-%m-%d") / f"{time.strftime('%H-%M-%S')}-{config.name}"
-    )
-    clients = int(run_config.get("clients", 0)) or config.partition.clients
-    return Order(folder, bool(run_config.get("resume", False)), clients, float(run_config.get("wait", 600.0)))
+    folder = str(run_config.get("folder") or compose.folder(_overrides(run_config)) or "")
+    try:
+        clients, wait = int(run_config.get("clients", 0)), float(run_config.get("wait", 600.0))
+    except ValueError as error:
+        raise UserError(f"run config: clients and wait are numbers: {error}") from None
+    return Order(Path(folder or _new_folder(config)), bool(run_config.get("resume", False)), clients, wait)
+
+
+def _new_folder(config: DictConfig) -> str:
+    return time.strftime(f"runs/%Y-%m-%d/%H-%M-%S-{config.name}-{config.seed}")
 
 
 def serve(grid: Any, run_config: RunConfig) -> None:
@@ -87,17 +93,20 @@ def serve(grid: Any, run_config: RunConfig) -> None:
         folder.check_new()
     config.device = "cpu"
     here = build.population_of(config)
-    if not 1 <= order.clients <= len(here.shares):
-        raise UserError(f"clients={order.clients}: there are {len(here.shares)}, so wait for 1 to {len(here.shares)}")
+    everyone = len(here.shares)
+    clients = order.clients or everyone
+    if not 1 <= clients <= everyone:
+        raise UserError(f"clients={clients}: there are {everyone}, so wait for 1 to {everyone}")
     if not resuming:
         execute.create(folder, config)
     with folder.lock():
         start = execute.last_checkpoint(folder, config) if resuming else None
+        if resuming:
+            write_atomically(folder.config, OmegaConf.to_yaml(config))
         if start and not start.remote:
             raise UserError(f"{folder.path}: its clients were simulated: `fedshare resume` goes on with it")
-        network = FlowerNetwork(
-            grid, Terms.of(agreed(config), here), _run_id(folder), config.timeout, order.clients, order.wait
-        )
+        terms = Terms.of(agreed(config), here)
+        network = FlowerNetwork(grid, terms, _run_id(folder), config.timeout, everyone, clients, order.wait)
         network.client_ids()
         print(attendance_table(network.attendance.values()), flush=True)
         folder.rewind(start.round if start else 0)

@@ -13,6 +13,12 @@ class RunHalted(UserError):
     exit_code = 3
 
 
+def brief(text: str, most: int = 200) -> str:
+    """What somebody else has said, fit to be shown: one line, not endless, and nothing that commands a terminal."""
+    line = "".join(char if char.isprintable() else " " for char in text[: 2 * most]).strip()
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
 def first_line(error: BaseException) -> str:
     """What `error` says, in one line; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -44,7 +44,8 @@ class RunFolder:
     def check_new(self) -> None:
         if self.config.exists():
             raise UserError(
-                f"{self.path} already holds a run: go on with `fedshare resume {self.path}`, or name another"
+                f"{self.path} already holds a run: go on with `fedshare resume {self.path}` (`fedshare server --resume "
+                f"{self.path}` if it was deployed), or name another"
             )
 
     def create(self, config: str, versions: str) -> None:

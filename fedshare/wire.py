@@ -33,16 +33,19 @@ MOST_DIMENSIONS = 32
 
 
 def pack(payload: Payload) -> tuple[Contents, bytearray]:
-    """The header of `payload` and the bytes of its tensors."""
+    """The header of `payload` and the bytes of its tensors. Raises ValueError on a type that has no number."""
     contents = Contents(metrics=[Metric(name=name, value=value) for name, value in payload.metrics.items()])
     tensors = [tensor for group in payload.tensors.values() for tensor in group.values()]
     data = bytearray(sum(tensor.nbytes for tensor in tensors))
     view, position, last = np.frombuffer(data, np.uint8), 0, ""
+    if not all(payload.tensors.values()):  # then all groups are named beforehand, which keeps their order
+        contents.empty_groups.extend(payload.tensors)
     for group, named in payload.tensors.items():
-        if not named:
-            contents.empty_groups.append(group)
         for name, tensor in named.items():
-            # A group's name is said once; "" continues it, so a group that is called "" must be the first or alone.
+            if tensor.dtype not in _NUMBERS:
+                raise ValueError(f"{group!r:.60}: {name!r:.60} is {tensor.dtype}, which cannot be sent")
+            if last and not group:  # a group's name is said once, and "" continues it
+                raise ValueError("a group without a name must be the first")
             entry = contents.layout.add(group=group if group != last else "", name=name, dtype=_NUMBERS[tensor.dtype])
             entry.shape.extend(tensor.shape)
             last = group
@@ -66,15 +69,20 @@ def unpack(contents: Contents, data: bytes | bytearray) -> Payload:
         if position + size > len(data):
             raise ValueError(f"its tensors want at least {position + size} bytes, and it has {len(data)}")
         piece = memory[position : position + size]
+        if dtype == torch.bool and (piece > 1).any():  # torch takes any byte for a bool, and then computes with it
+            raise ValueError(f"{entry.name!r:.60} is of type bool and holds other bytes than 0 and 1")
         if position % dtype.itemsize:
             piece = piece.clone()
         if entry.name in tensors.setdefault(group, {}):
-            raise ValueError(f"{group}: {entry.name!r:.60} stands in it twice")
+            raise ValueError(f"{group!r:.60}: {entry.name!r:.60} stands in it twice")
         tensors[group][entry.name] = piece.view(dtype).view(shape)
         position += size
     if position != len(data):
         raise ValueError(f"its tensors want {position} bytes, and it has {len(data)}")
-    return Payload(tensors, {metric.name: metric.value for metric in contents.metrics})
+    metrics = {metric.name: metric.value for metric in contents.metrics}
+    if len(metrics) != len(contents.metrics):
+        raise ValueError("a metric stands in it twice")
+    return Payload(tensors, metrics)
 
 
 def _described(entry: Entry) -> tuple[torch.dtype, list[int], int]:
@@ -83,6 +91,10 @@ def _described(entry: Entry) -> tuple[torch.dtype, list[int], int]:
     if len(entry.shape) > MOST_DIMENSIONS:
         raise ValueError(f"{entry.name!r:.60} has {len(entry.shape)} dimensions; at most {MOST_DIMENSIONS} are taken")
     shape = list(entry.shape)
+    if (
+        math.prod(max(1, length) for length in shape) * dtype.itemsize >= 1 << 63
+    ):  # beside a 0 no bytes would be lacking
+        raise ValueError(f"{entry.name!r:.60} has a shape beyond all memory")
     return dtype, shape, math.prod(shape) * dtype.itemsize
 
 

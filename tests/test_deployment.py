@@ -48,7 +48,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[str]:
     """The address of a server for which a host with three clients waits, time and again."""
     folder, address = tmp_path_factory.mktemp("host"), f"127.0.0.1:{free_port()}"
     arguments = ("client", address, "--keys", str(keys), "--id", "0,1,2", "--gpu", "none", "--stay")
-    with Command(folder, *arguments, "--patience", "300") as clients:
+    with Command(folder, *arguments, "--patience", "3600") as clients:
         yield address
         clients.signal(signal.SIGTERM)
         assert clients.wait() in (0, 130), clients.said

@@ -415,3 +415,26 @@ def test_the_digest_is_the_one_that_a_client_insists_on(examine: Doctor) -> None
         ).hexdigest()
         assert [line for line in lines if line.startswith(f"ok       config: {digest[:12]}, ")]
         found("FAILED", "rouns: no such key (did you mean rounds?)", examine(server.address, "rouns=3"))
+
+
+def test_the_server_says_what_it_would_say_to_a_client(examine: Doctor, pki: Path) -> None:
+    overrides = ["data=digits", "partition.clients=2"]
+    digest = hashlib.sha256(federation.agreed(compose.resolved(overrides)).encode()).hexdigest()
+    server = StreamServer(
+        f"{HOST}:0", Identity.load(pki / "server"), Settings(fedshare.__version__, config_sha256=digest, clients=2)
+    )
+    server.start()
+    try:
+        status, lines = examine(server.address, *overrides, "--keys", str(pki / "client-1"))
+        assert f"ok       {server.address}: would let client 1 in" in lines
+        assert [line for line in lines if line.startswith("ok       clock: the server's, to within 0.")]
+        assert status == 0
+        found(
+            "FAILED",
+            "client 1 was refused: its config is ",
+            examine(server.address, *overrides, "seed=1", "--keys", str(pki / "client-1")),
+        )
+        assert server.present() == []
+        assert server.refused == {}
+    finally:
+        server.close()

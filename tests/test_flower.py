@@ -32,18 +32,30 @@ def network(folder: Path, name: str = "local", text: str = "config", nodes: int 
     app = client_app(lambda run_config, device: (text, world.build(name)))
     grid = InProcessGrid(app, nodes, {}, {"state-dir": str(folder)})
     here = world.build(name)
-    return FlowerNetwork(grid, Terms.of("config", here), RUN, timeout=5, **more), here  # type: ignore[arg-type]
+    return FlowerNetwork(grid, Terms.of("config", here), RUN, 5, world.CLIENTS, **more), here  # type: ignore[arg-type]
 
 
 def test_a_config_or_a_model_that_differs_is_refused_with_both_digests(tmp_path: Path) -> None:
     other, _ = network(tmp_path, text="another config")
-    with pytest.raises(UserError, match=r"5 clients|1 clients.*its config has the digest [0-9a-f]{12}, the server's"):
+    with pytest.raises(UserError, match=r"1 clients.*its config has the digest [0-9a-f]{12}, the server's"):
         other.client_ids()
     assert len(other.refused) == world.CLIENTS
     mine, _ = network(tmp_path)
     mine._terms = Terms(mine._terms.config, bytes(32))
     with pytest.raises(UserError, match=r"its initial model has the digest [0-9a-f]{12}, the server's 000000000000"):
         mine.client_ids()
+
+
+def test_a_node_cannot_take_the_place_of_another(tmp_path: Path) -> None:
+    net, _ = network(tmp_path)
+    net._grid._contexts[3 + 2].node_config["partition-id"] = 0  # type: ignore[attr-defined]
+    said: list[str] = []
+    net._say = said.append
+    assert net.client_ids() == [0, 1, 2, 4]
+    assert said == [
+        "client-3 does not take part, and is asked again in 15 s: "
+        "it says that it is client 0, but it is registered as client-3"
+    ]
 
 
 def test_every_message_is_held_to_the_terms(tmp_path: Path) -> None:
@@ -58,7 +70,7 @@ def test_every_message_is_held_to_the_terms(tmp_path: Path) -> None:
 
 def test_too_few_nodes_are_said_at_once_where_nobody_else_can_come(tmp_path: Path) -> None:
     net, _ = network(tmp_path, nodes=2, clients=3)
-    with pytest.raises(UserError, match="3 clients are waited for, and there are 2 nodes"):
+    with pytest.raises(UserError, match="3 clients are waited for, and 2 take part"):
         net.client_ids()
 
 

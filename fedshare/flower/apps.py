@@ -8,7 +8,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedshare._proto.payload_pb2 import Invitation, Request
-from fedshare.flower.participant import Participant, Terms, state_folder
+from fedshare.files import state_folder
+from fedshare.flower.inprocess import ask
+from fedshare.flower.participant import Participant, Terms
 from fedshare.flower.records import unwrap, wrap
 from fedshare.network import Task
 from fedshare.simulation import Population
@@ -26,9 +28,16 @@ def server_app(serve: Callable[[Grid, UserConfig], None]) -> ServerApp:
     return app
 
 
+class _OneLineErrors(ClientApp):
+    """Says on Flower's nodes what failed in the words that it has on our own Grids."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return ask(super().__call__, message, context)
+
+
 def client_app(build: Build) -> ClientApp:
     """`build` is called once a process and config: a process that lives on keeps its model, its data and its device."""
-    app = ClientApp()
+    app = _OneLineErrors()
     here: dict[tuple[str, str], Participant] = {}
     lock = threading.Lock()
 
@@ -37,6 +46,7 @@ def client_app(build: Build) -> ClientApp:
         key = (repr(sorted(context.run_config.items())), device)
         with lock:
             if key not in here:
+                here.clear()  # one config at a time: a client that stays for many runs would hold all their models
                 text, population = build(context.run_config, device)
                 given = context.node_config.get("state-dir")
                 here[key] = Participant(

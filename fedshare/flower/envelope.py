@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
-from google.protobuf.message import DecodeError
 
 from fedshare._proto.payload_pb2 import Envelope
+from fedshare.errors import first_line
 from fedshare.flower import private
 
 LARGE = 4096  # bytes from which an array travels behind the envelope
@@ -54,8 +54,8 @@ def unseal(body: bytearray) -> Letter:
             return Letter(envelope.type, envelope.group, None, Error(envelope.error_code, envelope.error_reason))
         content = private.records_from_bytes(envelope.content)
         _fill(content, envelope.arrays, memoryview(body)[start:])
-    except (ValueError, TypeError, KeyError, DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"a message that cannot be read: {error}") from error
+    except Exception as error:  # flwr's own reader raises many a type
+        raise ValueError(f"a message that cannot be read: {first_line(error)}") from error
     return Letter(envelope.type, envelope.group, content, None)
 
 

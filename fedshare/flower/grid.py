@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from flwr.app import DEFAULT_TTL, Error, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
+from fedshare.errors import brief
 from fedshare.flower import private
-from fedshare.flower.private import SERVER_NODE, UNAVAILABLE, Run
+from fedshare.flower.private import SERVER_NODE, UNAVAILABLE, NodeInfo, Run
 
 _FIRST_NODE = 2  # Flower's 1 is the server
 
@@ -45,7 +46,7 @@ class OwnGrid(Grid):
     def _answered(self, id: str, reply: Message) -> None:
         client = client_of(reply.metadata.src_node_id)
         if reply.has_error():
-            self.failures[client] = reply.error.reason or f"error {reply.error.code}"
+            self.failures[client] = brief(reply.error.reason or f"error {reply.error.code}")
         else:
             self.failures.pop(client, None)
         self._replies[id] = reply
@@ -56,6 +57,9 @@ class OwnGrid(Grid):
     @property
     def run(self) -> Run:
         return self._run
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [private.named(node, f"client-{client_of(node)}") for node in self.get_node_ids()]
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None

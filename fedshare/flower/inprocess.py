@@ -1,7 +1,7 @@
 """All clients in this process: any Flower app, without Ray, and a client that does nothing costs next to nothing."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
@@ -28,7 +28,7 @@ class InProcessGrid(OwnGrid):
             node_of(i): Context(
                 run_id=self.run.run_id,
                 node_id=node_of(i),
-                node_config={"partition-id": i, "num-partitions": nodes, **(node_config or {})},
+                node_config={**(node_config or {}), "partition-id": i, "num-partitions": nodes},
                 state=RecordDict(),
                 run_config=dict(run_config),
             )
@@ -51,12 +51,12 @@ class InProcessGrid(OwnGrid):
         self._answered(about.message_id, answer)
 
 
-def ask(app: ClientApp, message: Message, context: Context) -> Message:
+def ask(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
     """What `app` answers. One that raises answers with an error, as on Flower's own nodes."""
     try:
         return app(message, context)
     except Exception as error:
         name = f"client {context.node_config.get('partition-id', context.node_id)}"
-        logging.getLogger("flwr").error("%s raised", name, exc_info=not isinstance(error, UserError))
         reason = str(error) if isinstance(error, UserError) else f"raised {type(error).__name__}: {first_line(error)}"
+        logging.getLogger("flwr").error("%s: %s", name, reason, exc_info=not isinstance(error, UserError))
         return Message(Error(RAISED, reason), reply_to=message)

@@ -14,6 +14,8 @@ class Memory:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        for stray in folder.glob(".*.tmp"):  # of a process that was killed
+            stray.unlink()
         self._latest: tuple[int, bytes] = (0, b"")  # the one on disk that is also at hand
 
     def recall(self, base: int, keep: int) -> State:
@@ -25,7 +27,8 @@ class Memory:
         if base == 0 and not self.folder.exists():
             return {}
         versions = self._versions()
-        for round in [round for round in versions if round > base]:
+        # Where it remembers nothing now, it may have remembered something at a checkpoint.
+        for round in [round for round in versions if round > (base or keep)]:
             versions.pop(round).unlink(missing_ok=True)
         oldest = max((round for round in versions if round <= keep), default=0)
         for round in [round for round in versions if round < oldest]:

@@ -1,5 +1,7 @@
 """The clients of a Flower Grid, as a `Network`."""
 
+import math
+import re
 import time
 from collections.abc import Callable, Iterable
 
@@ -9,26 +11,27 @@ from google.protobuf.message import DecodeError
 
 import fedshare
 from fedshare import wire
-from fedshare._proto.payload_pb2 import Attendance, Contents, Invitation, Reply, Request
-from fedshare.errors import RunHalted, UserError
+from fedshare._proto.payload_pb2 import Attendance, Contents, Invitation, Leaf, Reply, Request
+from fedshare.errors import RunHalted, UserError, brief
 from fedshare.flower.participant import Terms
-from fedshare.flower.private import RAISED
+from fedshare.flower.private import names_of
 from fedshare.flower.records import unwrap, wrap
 from fedshare.network import Task
 from fedshare.payload import Payload, same_tensors
 from fedshare.state import State
 
 ATTEND = "query.attend"
-_POLL = 0.2  # seconds between looks at a Grid that cannot wait: each is a request to Flower's SuperLink
+_POLL = 0.5  # seconds between looks at a Grid that cannot wait: each is a request to Flower's SuperLink
 _NOTES = 5.0  # seconds between lines about what is waited for
+_AGAIN = 15.0  # seconds after which a node that does not take part is asked again
 
 
 class FlowerNetwork:
     """A `Network` on any Grid, whose clients keep their memories themselves.
 
-    `run` names the run whose memories they are to use; `timeout` is how many seconds a client may take for a task. A
-    round waits for `clients` clients, up to `patience` seconds. A node is asked once who it is; from then on its client
-    takes part whenever the Grid lists the node, also one that comes late.
+    `run` names the run whose memories they are to use; `timeout` is how many seconds a client may take for a task.
+    The first round waits for `clients` of `everyone`, a later one for half as many, both up to `patience` seconds. A
+    node is asked who it is when it comes; then its client takes part whenever the Grid lists the node.
     """
 
     remote = True
@@ -39,6 +42,7 @@ class FlowerNetwork:
         terms: Terms,
         run: bytes,
         timeout: float,
+        everyone: int,
         clients: int = 1,
         patience: float = 600.0,
         say: Callable[[str], None] = print,
@@ -46,11 +50,13 @@ class FlowerNetwork:
         self.attendance: dict[int, Attendance] = {}  # by client
         self.refused: dict[int, str] = {}  # by node: why it does not take part
         self._grid, self._terms, self._run, self._timeout = grid, terms, run, timeout
-        self._clients, self._patience, self._say = clients, patience, say
-        self._wait: Callable[[float], None] = getattr(grid, "wait", lambda seconds: time.sleep(min(seconds, _POLL)))
+        self._everyone, self._needed, self._patience, self._say = everyone, clients, patience, say
+        self._wait: Callable[[float], None] = getattr(grid, "wait", lambda _: time.sleep(_POLL))
+        self._give_up: Callable[[set[str]], None] = getattr(grid, "give_up", lambda _: None)
         self._nodes: dict[int, int] = {}  # client -> node
         self._invited: dict[str, int] = {}  # message -> node, those that have not said who they are
-        self._asked: set[int] = set()  # nodes
+        self._ask_at: dict[int, float] = {}  # node -> when to ask it again
+        self._begun = False
         self._versions: dict[int, int] = {}  # client -> the round after which we last heard of its memory
         self._kept = 0  # the round of the oldest checkpoint there is
         self._digests: dict[int, dict[str, str]] = {}
@@ -59,56 +65,68 @@ class FlowerNetwork:
     # Who is there.
 
     def client_ids(self) -> list[int]:
+        needed = (self._needed + 1) // 2 if self._begun else self._needed
         until = time.monotonic() + self._patience
         noted = time.monotonic() - _NOTES + 1.0
-        while len(here := self._here()) < self._clients:
+        while len(here := self._here()) < needed:
             names = ", ".join(map(str, here)) or "none"
+            why = "".join(f"; node {node}: {reason}" for node, reason in sorted(self.refused.items()))
             if (left := until - time.monotonic()) <= 0:
-                raise RunHalted(f"waited {self._patience:g} s for {self._clients} clients; have {names}{self._why()}")
+                raise RunHalted(f"waited {self._patience:g} s for {needed} clients; have {names}{why}")
             if getattr(self._grid, "complete", False):
-                raise UserError(f"{self._clients} clients are waited for, and there are {len(here)} nodes{self._why()}")
+                raise UserError(f"{needed} clients are waited for, and {len(here)} take part{why}")
             if time.monotonic() - noted >= _NOTES:
                 noted = time.monotonic()
                 joining = f", {len(self._invited)} getting ready" if self._invited else ""
-                self._say(f"waiting for {self._clients} clients, up to {left:.0f} s more: have {names}{joining}")
-            self._wait(min(_POLL, left))
-            time.sleep(0.01)
+                self._say(f"waiting for {needed} clients, up to {left:.0f} s more: have {names}{joining}")
+            self._wait(min(0.1, left))
+            time.sleep(0.01)  # any message wakes a wait
+        self._begun = True
         return here
 
-    def _why(self) -> str:
-        return "".join(f"; node {node}: {why}" for node, why in sorted(self.refused.items()))
-
     def _here(self) -> list[int]:
-        here = set(self._grid.get_node_ids())
-        if new := here - self._asked:
+        here, now = set(self._grid.get_node_ids()), time.monotonic()
+        # Who comes back is asked anew.
+        self._ask_at = {node: at for node, at in self._ask_at.items() if node in here}
+        self.refused = {node: reason for node, reason in self.refused.items() if node in here}
+        if new := sorted(node for node in here if self._ask_at.get(node, now) <= now):
             invitation = Invitation(version=fedshare.__version__)
             invitation.config_sha256, invitation.initial_sha256 = self._terms.config, self._terms.initial
             content = wrap(invitation.SerializeToString())
-            nodes = sorted(new)
-            ids = self._grid.push_messages([Message(content, node, ATTEND) for node in nodes])
-            self._invited |= zip(ids, nodes, strict=True)
-            self._asked |= new
+            ids = self._grid.push_messages([Message(content, node, ATTEND) for node in new])
+            self._invited |= zip(ids, new, strict=True)
+            self._ask_at |= dict.fromkeys(new, math.inf)
         for reply in self._grid.pull_messages(list(self._invited)) if self._invited else ():
-            self._attend(reply)
+            node = self._invited.pop(reply.metadata.reply_to_message_id)
+            try:
+                self._admit(node, Attendance.FromString(unwrap(_content(reply))[0]))
+            except (ValueError, DecodeError) as error:
+                self._refuse(node, brief(str(error)))
         return sorted(client for client, node in self._nodes.items() if node in here)
 
-    def _attend(self, reply: Message) -> None:
-        node = self._invited.pop(reply.metadata.reply_to_message_id, None)
-        if node is None:
-            return
-        try:
-            attendance = Attendance.FromString(unwrap(_content(reply))[0])
-        except (ValueError, DecodeError) as error:
-            self.refused[node] = str(error)
-            if reply.has_error() and reply.error.code != RAISED:  # it did not answer: perhaps it will the next time
-                self._asked.discard(node)
-            return
-        client = attendance.client
-        if (other := self._nodes.get(client)) is not None and other != node and other in set(self._grid.get_node_ids()):
-            self.refused[node] = f"it says that it is client {client}, and so does node {other}"
-            return
+    def _admit(self, node: int, attendance: Attendance) -> None:
+        """Raises ValueError where a node says that it is somebody else."""
+        client, name = attendance.client, names_of(self._grid).get(node, "")
+        if re.fullmatch(r"client-\d+", name) and name != f"client-{client}":
+            raise ValueError(f"it says that it is client {client}, but it is registered as {name}")
+        if not client < self._everyone:
+            raise ValueError(f"it says that it is client {client}, and there are {self._everyone}")
+        other = self._nodes.get(client, node)
+        if other != node and other in set(self._grid.get_node_ids()):
+            raise ValueError(f"it says that it is client {client}, and so does node {other}")
+        if self._begun or node in self.refused:
+            self._say(
+                f"client {client} takes part: {attendance.host}, {attendance.device}, {attendance.examples} examples"
+            )
         self.refused.pop(node, None)
         self._nodes[client], self.attendance[client] = node, attendance
+
+    def _refuse(self, node: int, reason: str) -> None:
+        if self.refused.get(node) != reason:
+            name = names_of(self._grid).get(node) or f"node {node}"
+            self._say(f"{name} does not take part, and is asked again in {_AGAIN:g} s: {reason}")
+        self.refused[node] = reason
+        self._ask_at[node] = time.monotonic() + _AGAIN
 
     # The exchange.
 
@@ -125,7 +143,7 @@ class FlowerNetwork:
             try:
                 answers[client], memories[client] = _read(reply)
             except (ValueError, DecodeError) as error:
-                self._absent[client] = str(error)
+                self._absent[client] = brief(str(error))
         if task is Task.TRAIN:
             self._digests = dict(sorted(memories.items()))
             self._versions |= {client: round if leaves else 0 for client, leaves in memories.items()}
@@ -138,10 +156,11 @@ class FlowerNetwork:
         return self._absent
 
     def _requests(self, task: Task, round: int, downloads: dict[int, Payload]) -> Iterable[RecordDict]:
-        last: tuple[Payload, Contents, bytearray] | None = None
+        last: tuple[Payload, Contents, bytes] | None = None
         for client, download in downloads.items():
             if last is None or not same_tensors(last[0], download) or last[0].metrics != download.metrics:
-                last = (download, *wire.pack(download))
+                contents, data = wire.pack(download)
+                last = (download, contents, bytes(data))  # bytes, which all messages can share
             request = Request(round=round, base=self._versions.get(client, 0), keep=self._kept)
             request.run, request.terms = self._run, self._terms.short
             request.download.CopyFrom(last[1])
@@ -149,15 +168,17 @@ class FlowerNetwork:
 
     def _collect(self, waiting: dict[str, int]) -> Iterable[tuple[int, Message]]:
         """The replies to messages by id, as they come, until the deadline."""
-        until = time.monotonic() + self._timeout
+        until, late = time.monotonic() + self._timeout, False
         while waiting:
             for reply in self._grid.pull_messages(list(waiting)):
                 yield waiting.pop(reply.metadata.reply_to_message_id), reply
-            if waiting and (left := until - time.monotonic()) > 0:
-                self._wait(left)
-            elif waiting:
+            if late:
                 self._absent |= dict.fromkeys(waiting.values(), f"no answer in {self._timeout:g} s")
+                self._give_up(set(waiting))
                 return
+            if waiting:
+                self._wait(max(0.0, until - time.monotonic()))
+                late = time.monotonic() >= until  # then one more look: reading may have taken all the time there was
 
     # What a checkpoint holds of the clients.
 
@@ -177,7 +198,13 @@ def _content(reply: Message) -> RecordDict:
     return reply.content
 
 
+def _is_digest(leaf: Leaf) -> bool:
+    return len(leaf.sha256) == 32 and 0 < len(leaf.path) <= 500 and leaf.path.isprintable()
+
+
 def _read(message: Message) -> tuple[Payload, dict[str, str]]:
     head, tensors = unwrap(_content(message))
     reply = Reply.FromString(head)
+    if len(reply.memory) > wire.MOST_TENSORS or not all(_is_digest(leaf) for leaf in reply.memory):
+        raise ValueError("digests of its memory that are none")
     return wire.unpack(reply.upload, tensors), {leaf.path: leaf.sha256.hex() for leaf in reply.memory}

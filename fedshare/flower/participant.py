@@ -76,5 +76,7 @@ class Participant:
 
     def _memory(self, run: str, id: int) -> Memory:
         if (run, id) not in self.memories:
+            for other in [key for key in self.memories if key[0] != run]:
+                del self.memories[other]  # that run is over here
             self.memories[run, id] = Memory(self.folder / run / f"client-{id}")
         return self.memories[run, id]

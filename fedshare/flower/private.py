@@ -2,7 +2,9 @@
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.node_pb2 import NodeInfo as NodeInfo
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.serverapp import Grid
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -15,6 +17,15 @@ def enter_run(run_id: int = 1) -> Run:
     """Be, in this process, the server of a run: Flower's messages ask who makes them."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SERVER_NODE, 1
     return Run.create_empty(run_id)
+
+
+def names_of(grid: Grid) -> dict[int, str]:
+    """The names under which nodes are registered."""
+    return {node.node_id: node.name for node in grid.get_nodes()}
+
+
+def named(node: int, name: str) -> NodeInfo:
+    return NodeInfo(node_id=node, name=name)
 
 
 def number(message: Message, id: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from fedshare.errors import RunHalted
+from fedshare.errors import RunHalted, UserError
 from fedshare.flower import private
 from fedshare.flower.envelope import Buffer, seal, unseal
 from fedshare.flower.grid import OwnGrid, arrived, client_of, node_of, reply, unavailable
@@ -40,7 +40,8 @@ class StreamGrid(OwnGrid):
         for answer in self.server.receive(timeout):
             if (message := self._tickets.pop(answer.ticket, None)) is None:
                 continue
-            id, node = message.metadata.message_id, message.metadata.dst_node_id
+            about = message.metadata
+            id, node = about.message_id, about.dst_node_id
             if answer.body is None:
                 self._answered(id, unavailable(node, id, answer.reason))
                 continue
@@ -49,7 +50,7 @@ class StreamGrid(OwnGrid):
             except ValueError as error:
                 self._answered(id, unavailable(node, id, f"sent {error}"))
                 continue
-            self._answered(id, reply(node, id, letter.type, letter.group, letter.content, letter.error))
+            self._answered(id, reply(node, id, about.message_type, about.group_id, letter.content, letter.error))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self.wait(0)
@@ -65,6 +66,8 @@ class StreamGrid(OwnGrid):
             about = self._tickets.pop(ticket).metadata
             self.failures[client_of(about.dst_node_id)] = "no answer in time"
         self.server.give_up(tickets)
+        for id in ids:
+            self._replies.pop(id, None)
 
 
 def live(client: StreamClient, load: Callable[[], ClientApp], node_config: UserConfig) -> None:
@@ -76,14 +79,18 @@ def live(client: StreamClient, load: Callable[[], ClientApp], node_config: UserC
         context = Context(
             run_id=1,
             node_id=node,
-            node_config={"partition-id": client.id, "num-partitions": welcomed.clients, **node_config},
+            node_config={**node_config, "partition-id": client.id, "num-partitions": welcomed.clients},
             state=RecordDict(),
             run_config=welcomed.config,
         )
 
         def answer(body: bytearray) -> Sequence[Buffer]:
-            letter = unseal(body)
-            assert letter.content is not None  # a server asks; it does not fail
+            try:
+                letter = unseal(body)
+            except ValueError as error:
+                raise UserError(f"the server sent {error}") from error
+            if letter.content is None:
+                raise UserError("the server sent an error, where it should ask for something")
             return seal(ask(app, arrived(node, "", letter.type, letter.group, letter.content), context))
 
         return answer

@@ -2,3 +2,7 @@
 
 The only importer of grpc. What a message means is for others to say: here it is a sequence of bytes.
 """
+
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or gRPC's core writes lines of its own beside ours

@@ -18,7 +18,17 @@ from fedshare.errors import RunHalted, UserError
 from fedshare.keys import Identity
 from fedshare.stream import tls
 from fedshare.stream.diagnose import NotYet, reach
-from fedshare.stream.frames import FRAME_LIMIT, MESSAGE_LIMIT, PROTOCOL, Assembly, Buffer, FrameError, chunks, parse
+from fedshare.stream.frames import (
+    FRAME_LIMIT,
+    MESSAGE_LIMIT,
+    PROTOCOL,
+    Assembly,
+    Buffer,
+    FrameError,
+    chunks,
+    filled,
+    parse,
+)
 from fedshare.stream.server import METHOD
 
 CONNECT_DEADLINE = 5.0  # seconds for one attempt
@@ -31,7 +41,7 @@ _TRANSIENT = (
 
 @dataclass(frozen=True)
 class Welcomed:
-    """What the server said at the first greeting."""
+    """What the server said when it let us in."""
 
     config: dict[str, Any]
     clients: int
@@ -82,8 +92,9 @@ class StreamClient:
     def run(self, prepare: Callable[[Welcomed], Callable[[bytearray], Sequence[Buffer]]]) -> None:
         """Answer messages until the server says that the work is done.
 
-        `prepare` is called once, with what the server said, and gives the function that answers. Raises UserError when
-        this client is refused or the server stays away, RunHalted when the work ended badly.
+        `prepare` is called with what the server said, once for each life of a server, and gives the function that
+        answers. Raises UserError when this client is refused or the server stays away, RunHalted when the work ended
+        badly.
         """
         thread = threading.Thread(target=self._stay_connected, name="stream", daemon=True)
         thread.start()
@@ -96,7 +107,9 @@ class StreamClient:
                     answer = prepare(item)
                     continue
                 assert answer is not None  # a welcome comes before any message
-                reply = _Reply(item.number, answer(item.body))
+                if item.epoch != self._hello.epoch:
+                    continue  # nobody waits for it any more
+                reply = _Reply(item.number, filled(answer(item.body)))
                 with self._lock:
                     if item.epoch == self._hello.epoch:  # or another life of the server asked
                         self._reply = reply
@@ -107,7 +120,7 @@ class StreamClient:
             thread.join(CONNECT_DEADLINE)
 
     def close(self) -> None:
-        """Leave in order: the server knows at once."""
+        """Leave in order, and let `run` return: the server knows at once."""
         self._closing.set()
         with self._lock:
             if self._outbox:
@@ -121,7 +134,7 @@ class StreamClient:
             while not self._closing.is_set():
                 try:
                     if self._converse():
-                        return
+                        break
                     reason = "the server closed the connection"
                 except grpc.RpcError as error:
                     if error.code() not in _TRANSIENT:
@@ -140,6 +153,7 @@ class StreamClient:
                     self._say(f"waiting for {self.address}, up to {left:.0f} s more: {reason}")
                 self._closing.wait(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
+            self._inbox.put(None)
         except BaseException as error:
             self._inbox.put(error)
 
@@ -204,9 +218,9 @@ class StreamClient:
             else:  # a server that has been started anew counts from 1, and sends anew what it wants to know
                 self._reply, self._hello.received = None, 0
             self._outbox = outbox
-        if first:
+        if not again:
             self._inbox.put(Welcomed(json.loads(welcome.config), welcome.clients))
-        else:
+        if not first:
             self._say(f"connected to {self.address} again")
 
 

@@ -1,5 +1,6 @@
 """Why a server cannot be reached. gRPC says UNAVAILABLE to whatever is wrong; a plain TLS handshake says more."""
 
+import ipaddress
 import socket
 import ssl
 import tempfile
@@ -28,7 +29,10 @@ def split(address: str) -> tuple[str, int]:
 
 def is_local(host: str) -> bool:
     """Whether what is sent to `host` stays on this machine."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def reach(address: str, identity: Identity | None) -> None:
@@ -40,6 +44,8 @@ def reach(address: str, identity: Identity | None) -> None:
                 _handshake(plain, host, address, identity)
             elif _speaks_tls(plain):
                 raise UserError(f"{address}: the server asks for certificates: --keys DIR")
+    except UnicodeError:
+        raise UserError(f"{address}: {host!r} cannot be a host's name") from None
     except socket.gaierror as error:
         raise NotYet(f"{address}: the name {host} is not known ({error.strerror})") from None
     except ConnectionRefusedError:

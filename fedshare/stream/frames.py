@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError, Message
 from fedshare._proto.stream_pb2 import Chunk
 
 PROTOCOL = 1  # of the stream; the two ends must have the same
-CHUNK = 1 << 20  # bytes of a message in one frame; gRPC refuses frames far above it
+CHUNK = 1 << 19  # bytes of a message in one frame; a link that takes longer than a heartbeat for it counts as dead
 FRAME_LIMIT = CHUNK + 4096
 MESSAGE_LIMIT = 8 << 30  # bytes of a message
 
@@ -20,8 +20,15 @@ class FrameError(Exception):
     """The other end does not keep to the protocol. The message is one line."""
 
 
+def filled(buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+    """The buffers of a message. Raises ValueError on an empty one: it would have no first chunk."""
+    if not any(buffers):
+        raise ValueError("an empty message cannot be sent")
+    return buffers
+
+
 def chunks(number: int, buffers: Sequence[Buffer]) -> Iterator[Chunk]:
-    """The frames of message `number`, whose bytes, one at least, are those of `buffers` one after the other.
+    """The frames of message `number`, whose bytes are those of `buffers` one after the other.
 
     Made as they are asked for: a message of gigabytes is never copied as a whole.
     """

@@ -1,15 +1,20 @@
 """What a doctor asks of gRPC: whether a server serves, and how quick the protobuf here is."""
 
+import time
+from dataclasses import dataclass
+from typing import Any
+
 import grpc
 from google.protobuf.internal import api_implementation
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fedshare._proto.stream_pb2 import Down, Hello
 from fedshare.errors import first_line
 from fedshare.keys import Identity
 from fedshare.stream import tls
 from fedshare.stream.diagnose import NotYet
-from fedshare.stream.frames import FRAME_LIMIT
-from fedshare.stream.server import SERVICE
+from fedshare.stream.frames import FRAME_LIMIT, PROTOCOL
+from fedshare.stream.server import ASK, SERVICE
 
 
 def health(address: str, identity: Identity | None, deadline: float) -> str:
@@ -17,24 +22,54 @@ def health(address: str, identity: Identity | None, deadline: float) -> str:
 
     Raises NotYet where it says nothing within `deadline` seconds.
     """
-    options = tls.options(FRAME_LIMIT, deadline)
-    if identity:
-        channel = grpc.secure_channel(address, tls.channel_credentials(identity), options)
-    else:
-        channel = grpc.insecure_channel(address, options)
-    with channel:
+    with _channel(address, identity, deadline) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         try:
             reply = check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=deadline, wait_for_ready=True)
         except grpc.RpcError as error:
-            code = error.code()
-            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise NotYet(f"{address}: no answer over gRPC in {deadline:g} s") from None
-            if code is grpc.StatusCode.NOT_FOUND or code is grpc.StatusCode.UNIMPLEMENTED:
-                raise NotYet(f"{address}: what listens there is no fedshare server") from None
-            raise NotYet(f"{address}: {first_line(Exception(error.details() or code.name))}") from None
+            raise _said_nothing(address, error, deadline) from None
     name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
     return name
+
+
+@dataclass(frozen=True)
+class Answer:
+    refusal: str  # empty: it would be let in
+    ahead: float  # seconds by which this host's clock is ahead of the server's, to within `doubt`
+    doubt: float
+
+
+def ask(
+    address: str, identity: Identity | None, client: int, version: str, config_sha256: str, deadline: float
+) -> Answer:
+    """Whether the server would let a client in; none that is connected is disturbed. Raises NotYet as `health` does."""
+    hello = Hello(protocol=PROTOCOL, client=client, version=version, config=config_sha256)
+    with _channel(address, identity, deadline) as channel:
+        call = channel.unary_unary(ASK, Hello.SerializeToString, Down.FromString)
+        before = time.time()
+        try:
+            down, state = call.with_call(hello, timeout=deadline, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise _said_nothing(address, error, deadline) from None
+        after = time.time()
+    theirs = float(dict(state.trailing_metadata())["time"])
+    return Answer(down.refusal.reason, (before + after) / 2 - theirs, (after - before) / 2)
+
+
+def _channel(address: str, identity: Identity | None, deadline: float) -> grpc.Channel:
+    options = tls.options(FRAME_LIMIT, deadline)
+    if identity:
+        return grpc.secure_channel(address, tls.channel_credentials(identity), options)
+    return grpc.insecure_channel(address, options)
+
+
+def _said_nothing(address: str, error: Any, deadline: float) -> NotYet:
+    code = error.code()
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return NotYet(f"{address}: no answer over gRPC in {deadline:g} s")
+    if code is grpc.StatusCode.NOT_FOUND or code is grpc.StatusCode.UNIMPLEMENTED:
+        return NotYet(f"{address}: what listens there is no fedshare server")
+    return NotYet(f"{address}: {first_line(Exception(error.details() or code.name))}")
 
 
 def protobuf_backend() -> str:

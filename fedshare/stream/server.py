@@ -4,24 +4,35 @@ gRPC runs in a thread of its own; whoever uses a `StreamServer` never waits for 
 """
 
 import asyncio
+import contextlib
 import queue
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedshare._proto.stream_pb2 import Down, Farewell, Hello, Refusal, Up, Welcome
-from fedshare.errors import UserError
+from fedshare.errors import UserError, brief
 from fedshare.keys import Identity
 from fedshare.stream import tls
-from fedshare.stream.frames import FRAME_LIMIT, MESSAGE_LIMIT, PROTOCOL, Assembly, Buffer, FrameError, chunks, parse
+from fedshare.stream.frames import (
+    FRAME_LIMIT,
+    MESSAGE_LIMIT,
+    PROTOCOL,
+    Assembly,
+    Buffer,
+    FrameError,
+    chunks,
+    filled,
+    parse,
+)
 
-METHOD = "/fedshare.v1.Stream/Connect"
+METHOD, ASK = "/fedshare.v1.Stream/Connect", "/fedshare.v1.Stream/Ask"
 SERVICE = "fedshare.v1.Stream"
 HELLO_DEADLINE = 10.0  # seconds for a caller to say who it is
 CLOSE_DEADLINE = 5.0  # seconds for the last frames to leave
@@ -66,8 +77,8 @@ class _Client:
     current: _Message | None = None  # the one it works on: it has no more than one
     sent: int = 0  # the number of the last
     connection: "_Connection | None" = None
-    gone_since: float | None = None
     absent: bool = False
+    expiry: asyncio.TimerHandle | None = None  # when it will be, unless it comes back
 
 
 class _Connection:
@@ -82,11 +93,13 @@ class _Connection:
 class StreamServer:
     """Listens at `address` ("host:port"; port 0: any that is free) from `start` to `close`."""
 
-    def __init__(self, address: str, identity: Identity | None, settings: Settings) -> None:
+    def __init__(
+        self, address: str, identity: Identity | None, settings: Settings, say: Callable[[str], None] = print
+    ) -> None:
         self.address = address
         self.settings = settings
         self.refused: dict[int, str] = {}  # the clients that were not let in, and why the last time
-        self._identity = identity
+        self._identity, self._say = identity, say
         self._epoch = secrets.token_bytes(8)
         self._clients: dict[int, _Client] = {}
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
@@ -122,7 +135,7 @@ class StreamServer:
     def send(self, client: int, buffers: Sequence[Buffer]) -> int:
         """Send what `buffers` hold to `client`, after what was sent before; give a ticket for the answer."""
         self._tickets += 1
-        self._loop.call_soon_threadsafe(self._enqueue, client, _Message(self._tickets, buffers))
+        self._loop.call_soon_threadsafe(self._enqueue, client, _Message(self._tickets, filled(buffers)))
         return self._tickets
 
     def receive(self, timeout: float) -> list[Answer]:
@@ -142,7 +155,8 @@ class StreamServer:
     def close(self, farewell: str | None = None) -> None:
         """Hang up. With `farewell` clients hear that the work is done, and why if not ""; without it they come back."""
         if self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._shut(farewell), self._loop).result(CLOSE_DEADLINE * 3)
+            with contextlib.suppress(TimeoutError):  # then clients find out by themselves
+                asyncio.run_coroutine_threadsafe(self._shut(farewell), self._loop).result(CLOSE_DEADLINE * 3)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(CLOSE_DEADLINE)
             self._loop.close()
@@ -151,8 +165,9 @@ class StreamServer:
 
     async def _listen(self) -> int:
         server = grpc.aio.server(options=tls.server_options(FRAME_LIMIT, self.settings.heartbeat))
-        method = grpc.stream_stream_rpc_method_handler(self._connect)
-        server.add_generic_rpc_handlers((_Door(method),))
+        connect = grpc.stream_stream_rpc_method_handler(self._connect)
+        ask = grpc.unary_unary_rpc_method_handler(self._ask)
+        server.add_generic_rpc_handlers((_Door({METHOD: connect, ASK: ask}),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         try:
             if self._identity:
@@ -206,37 +221,45 @@ class StreamServer:
 
     async def _connect(self, _: object, context: grpc.aio.ServicerContext) -> None:
         try:
-            hello = await self._hello(context)
-            client = self._clients.setdefault(hello.client, _Client(hello.client))
+            await self._admit(await self._hello(context), context)
         except FrameError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{context.peer()} sent {error}")
         except UserError as error:
-            await context.write(Down(refusal=Refusal(reason=str(error))).SerializeToString())
-            return
-        if older := client.connection:
-            _hang_up(older, Down(refusal=Refusal(reason=f"another process has connected as client {client.id}")))
+            await context.write(_refusal(str(error)).SerializeToString())
+
+    async def _admit(self, hello: Hello, context: grpc.aio.ServicerContext) -> None:
+        """Let a client in, for as long as its connection lasts. Raises FrameError."""
+        client = self._clients.setdefault(hello.client, _Client(hello.client))
+        if client.connection:
+            _hang_up(client.connection, _refusal(f"another process has connected as client {client.id}"))
+        if client.expiry:
+            client.expiry.cancel()
         connection = client.connection = _Connection(context)
-        client.gone_since, client.absent = None, False
-        answered = self._resume(client, hello)
-        welcome = Welcome(epoch=self._epoch, answered=answered, config=self.settings.config)
+        client.absent, gone = False, None
+        try:
+            left = await self._converse(client, connection, hello)
+            gone = "it left" if left else None
+        except FrameError as error:
+            gone = self.refused[client.id] = f"it sent {error}"
+            raise
+        finally:
+            self._ended(client, connection, gone)
+
+    async def _converse(self, client: _Client, connection: _Connection, hello: Hello) -> bool:
+        """All that is said on a connection, until it ends: True where the client has left."""
+        welcome = Welcome(epoch=self._epoch, answered=self._resume(client, hello), config=self.settings.config)
         welcome.clients = self.settings.clients
-        await context.write(Down(welcome=welcome).SerializeToString())
+        await connection.context.write(Down(welcome=welcome).SerializeToString())
         self.refused.pop(client.id, None)
         self._note_change()
         reader = asyncio.ensure_future(self._read(client, connection))
         writer = asyncio.ensure_future(self._write(client, connection))
-        left = False
         try:
             await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            left = reader.done() and reader.result()
-        except FrameError as error:
-            writer.cancel()
-            left, self.refused[client.id] = True, f"it sent {error}"
-            await context.write(Down(refusal=Refusal(reason=f"client {client.id} sent {error}")).SerializeToString())
+            return reader.done() and reader.result()
         finally:
             reader.cancel()
             writer.cancel()
-            self._gone(client, connection, left)
 
     async def _hello(self, context: grpc.aio.ServicerContext) -> Hello:
         """Who calls. Raises FrameError on what is no greeting, UserError on one that is not let in."""
@@ -249,25 +272,41 @@ class StreamServer:
         up = parse(Up, frame)
         if up.WhichOneof("kind") != "hello":
             raise FrameError("something else before its greeting")
-        hello, ours = up.hello, self.settings
-        reason = None
-        if (certified := tls.certified(context)) is not None and certified != hello.client:
-            reason = f"its certificate is client {certified}'s, but it says that it is client {hello.client}"
-        elif hello.protocol != PROTOCOL or hello.version != ours.version:
-            reason = (
-                f"it runs fedshare {hello.version} (stream {hello.protocol}), "
-                f"the server fedshare {ours.version} (stream {PROTOCOL})"
-            )
-        elif hello.config and ours.config_sha256 and hello.config != ours.config_sha256:
-            reason = f"its config is {hello.config[:12]}, the server's {ours.config_sha256[:12]}"
-        elif ours.clients and hello.client >= ours.clients:
-            reason = f"there are {ours.clients} clients, 0 to {ours.clients - 1}"
-        if reason:
-            who = hello.client if certified is None else certified
+        who = tls.certified(context)
+        if reason := self._objection(up.hello, who):
+            who = up.hello.client if who is None else who
+            if self.refused.get(who) != reason:
+                self._say(f"client {who} was refused: {reason}")
             self.refused[who] = reason
             self._changed.set()
             raise UserError(f"client {who} was refused: {reason}")
-        return hello
+        return up.hello
+
+    def _objection(self, hello: Hello, certified: int | None) -> str | None:
+        """Why a greeting is not one that is let in."""
+        ours = self.settings
+        if certified is not None and certified != hello.client:
+            return f"its certificate is client {certified}'s, but it says that it is client {hello.client}"
+        if hello.protocol != PROTOCOL or hello.version != ours.version:
+            theirs = f"fedshare {brief(hello.version, 40)} (stream {hello.protocol})"
+            return f"it runs {theirs}, the server fedshare {ours.version} (stream {PROTOCOL})"
+        if hello.config and ours.config_sha256 and hello.config != ours.config_sha256:
+            return f"its config is {brief(hello.config[:12])}, the server's {ours.config_sha256[:12]}"
+        if ours.clients and hello.client >= ours.clients:
+            return f"there are {ours.clients} clients, 0 to {ours.clients - 1}"
+        return None
+
+    async def _ask(self, frame: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """Say whether a caller would be let in, and let nobody in."""
+        context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
+        try:
+            hello = parse(Hello, frame)
+            reason = self._objection(hello, tls.certified(context))
+        except (FrameError, UserError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{context.peer()} sent {error}")
+        if reason:
+            return bytes(_refusal(f"client {hello.client} was refused: {reason}").SerializeToString())
+        return bytes(Down(welcome=Welcome(clients=self.settings.clients)).SerializeToString())
 
     def _resume(self, client: _Client, hello: Hello) -> int:
         """Go on where the last connection broke off; give the last message that was answered."""
@@ -275,11 +314,10 @@ class StreamServer:
         if current is None:
             return client.sent
         holds = hello.epoch == self._epoch and hello.received >= current.number
-        if not holds:
-            current.sent = False
-            if current.given_up:
-                client.current = None
-                self._next(client)
+        current.sent = holds
+        if current.given_up and not holds:
+            client.current = None
+            self._next(client)
         return current.number - 1
 
     async def _write(self, client: _Client, connection: _Connection) -> None:
@@ -307,7 +345,11 @@ class StreamServer:
             if kind == "leave":
                 return True
             if kind != "chunk":
-                raise FrameError("a second greeting")
+                raise FrameError("a second greeting" if kind else "a frame that says nothing")
+            if up.chunk.message > client.sent:
+                raise FrameError(f"an answer to message {up.chunk.message}, which was never sent")
+            if client.current is None or client.current.number != up.chunk.message:
+                continue  # repeated after a cut, or too late
             if whole := assembly.add(up.chunk):
                 self._answered(client, *whole)
         return False
@@ -321,17 +363,19 @@ class StreamServer:
             self._answers.put(Answer(message.ticket, client.id, body))
         self._next(client)
 
-    def _gone(self, client: _Client, connection: _Connection, left: bool) -> None:
-        """A connection has ended: for good if the client has `left`, perhaps not if it broke off."""
-        if client.connection is connection:
-            client.connection, client.gone_since = None, time.monotonic()
-            self._loop.call_later(0 if left else self.settings.grace, self._expire, client, client.gone_since)
+    def _ended(self, client: _Client, connection: _Connection, gone: str | None) -> None:
+        """A connection has: for good where there is a reason, perhaps not where it broke off."""
+        if client.connection is not connection:
+            return
+        client.connection = None
+        if gone:
+            self._lose(client, gone)
+        else:
+            grace = self.settings.grace
+            client.expiry = self._loop.call_later(grace, self._lose, client, f"gone since {grace:g} s ago")
 
-    def _expire(self, client: _Client, since: float) -> None:
-        if client.gone_since != since:
-            return  # it is back
+    def _lose(self, client: _Client, reason: str) -> None:
         client.absent = True
-        reason = f"gone since {time.monotonic() - since:.0f} s ago"
         for message in [client.current, *client.waiting]:
             if message and not message.given_up:
                 self._answers.put(Answer(message.ticket, client.id, None, reason))
@@ -340,16 +384,20 @@ class StreamServer:
         self._note_change()
 
 
+def _refusal(reason: str) -> Down:
+    return Down(refusal=Refusal(reason=reason))
+
+
 def _hang_up(connection: _Connection, last: Down) -> None:
     connection.last = last
     connection.wake.set()
 
 
 class _Door(grpc.GenericRpcHandler):
-    """The one method, with frames as bytes: what cannot be parsed is then ours to name."""
+    """Our methods, with frames as bytes: what cannot be parsed is then ours to name."""
 
-    def __init__(self, method: grpc.RpcMethodHandler) -> None:
-        self._method = method
+    def __init__(self, methods: dict[str, grpc.RpcMethodHandler]) -> None:
+        self._methods = methods
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        return self._method if handler_call_details.method == METHOD else None
+        return self._methods.get(handler_call_details.method)

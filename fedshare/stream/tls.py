@@ -5,8 +5,7 @@ import grpc
 from fedshare.errors import UserError
 from fedshare.keys import Identity, client_id_of
 
-# Pings are HTTP/2's: gRPC's core sends and answers them however busy Python is, and a stopped process does not.
-_LIMITS = [("grpc.max_metadata_size", 8192), ("grpc.http2.max_pings_without_data", 0)]
+HANDSHAKE_DEADLINE = 5.0  # seconds for a caller to say anything
 
 
 def server_credentials(identity: Identity) -> grpc.ServerCredentials:
@@ -30,15 +29,22 @@ def certified(context: grpc.aio.ServicerContext) -> int | None:
 
 
 def options(frame_limit: int, heartbeat: float) -> list[tuple[str, int]]:
-    """For both ends. `heartbeat`: seconds between pings; one unanswered for as long ends the connection."""
+    """For both ends. `heartbeat`: seconds between pings; one unanswered for as long ends the connection.
+
+    Pings are HTTP/2's: gRPC's core sends and answers them however busy Python is, and a stopped process does not.
+    """
     every = int(heartbeat * 1000)
     return [
-        *_LIMITS,
+        ("grpc.max_metadata_size", 8192),
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", frame_limit),
         ("grpc.max_send_message_length", frame_limit),
         ("grpc.keepalive_time_ms", every),
         ("grpc.keepalive_timeout_ms", every),
+        ("grpc.http2.ping_timeout_ms", every),  # gRPC's core goes by this one: 60 s where it is not said
+        ("grpc.http2.bdp_probe", 0),  # or buffers grow until, on a slow link, pings wait behind seconds of data
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.use_local_subchannel_pool", 1),  # or the clients of one process would share a connection
     ]
 
 
@@ -46,7 +52,7 @@ def server_options(frame_limit: int, heartbeat: float) -> list[tuple[str, int]]:
     return [
         *options(frame_limit, heartbeat),
         ("grpc.so_reuseport", 0),  # or two servers on one port would share the clients, silently
-        ("grpc.server_handshake_timeout_ms", 5000),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_DEADLINE * 1000)),
         ("grpc.max_concurrent_streams", 8),
         ("grpc.http2.min_ping_interval_without_data_ms", max(100, int(heartbeat * 500))),
         ("grpc.http2.max_ping_strikes", 0),
