@@ -6,22 +6,30 @@ What it needs it makes: keys, ports, a Flower home. Nothing outside its folder i
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import preloaded
+
 from fedshare import keys
 
 Value = str | int | float | bool
 HOST = "127.0.0.1"
 START_UP, SHUT_DOWN, COMMAND = 60.0, 15.0, 60.0  # seconds: until a process serves, until it ends, for a short command
-_READY = {"superlink": "Application startup complete", "superexec": "Starting Flower SuperExec"}
+_READY = {
+    "superlink": "Application startup complete",
+    "superexec": "Starting Flower SuperExec",
+    "preloaded": "preloaded",
+}
 
 
 class Fleet:
@@ -30,17 +38,29 @@ class Fleet:
     The processes are "superlink", "superexec", "client-0", "client-1", ... The SuperLink has a database and SuperExec
     runs the ServerApps, so that a run outlives a SuperLink that is killed. Each process has a folder of its name as
     working directory and Flower home: Flower's installing of an app is not safe against a neighbour that does the same.
-    A node's partition-id is its number, and `extras` adds to its node config, by name.
+    A node's partition-id is its number, and `extras` adds to its node config, by name. With `preload`, apps are
+    forks of a process that has loaded the libraries; see `preloaded.py`.
     A wait that ends without what it waits for is an AssertionError, with the logs.
     """
 
-    def __init__(self, folder: Path, nodes: int, extras: Mapping[str, Mapping[str, Value]] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int,
+        extras: Mapping[str, Mapping[str, Value]] | None = None,
+        preload: bool = False,
+    ) -> None:
         self.folder = folder
         self.names = [f"client-{number}" for number in range(nodes)]
         self.node_ids: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         http, fleet, *runtime = map(str, free_ports(2 + nodes))
         self._commands = {"superlink": self._superlink(http, fleet), "superexec": self._superexec(http)}
+        self._socket = (
+            Path(tempfile.mkdtemp(prefix="fleet-"), "socket") if preload else None
+        )  # a short path, it must be
+        if self._socket:
+            self._commands["preloaded"] = [sys.executable, preloaded.__file__, str(self._socket)]
         for number, name in enumerate(self.names):
             config = {"partition-id": number, "num-partitions": nodes, **(extras or {}).get(name, {})}
             self._commands[name] = self._supernode(name, fleet, runtime[number], config)
@@ -53,6 +73,9 @@ class Fleet:
                 (self.folder / name).mkdir()
             connection = {"address": f"{HOST}:{self._http}", "root-certificates": f"{self.folder}/keys/server/ca.crt"}
             (self.folder / "user" / "config.toml").write_text(f"[superlink.fleet]\n{_toml(connection)}")
+            if self._socket:
+                preloaded.install(self.folder / "bin", self._socket)
+                self.start("preloaded")
             self.start("superlink", "superexec")
             for name in self.names:
                 public = self.folder / "keys" / name / "supernode.pub"
@@ -76,7 +99,7 @@ class Fleet:
             home, command = self.folder / name, self._commands[name]
             with (home / "log").open("wb") as log:
                 self._processes[name] = subprocess.Popen(
-                    command, cwd=home, env=_environment(home), stdout=log, stderr=log, start_new_session=True
+                    command, cwd=home, env=self._environment(home), stdout=log, stderr=log, start_new_session=True
                 )
         for name in names:
             self._wait(name, "SuperNode ID: " if name in self.names else _READY[name])
@@ -84,6 +107,10 @@ class Fleet:
     def signal(self, name: str, number: int) -> None:
         """Send a signal to one process: SIGKILL, SIGTERM, SIGSTOP, SIGCONT."""
         self._processes[name].send_signal(number)
+
+    def pid(self, name: str) -> int:
+        """Of a process; it leads a session that holds all it has started."""
+        return self._processes[name].pid
 
     def wait(self, name: str) -> int:
         """The exit status of a process that was told to end."""
@@ -98,6 +125,10 @@ class Fleet:
             overrides = ["--run-config", str(file)]
         return str(self._asked("run", str(app), "fleet", *overrides)["run-id"])
 
+    def stop(self, run: str) -> None:
+        """What ``flwr stop`` does."""
+        self._asked("stop", run, "fleet")
+
     def status(self, run: str) -> str:
         """Such as ``running`` or ``finished:completed``."""
         return str(self._asked("list", "fleet", "--run-id", run)["runs"][0]["status"])
@@ -106,13 +137,18 @@ class Fleet:
         """What the ServerApp of a run has said so far."""
         return self._flwr("log", run, "fleet", "--show")
 
-    def finish(self, run: str, timeout: float) -> str:
-        """Wait for the end of a run; its log. A run that does not complete is an AssertionError."""
+    def end(self, run: str, timeout: float) -> tuple[str, str]:
+        """Wait for the end of a run; its status and its log."""
         try:
             log = self._flwr("log", run, "fleet", timeout=timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the run did not end within {timeout} s:\n{self.log(run)}") from None
-        assert (status := self.status(run)) == "finished:completed", f"{status}\n{log}"
+        return self.status(run), log
+
+    def finish(self, run: str, timeout: float) -> str:
+        """Wait for the end of a run; its log. A run that does not complete is an AssertionError."""
+        status, log = self.end(run, timeout)
+        assert status == "finished:completed", f"{status}\n{log}"
         return log
 
     def run(self, app: Path, config: Mapping[str, Value] | None = None, timeout: float = 120) -> str:
@@ -125,8 +161,10 @@ class Fleet:
 
     def close(self) -> None:
         """End every process, politely and then not; the nodes first, for they say goodbye to the SuperLink."""
-        for names in (self.names, ["superexec"], ["superlink"]):
+        for names in (self.names, ["superexec"], ["superlink"], ["preloaded"]):
             self._end([self._processes.pop(name) for name in names if name in self._processes])
+        if self._socket:
+            shutil.rmtree(self._socket.parent, ignore_errors=True)
 
     def _end(self, processes: list[subprocess.Popen[bytes]]) -> None:
         for process in processes:
@@ -158,6 +196,18 @@ class Fleet:
         command += ["--root-certificates", f"{own}/ca.crt", "--auth-supernode-private-key", f"{own}/supernode"]
         return [*command, "--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())]
 
+    def _environment(self, home: Path) -> dict[str, str]:
+        path = [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        return os.environ | {
+            "PATH": os.pathsep.join(path),  # for what Flower starts
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; 1 by default, and faster ones only cost CPU
+            "OMP_NUM_THREADS": "1",
+        }
+
     def _asked(self, *arguments: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self._flwr(*arguments, "--format", "json"))
         assert answer["success"], f"flwr {' '.join(arguments)}: {answer}"  # where the exit status is 0 all the same
@@ -166,7 +216,7 @@ class Fleet:
     def _flwr(self, *arguments: str, timeout: float = COMMAND) -> str:
         home, command = self.folder / "user", [_program("flwr"), *arguments]
         done = subprocess.run(
-            command, cwd=home, env=_environment(home), capture_output=True, text=True, timeout=timeout
+            command, cwd=home, env=self._environment(home), capture_output=True, text=True, timeout=timeout
         )
         assert not done.returncode, f"flwr {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -177,6 +227,16 @@ class Fleet:
             assert self._processes[name].poll() is None, f"{name} ended before it said {sign!r}:\n{output}"
             assert time.monotonic() < deadline, f"{name} did not say {sign!r} within {START_UP} s:\n{output}"
             time.sleep(0.05)
+
+
+def copy_of_fedshare(folder: Path) -> Path:
+    """This repository as a Flower app: the files of the working tree that are part of it."""
+    root = Path(__file__).parents[1]
+    for name in ("fedshare", "strategies", "experiments"):
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(root / name, folder)
+    return folder
 
 
 def free_ports(count: int) -> list[int]:
@@ -194,15 +254,3 @@ def _toml(values: Mapping[str, Value]) -> str:
 
 def _program(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
-
-
-def _environment(home: Path) -> dict[str, str]:
-    return os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # for what Flower starts
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; 1 by default, and faster ones only cost CPU
-        "OMP_NUM_THREADS": "1",
-    }
