@@ -135,6 +135,7 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
         digest = hashlib.sha256(federation.agreed(compose.resolved(options.overrides)).encode()).hexdigest()
 
     def load():  # type: ignore[no-untyped-def]  # flwr's ClientApp
+        _say(f"connected to {options.server} as client {id}")
         if options.app:
             app = App.at(Path(options.app)).client()
         else:
@@ -167,6 +168,8 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
                 if not options.stay:
                     raise
                 _say(str(error))
+            else:
+                _say("the run is over")
             if not options.stay:
                 return
             _say("waiting for the next run")
@@ -218,6 +221,8 @@ def _identity(keys: str | None, name: str, address: str, insecure: bool) -> Iden
     """The certificate to use; None where none is needed: on this machine, or by --insecure."""
     if keys:
         folder = Path(keys)
+        if not (folder / name).is_dir() and not any(folder.glob("*.crt")):
+            raise UserError(f"--keys {keys}: holds no certificate of {name}; `fedshare keys` makes it")
         return Identity.load(folder / name if (folder / name).is_dir() else folder)
     if insecure or is_local(split(address)[0]):
         return None

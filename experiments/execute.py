@@ -152,8 +152,9 @@ def rounds(
             raise RunHalted(f"{error}{kept}") from error
         except KeyboardInterrupt:
             last = next(iter(checkpoint.rounds(folder.checkpoints)), 0)
-            how = "fedshare server --resume" if network.remote else "fedshare resume"
-            progress.note(f"stopped; `{how} {folder.path}` goes on after round {last}, its last checkpoint")
+            resume, again = f"`fedshare resume {folder.path}`", f"the same command with --resume {folder.path}"
+            how = again if network.remote else resume
+            progress.note(f"stopped; {how} goes on after round {last}, its last checkpoint")
             raise
         finally:
             tracker.finish(completed)

@@ -5,6 +5,7 @@ line) or ``config`` (the resolved config as YAML, which is then all there is); o
 ``resume``, ``clients`` (how many to wait for), ``wait`` (seconds).
 """
 
+import itertools
 import shlex
 import time
 import uuid
@@ -15,6 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedshare.checkpoint import Checkpoint
 from fedshare.errors import UserError
 from fedshare.files import write_atomically
 from fedshare.flower.network import FlowerNetwork
@@ -26,6 +28,7 @@ from fedshare.simulation import Population
 from . import build, compose, execute
 
 RunConfig = Mapping[str, Any]
+RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
 # What a client's part depends on, and so what everyone must have alike. The rest is the server's own affair.
 SHARED = ("strategy", "data", "partition", "model", "client", "seed")
 
@@ -78,7 +81,9 @@ def order_of(run_config: RunConfig, config: DictConfig) -> Order:
 
 
 def _new_folder(config: DictConfig) -> str:
-    return time.strftime(f"runs/%Y-%m-%d/%H-%M-%S-{config.name}-{config.seed}")
+    path = time.strftime(f"runs/%Y-%m-%d/%H-%M-%S-{config.name}-{config.seed}")
+    names = itertools.chain([path], (f"{path}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not Path(name).exists())
 
 
 def serve(grid: Any, run_config: RunConfig) -> None:
@@ -97,20 +102,33 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     clients = order.clients or everyone
     if not 1 <= clients <= everyone:
         raise UserError(f"clients={clients}: there are {everyone}, so wait for 1 to {everyone}")
+    terms = Terms.of(agreed(config), here)
+    run = _run_id(folder)
+    network = FlowerNetwork(grid, terms, run, config.timeout, everyone, clients, order.wait)
     if not resuming:
+        _gather(network)  # before anything is created
         execute.create(folder, config)
     with folder.lock():
-        start = execute.last_checkpoint(folder, config) if resuming else None
+        write_atomically(folder.path / RUN_ID, run.hex() + "\n")
+        start = _start(folder, config) if resuming else None
         if resuming:
+            _gather(network)
             write_atomically(folder.config, OmegaConf.to_yaml(config))
-        if start and not start.remote:
-            raise UserError(f"{folder.path}: its clients were simulated: `fedshare resume` goes on with it")
-        terms = Terms.of(agreed(config), here)
-        network = FlowerNetwork(grid, terms, _run_id(folder), config.timeout, everyone, clients, order.wait)
-        network.client_ids()
-        print(attendance_table(network.attendance.values()), flush=True)
-        folder.rewind(start.round if start else 0)
+            folder.rewind(start.round if start else 0)
         execute.rounds(config, folder, network, here, start, None)
+
+
+def _gather(network: FlowerNetwork) -> None:
+    network.client_ids()
+    print(attendance_table(network.attendance.values()), flush=True)
+
+
+def _start(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
+    start = execute.last_checkpoint(folder, config)
+    if start and not start.remote:
+        raise UserError(f"{folder.path}: its clients were simulated: `fedshare resume` goes on with it")
+    print(f"going on with {folder.path} after round {start.round if start else 0}", flush=True)
+    return start
 
 
 def _same(stored: DictConfig, asked: DictConfig, folder: RunFolder) -> DictConfig:
@@ -126,10 +144,8 @@ def _same(stored: DictConfig, asked: DictConfig, folder: RunFolder) -> DictConfi
 
 def _run_id(folder: RunFolder) -> bytes:
     """Whose memories clients are to use: as long as the folder lives, the same."""
-    path = folder.path / "run-id"
-    if not path.exists():
-        write_atomically(path, uuid.uuid4().hex[:16] + "\n")
+    path = folder.path / RUN_ID
     try:
-        return bytes.fromhex(path.read_text())
+        return bytes.fromhex(path.read_text()) if path.exists() else uuid.uuid4().bytes[:8]
     except ValueError:
         raise UserError(f"{path} is damaged: it should hold 16 hexadecimal digits") from None

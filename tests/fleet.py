@@ -38,8 +38,8 @@ class Fleet:
     The processes are "superlink", "superexec", "client-0", "client-1", ... The SuperLink has a database and SuperExec
     runs the ServerApps, so that a run outlives a SuperLink that is killed. Each process has a folder of its name as
     working directory and Flower home: Flower's installing of an app is not safe against a neighbour that does the same.
-    A node's partition-id is its number, and `extras` adds to its node config, by name. With `preload`, apps are
-    forks of a process that has loaded the libraries; see `preloaded.py`.
+    A node's partition-id is its number, and `extras` adds to its node config, by name. With `preload`, apps are forks
+    of a process that has loaded the libraries: see `preloaded.py`.
     A wait that ends without what it waits for is an AssertionError, with the logs.
     """
 
@@ -56,9 +56,8 @@ class Fleet:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         http, fleet, *runtime = map(str, free_ports(2 + nodes))
         self._commands = {"superlink": self._superlink(http, fleet), "superexec": self._superexec(http)}
-        self._socket = (
-            Path(tempfile.mkdtemp(prefix="fleet-"), "socket") if preload else None
-        )  # a short path, it must be
+        # Its path may have 100 bytes, which a folder of pytest's can exceed.
+        self._socket = Path(tempfile.mkdtemp(prefix="fleet-"), "socket") if preload else None
         if self._socket:
             self._commands["preloaded"] = [sys.executable, preloaded.__file__, str(self._socket)]
         for number, name in enumerate(self.names):

@@ -161,7 +161,7 @@ def test_a_server_that_is_told_to_stop_goes_on_later(deployment: Deployment, und
     deployment.reach(3, server)
     server.signal(signal.SIGTERM)
     assert server.wait() == 130, server.said
-    assert "fedshare server --resume" in server.said
+    assert "stopped; the same command with --resume" in server.said
     server = deployment.server()
     assert server.wait() == 0, server.said
     assert [client.wait() for client in clients] == [0, 0, 0], clients[0].said

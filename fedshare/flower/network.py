@@ -74,11 +74,11 @@ class FlowerNetwork:
             if (left := until - time.monotonic()) <= 0:
                 raise RunHalted(f"waited {self._patience:g} s for {needed} clients; have {names}{why}")
             if getattr(self._grid, "complete", False):
-                raise UserError(f"{needed} clients are waited for, and {len(here)} take part{why}")
+                raise UserError(f"{needed} clients are waited for, and {len(here)} take part: --nodes {needed}?{why}")
             if time.monotonic() - noted >= _NOTES:
                 noted = time.monotonic()
-                joining = f", {len(self._invited)} getting ready" if self._invited else ""
-                self._say(f"waiting for {needed} clients, up to {left:.0f} s more: have {names}{joining}")
+                joining = f"; getting ready: {len(self._invited)}" if self._invited else ""
+                self._say(f"waiting for {needed} clients, up to {left:.0f} s more; here: {names}{joining}")
             self._wait(min(0.1, left))
             time.sleep(0.01)  # any message wakes a wait
         self._begun = True

@@ -161,7 +161,7 @@ class StreamClient:
         """One connection, until it ends: True if it is not to be made again."""
         with self._channel() as channel:
             if not _is_ready(channel):
-                reach(self.address, self._identity)
+                self._diagnose()
                 raise NotYet(f"{self.address}: no gRPC connection in {CONNECT_DEADLINE:g} s")
             outbox: queue.SimpleQueue[_Reply | None] = queue.SimpleQueue()
             call = channel.stream_stream(METHOD, _serialize, _as_they_are)(self._frames(outbox))
@@ -173,6 +173,15 @@ class StreamClient:
                 outbox.put(None)
                 if not self._closing.is_set():
                     call.cancel()
+
+    def _diagnose(self) -> None:
+        """Raise what stands in the way. Who was let in once waits: the operator may put right what is wrong."""
+        try:
+            reach(self.address, self._identity)
+        except UserError as error:
+            if self._hello.epoch:
+                raise NotYet(str(error)) from None
+            raise
 
     def _channel(self) -> grpc.Channel:
         options = tls.options(FRAME_LIMIT, self._heartbeat)

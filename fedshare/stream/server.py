@@ -188,6 +188,9 @@ class StreamServer:
             if client.connection and farewell is not None:
                 _hang_up(client.connection, Down(farewell=Farewell(reason=farewell)))
         await self._server.stop(None if farewell is None else CLOSE_DEADLINE)
+        if rest := asyncio.all_tasks() - {asyncio.current_task()}:  # gRPC's own, and what waits for a connection
+            await asyncio.wait(rest, timeout=CLOSE_DEADLINE)
+        await asyncio.sleep(0.05)  # gRPC's poller may still hold events for this loop
 
     def _note_change(self) -> None:
         self._present = frozenset(client.id for client in self._clients.values() if not client.absent)
