@@ -156,6 +156,17 @@ def test_a_stopped_client_costs_its_rounds_their_deadline_and_no_more(keys: Path
     assert max(sum(row["seconds"].values()) for row in rows) < 12, "a round waits its deadline, for train and for test"
 
 
+def test_a_stopped_server_costs_no_bit(deployment: Deployment, undisturbed: Path) -> None:
+    server, clients = deployment.server(), [deployment.client(id) for id in range(3)]
+    deployment.reach(2, server)
+    server.signal(signal.SIGSTOP)  # with a round under way
+    clients[0].until("waiting for")  # two heartbeats of silence
+    server.signal(signal.SIGCONT)
+    assert server.wait() == 0, server.said
+    assert [client.wait() for client in clients] == [0, 0, 0], clients[0].said
+    assert_equal(deployment.run, undisturbed)
+
+
 def test_a_server_that_is_told_to_stop_goes_on_later(deployment: Deployment, undisturbed: Path) -> None:
     server, clients = deployment.server(), [deployment.client(id) for id in range(3)]
     deployment.reach(3, server)
