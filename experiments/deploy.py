@@ -4,7 +4,6 @@ Nothing here loads torch before a client's device is chosen.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -103,8 +102,7 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     text = OmegaConf.to_yaml(config)
     run_config: _Config = {"config": text, "folder": folder, "wait": options.wait}
     run_config |= {"resume": options.resume is not None, "clients": options.clients or 0}
-    digest = hashlib.sha256(federation.agreed(config).encode()).hexdigest()
-    return run_config, {"config": text}, digest, config.partition.get("clients") or 0
+    return run_config, {"config": text}, federation.digest(config), config.partition.get("clients") or 0
 
 
 def client(options: argparse.Namespace) -> int:
@@ -113,8 +111,8 @@ def client(options: argparse.Namespace) -> int:
     check_ranges(options)
     ids = _ids(options)
     gpus = [] if options.gpu == "none" else devices.visible_gpus(os.environ)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    places = devices.places(ids, options.gpu, options.per_gpu, options.gpu_memory, options.threads, gpus, cores)
+    sharing = options.per_gpu, options.gpu_memory, options.threads
+    places = devices.places(ids, options.gpu, *sharing, gpus, devices.cores())
     for id in ids:  # what is wrong with one is said before any starts
         _client_identity(options, id)
     if len(ids) > 1:
@@ -132,7 +130,7 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
     if options.overrides:
         from . import compose, federation
 
-        digest = hashlib.sha256(federation.agreed(compose.resolved(options.overrides)).encode()).hexdigest()
+        digest = federation.digest(compose.resolved(options.overrides))
 
     def load():  # type: ignore[no-untyped-def]  # flwr's ClientApp
         _say(f"connected to {options.server} as client {id}")

@@ -4,7 +4,6 @@ It asks a server and never greets it as a client, so that none that is at work n
 """
 
 import argparse
-import hashlib
 import os
 import queue
 import socket
@@ -163,10 +162,13 @@ def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
         from . import compose
 
         config = compose.resolved(options.overrides)
-        from .federation import SHARED, agreed  # loads torch, for which a config need not wait
+        from . import federation  # loads torch, for which a config need not wait
 
-        digest = hashlib.sha256(agreed(config).encode()).hexdigest()
-        yield OK, f"config: {digest[:12]}, the digest of what server and clients must share: {', '.join(SHARED)}"
+        digest = federation.digest(config)
+        yield (
+            OK,
+            f"config: {digest[:12]}, the digest of what server and clients must share: {', '.join(federation.SHARED)}",
+        )
     if not options.server or (options.id is None and not options.overrides):
         return
     identity = _identity(options)

@@ -1,7 +1,6 @@
 """One run, from a resolved config to the folder it leaves; `fedshare run`, `demo` and `resume` end here."""
 
 import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -13,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save as save_tensors
 
-from fedshare import checkpoint
+from fedshare import checkpoint, devices
 from fedshare.chain import START
 from fedshare.checkpoint import Checkpoint
 from fedshare.data.partition import table
@@ -100,7 +99,7 @@ def last_checkpoint(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
 
 def simulation(config: DictConfig, population: Population | None) -> Simulation:
     workers = config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = devices.cores()
     if workers is None:
         # Processes on one accelerator would each hold a context of it, and wait for each other.
         workers = cores if cores > 1 and config.device == "cpu" else 0
@@ -117,9 +116,8 @@ def rounds(
     population: Population,
     start: Checkpoint | None,
     group: str | None,
-    note: str = "",
 ) -> None:
-    """All rounds after `start`, wherever the clients are; `note` is what to say of the run in its first line."""
+    """All rounds after `start`, wherever the clients are."""
     if start is None:
         with one_thread():
             state = population.strategy.init(population.scratch.initial)
@@ -131,7 +129,7 @@ def rounds(
     _draw_partition(population, folder, config.name)
     schedule = build.schedule(config, population.sizes())
     tracker = make(config.tracking, "tracking", Tracker)
-    header = f"{config.name} · {_population_line(population)} · seed {config.seed}{note}"
+    header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
     with terminable(), Progress(config.rounds, first, header) as progress:
         tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
         completed = False

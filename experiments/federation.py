@@ -5,6 +5,7 @@ line) or ``config`` (the resolved config as YAML, which is then all there is); o
 ``resume``, ``clients`` (how many to wait for), ``wait`` (seconds).
 """
 
+import hashlib
 import itertools
 import shlex
 import time
@@ -61,6 +62,11 @@ def _overrides(run_config: RunConfig) -> list[str]:
 def agreed(config: DictConfig) -> str:
     """What everyone in a run must have alike, as one text."""
     return OmegaConf.to_yaml(OmegaConf.masked_copy(config, list(SHARED)), sort_keys=True)
+
+
+def digest(config: DictConfig) -> str:
+    """SHA-256, in hex, by which two participants see whether they agree."""
+    return hashlib.sha256(agreed(config).encode()).hexdigest()
 
 
 def population(run_config: RunConfig, device: str) -> tuple[str, Population]:

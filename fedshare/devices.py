@@ -43,6 +43,11 @@ class Place:
         return f"gpu {self.gpu}" + (f" ({self.memory * 100:.0f} %)" if self.memory is not None else "")
 
 
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     """The GPUs that CUDA_VISIBLE_DEVICES allows, by number or UUID; where it is not set, all that nvidia-smi lists.
 

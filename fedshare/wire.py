@@ -91,9 +91,10 @@ def _described(entry: Entry) -> tuple[torch.dtype, list[int], int]:
     if len(entry.shape) > MOST_DIMENSIONS:
         raise ValueError(f"{entry.name!r:.60} has {len(entry.shape)} dimensions; at most {MOST_DIMENSIONS} are taken")
     shape = list(entry.shape)
-    if (
-        math.prod(max(1, length) for length in shape) * dtype.itemsize >= 1 << 63
-    ):  # beside a 0 no bytes would be lacking
+    memory = (
+        math.prod(max(1, length) for length in shape) * dtype.itemsize
+    )  # max: beside a 0, no bytes would be lacking
+    if memory >= 1 << 63:
         raise ValueError(f"{entry.name!r:.60} has a shape beyond all memory")
     return dtype, shape, math.prod(shape) * dtype.itemsize
 

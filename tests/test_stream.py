@@ -734,8 +734,7 @@ def test_leaving_and_hanging_up_are_two_things() -> None:
 
 def test_the_health_service_answers_over_mutual_tls(pki: Path) -> None:
     with serving(identity(pki, "ours/server")) as server:
-        credentials = tls.channel_credentials(identity(pki, "ours/client-1"))
-        with grpc.secure_channel(server.address, credentials) as channel:
+        with tls.channel(server.address, identity(pki, "ours/client-1"), 5.0) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             answers = [check(health_pb2.HealthCheckRequest(service=name), timeout=5) for name in ("", SERVICE)]
         assert [answer.status for answer in answers] == [health_pb2.HealthCheckResponse.SERVING] * 2

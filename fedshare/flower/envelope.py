@@ -8,11 +8,10 @@ from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from fedshare._proto.payload_pb2 import Envelope
 from fedshare.errors import first_line
 from fedshare.flower import private
+from fedshare.stream.frames import Buffer
 
 LARGE = 4096  # bytes from which an array travels behind the envelope
 _HEAD = 4  # bytes that say how long the envelope is
-
-Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)

@@ -96,23 +96,26 @@ class FlowerNetwork:
             ids = self._grid.push_messages([Message(content, node, ATTEND) for node in new])
             self._invited |= zip(ids, new, strict=True)
             self._ask_at |= dict.fromkeys(new, math.inf)
-        for reply in self._grid.pull_messages(list(self._invited)) if self._invited else ():
+        replies = list(self._grid.pull_messages(list(self._invited))) if self._invited else []
+        names = names_of(self._grid) if replies else {}
+        for reply in replies:
             node = self._invited.pop(reply.metadata.reply_to_message_id)
             try:
-                self._admit(node, Attendance.FromString(unwrap(_content(reply))[0]))
+                attendance = Attendance.FromString(unwrap(_content(reply))[0])
+                self._admit(node, names.get(node, ""), attendance, here)
             except (ValueError, DecodeError) as error:
-                self._refuse(node, brief(str(error)))
+                self._refuse(node, names.get(node) or f"node {node}", brief(str(error)))
         return sorted(client for client, node in self._nodes.items() if node in here)
 
-    def _admit(self, node: int, attendance: Attendance) -> None:
+    def _admit(self, node: int, name: str, attendance: Attendance, here: set[int]) -> None:
         """Raises ValueError where a node says that it is somebody else."""
-        client, name = attendance.client, names_of(self._grid).get(node, "")
+        client = attendance.client
         if re.fullmatch(r"client-\d+", name) and name != f"client-{client}":
             raise ValueError(f"it says that it is client {client}, but it is registered as {name}")
         if not client < self._everyone:
             raise ValueError(f"it says that it is client {client}, and there are {self._everyone}")
         other = self._nodes.get(client, node)
-        if other != node and other in set(self._grid.get_node_ids()):
+        if other != node and other in here:
             raise ValueError(f"it says that it is client {client}, and so does node {other}")
         if self._begun or node in self.refused:
             self._say(
@@ -121,9 +124,8 @@ class FlowerNetwork:
         self.refused.pop(node, None)
         self._nodes[client], self.attendance[client] = node, attendance
 
-    def _refuse(self, node: int, reason: str) -> None:
+    def _refuse(self, node: int, name: str, reason: str) -> None:
         if self.refused.get(node) != reason:
-            name = names_of(self._grid).get(node) or f"node {node}"
             self._say(f"{name} does not take part, and is asked again in {_AGAIN:g} s: {reason}")
         self.refused[node] = reason
         self._ask_at[node] = time.monotonic() + _AGAIN

@@ -8,10 +8,11 @@ from flwr.clientapp import ClientApp
 
 from fedshare.errors import RunHalted, UserError
 from fedshare.flower import private
-from fedshare.flower.envelope import Buffer, seal, unseal
+from fedshare.flower.envelope import seal, unseal
 from fedshare.flower.grid import OwnGrid, arrived, client_of, node_of, reply, unavailable
 from fedshare.flower.inprocess import ask
 from fedshare.stream.client import StreamClient, Welcomed
+from fedshare.stream.frames import Buffer
 from fedshare.stream.server import StreamServer
 
 

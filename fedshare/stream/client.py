@@ -19,7 +19,6 @@ from fedshare.keys import Identity
 from fedshare.stream import tls
 from fedshare.stream.diagnose import NotYet, reach
 from fedshare.stream.frames import (
-    FRAME_LIMIT,
     MESSAGE_LIMIT,
     PROTOCOL,
     Assembly,
@@ -159,7 +158,7 @@ class StreamClient:
 
     def _converse(self) -> bool:
         """One connection, until it ends: True if it is not to be made again."""
-        with self._channel() as channel:
+        with tls.channel(self.address, self._identity, self._heartbeat) as channel:
             if not _is_ready(channel):
                 self._diagnose()
                 raise NotYet(f"{self.address}: no gRPC connection in {CONNECT_DEADLINE:g} s")
@@ -182,12 +181,6 @@ class StreamClient:
             if self._hello.epoch:
                 raise NotYet(str(error)) from None
             raise
-
-    def _channel(self) -> grpc.Channel:
-        options = tls.options(FRAME_LIMIT, self._heartbeat)
-        if self._identity:
-            return grpc.secure_channel(self.address, tls.channel_credentials(self._identity), options)
-        return grpc.insecure_channel(self.address, options)
 
     def _frames(self, outbox: "queue.SimpleQueue[_Reply | None]") -> Iterator[Up]:
         yield Up(hello=self._hello)

@@ -13,7 +13,7 @@ from fedshare.errors import first_line
 from fedshare.keys import Identity
 from fedshare.stream import tls
 from fedshare.stream.diagnose import NotYet
-from fedshare.stream.frames import FRAME_LIMIT, PROTOCOL
+from fedshare.stream.frames import PROTOCOL
 from fedshare.stream.server import ASK, SERVICE
 
 
@@ -22,7 +22,7 @@ def health(address: str, identity: Identity | None, deadline: float) -> str:
 
     Raises NotYet where it says nothing within `deadline` seconds.
     """
-    with _channel(address, identity, deadline) as channel:
+    with tls.channel(address, identity, deadline) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         try:
             reply = check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=deadline, wait_for_ready=True)
@@ -44,7 +44,7 @@ def ask(
 ) -> Answer:
     """Whether the server would let a client in; none that is connected is disturbed. Raises NotYet as `health` does."""
     hello = Hello(protocol=PROTOCOL, client=client, version=version, config=config_sha256)
-    with _channel(address, identity, deadline) as channel:
+    with tls.channel(address, identity, deadline) as channel:
         call = channel.unary_unary(ASK, Hello.SerializeToString, Down.FromString)
         before = time.time()
         try:
@@ -54,13 +54,6 @@ def ask(
         after = time.time()
     theirs = float(dict(state.trailing_metadata())["time"])
     return Answer(down.refusal.reason, (before + after) / 2 - theirs, (after - before) / 2)
-
-
-def _channel(address: str, identity: Identity | None, deadline: float) -> grpc.Channel:
-    options = tls.options(FRAME_LIMIT, deadline)
-    if identity:
-        return grpc.secure_channel(address, tls.channel_credentials(identity), options)
-    return grpc.insecure_channel(address, options)
 
 
 def _said_nothing(address: str, error: Any, deadline: float) -> NotYet:

@@ -9,9 +9,8 @@ import queue
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -21,7 +20,6 @@ from fedshare.errors import UserError, brief
 from fedshare.keys import Identity
 from fedshare.stream import tls
 from fedshare.stream.frames import (
-    FRAME_LIMIT,
     MESSAGE_LIMIT,
     PROTOCOL,
     Assembly,
@@ -31,6 +29,7 @@ from fedshare.stream.frames import (
     filled,
     parse,
 )
+from fedshare.stream.mailbox import Mailbox, Message
 
 METHOD, ASK = "/fedshare.v1.Stream/Connect", "/fedshare.v1.Stream/Ask"
 SERVICE = "fedshare.v1.Stream"
@@ -62,23 +61,15 @@ class Answer:
 
 
 @dataclass(eq=False)
-class _Message:
-    ticket: int
-    buffers: Sequence[Buffer]
-    number: int = 0  # as its client counts; 0: not sent yet
-    sent: bool = False  # whole, on this connection or one before
-    given_up: bool = False
-
-
-@dataclass(eq=False)
-class _Client:
-    id: int
-    waiting: deque[_Message] = field(default_factory=deque)
-    current: _Message | None = None  # the one it works on: it has no more than one
-    sent: int = 0  # the number of the last
+class _Client(Mailbox):
+    id: int = 0
     connection: "_Connection | None" = None
     absent: bool = False
     expiry: asyncio.TimerHandle | None = None  # when it will be, unless it comes back
+
+    def wake(self) -> None:
+        if self.connection:
+            self.connection.wake.set()
 
 
 class _Connection:
@@ -135,7 +126,7 @@ class StreamServer:
     def send(self, client: int, buffers: Sequence[Buffer]) -> int:
         """Send what `buffers` hold to `client`, after what was sent before; give a ticket for the answer."""
         self._tickets += 1
-        self._loop.call_soon_threadsafe(self._enqueue, client, _Message(self._tickets, filled(buffers)))
+        self._loop.call_soon_threadsafe(self._enqueue, client, Message(self._tickets, filled(buffers)))
         return self._tickets
 
     def receive(self, timeout: float) -> list[Answer]:
@@ -164,7 +155,7 @@ class StreamServer:
     # In the stream's own thread, all of it.
 
     async def _listen(self) -> int:
-        server = grpc.aio.server(options=tls.server_options(FRAME_LIMIT, self.settings.heartbeat))
+        server = grpc.aio.server(options=tls.server_options(self.settings.heartbeat))
         connect = grpc.stream_stream_rpc_method_handler(self._connect)
         ask = grpc.unary_unary_rpc_method_handler(self._ask)
         server.add_generic_rpc_handlers((_Door({METHOD: connect, ASK: ask}),))
@@ -196,31 +187,18 @@ class StreamServer:
         self._present = frozenset(client.id for client in self._clients.values() if not client.absent)
         self._changed.set()
 
-    def _enqueue(self, id: int, message: _Message) -> None:
+    def _enqueue(self, id: int, message: Message) -> None:
         client = self._clients.get(id)
         if client is None or client.absent:
             self._answers.put(Answer(message.ticket, id, None, "not connected"))
             return
-        client.waiting.append(message)
-        self._next(client)
-
-    def _next(self, client: _Client) -> None:
-        """Let the client have its next message, where it is not at work on one."""
-        if client.current is None and client.waiting:
-            client.sent += 1
-            client.current = client.waiting.popleft()
-            client.current.number = client.sent
-        if client.connection:
-            client.connection.wake.set()
+        client.put(message)
+        client.wake()
 
     def _forget(self, tickets: set[int]) -> None:
         for client in self._clients.values():
-            client.waiting = deque(message for message in client.waiting if message.ticket not in tickets)
-            if client.current and client.current.ticket in tickets:
-                client.current.given_up = True
-                if not client.current.sent:
-                    client.current = None
-                    self._next(client)
+            client.forget(tickets)
+            client.wake()
 
     async def _connect(self, _: object, context: grpc.aio.ServicerContext) -> None:
         try:
@@ -232,7 +210,7 @@ class StreamServer:
 
     async def _admit(self, hello: Hello, context: grpc.aio.ServicerContext) -> None:
         """Let a client in, for as long as its connection lasts. Raises FrameError."""
-        client = self._clients.setdefault(hello.client, _Client(hello.client))
+        client = self._clients.setdefault(hello.client, _Client(id=hello.client))
         if client.connection:
             _hang_up(client.connection, _refusal(f"another process has connected as client {client.id}"))
         if client.expiry:
@@ -250,7 +228,8 @@ class StreamServer:
 
     async def _converse(self, client: _Client, connection: _Connection, hello: Hello) -> bool:
         """All that is said on a connection, until it ends: True where the client has left."""
-        welcome = Welcome(epoch=self._epoch, answered=self._resume(client, hello), config=self.settings.config)
+        answered = client.resume(hello.received if hello.epoch == self._epoch else 0)
+        welcome = Welcome(epoch=self._epoch, answered=answered, config=self.settings.config)
         welcome.clients = self.settings.clients
         await connection.context.write(Down(welcome=welcome).SerializeToString())
         self.refused.pop(client.id, None)
@@ -311,18 +290,6 @@ class StreamServer:
             return bytes(_refusal(f"client {hello.client} was refused: {reason}").SerializeToString())
         return bytes(Down(welcome=Welcome(clients=self.settings.clients)).SerializeToString())
 
-    def _resume(self, client: _Client, hello: Hello) -> int:
-        """Go on where the last connection broke off; give the last message that was answered."""
-        current = client.current
-        if current is None:
-            return client.sent
-        holds = hello.epoch == self._epoch and hello.received >= current.number
-        current.sent = holds
-        if current.given_up and not holds:
-            client.current = None
-            self._next(client)
-        return current.number - 1
-
     async def _write(self, client: _Client, connection: _Connection) -> None:
         """Send the client what it is to have, until there is a last thing to say."""
         while connection.last is None:
@@ -349,22 +316,16 @@ class StreamServer:
                 return True
             if kind != "chunk":
                 raise FrameError("a second greeting" if kind else "a frame that says nothing")
-            if up.chunk.message > client.sent:
+            if up.chunk.message > client.counted:
                 raise FrameError(f"an answer to message {up.chunk.message}, which was never sent")
             if client.current is None or client.current.number != up.chunk.message:
                 continue  # repeated after a cut, or too late
-            if whole := assembly.add(up.chunk):
-                self._answered(client, *whole)
+            if (whole := assembly.add(up.chunk)) is None:
+                continue
+            if message := client.answered():
+                self._answers.put(Answer(message.ticket, client.id, whole[1]))
+            client.wake()
         return False
-
-    def _answered(self, client: _Client, number: int, body: bytearray) -> None:
-        message = client.current
-        if message is None or message.number != number:
-            return  # a repetition: the answer had come before the connection broke off
-        client.current = None
-        if not message.given_up:
-            self._answers.put(Answer(message.ticket, client.id, body))
-        self._next(client)
 
     def _ended(self, client: _Client, connection: _Connection, gone: str | None) -> None:
         """A connection has: for good where there is a reason, perhaps not where it broke off."""
@@ -379,11 +340,8 @@ class StreamServer:
 
     def _lose(self, client: _Client, reason: str) -> None:
         client.absent = True
-        for message in [client.current, *client.waiting]:
-            if message and not message.given_up:
-                self._answers.put(Answer(message.ticket, client.id, None, reason))
-        client.current = None
-        client.waiting.clear()
+        for message in client.lost():
+            self._answers.put(Answer(message.ticket, client.id, None, reason))
         self._note_change()
 
 

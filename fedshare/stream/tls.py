@@ -1,9 +1,10 @@
-"""gRPC's credentials from certificates, and who a caller is by its own."""
+"""gRPC's connections from certificates, and who a caller is by its own."""
 
 import grpc
 
 from fedshare.errors import UserError
 from fedshare.keys import Identity, client_id_of
+from fedshare.stream.frames import FRAME_LIMIT
 
 HANDSHAKE_DEADLINE = 5.0  # seconds for a caller to say anything
 
@@ -13,8 +14,12 @@ def server_credentials(identity: Identity) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([(identity.key, identity.certificate)], identity.ca, require_client_auth=True)
 
 
-def channel_credentials(identity: Identity) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
+def channel(address: str, identity: Identity | None, heartbeat: float) -> grpc.Channel:
+    """To a server, in the clear where there is no identity."""
+    if identity is None:
+        return grpc.insecure_channel(address, options(heartbeat))
+    credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
+    return grpc.secure_channel(address, credentials, options(heartbeat))
 
 
 def certified(context: grpc.aio.ServicerContext) -> int | None:
@@ -28,7 +33,7 @@ def certified(context: grpc.aio.ServicerContext) -> int | None:
     return client_id_of(certificates[0])
 
 
-def options(frame_limit: int, heartbeat: float) -> list[tuple[str, int]]:
+def options(heartbeat: float) -> list[tuple[str, int]]:
     """For both ends. `heartbeat`: seconds between pings; one unanswered for as long ends the connection.
 
     Pings are HTTP/2's: gRPC's core sends and answers them however busy Python is, and a stopped process does not.
@@ -37,8 +42,8 @@ def options(frame_limit: int, heartbeat: float) -> list[tuple[str, int]]:
     return [
         ("grpc.max_metadata_size", 8192),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_receive_message_length", frame_limit),
-        ("grpc.max_send_message_length", frame_limit),
+        ("grpc.max_receive_message_length", FRAME_LIMIT),
+        ("grpc.max_send_message_length", FRAME_LIMIT),
         ("grpc.keepalive_time_ms", every),
         ("grpc.keepalive_timeout_ms", every),
         ("grpc.http2.ping_timeout_ms", every),  # gRPC's core goes by this one: 60 s where it is not said
@@ -48,9 +53,9 @@ def options(frame_limit: int, heartbeat: float) -> list[tuple[str, int]]:
     ]
 
 
-def server_options(frame_limit: int, heartbeat: float) -> list[tuple[str, int]]:
+def server_options(heartbeat: float) -> list[tuple[str, int]]:
     return [
-        *options(frame_limit, heartbeat),
+        *options(heartbeat),
         ("grpc.so_reuseport", 0),  # or two servers on one port would share the clients, silently
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_DEADLINE * 1000)),
         ("grpc.max_concurrent_streams", 8),
