@@ -12,6 +12,15 @@ def state_folder(given: str | None = None) -> Path:
     return (Path(home) if home else Path.home() / ".local" / "state") / "fedshare"
 
 
+def data_folder(root: str | Path | None = None) -> Path:
+    """Where data sets and weights lie: `root`, or ``$FEDSHARE_DATA``, or the user's cache folder."""
+    if root or (root := os.environ.get("FEDSHARE_DATA")):
+        return Path(root).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("fedshare"))
+
+
 def write_atomically(path: Path, data: bytes | str, mode: int = 0o666) -> None:
     """Write beside, fsync, rename, fsync the folder. It has `mode`, less the umask, from the first moment."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

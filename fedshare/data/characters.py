@@ -4,6 +4,7 @@ The text: Karpathy, char-rnn, 2015. The task, next character from at most `lengt
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ ALPHABET = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 VOCABULARY = 1 + len(ALPHABET)  # 0 is padding, as everywhere
 TOKENS = np.zeros(256, np.int64)
 TOKENS[list(ALPHABET)] = np.arange(1, VOCABULARY)
+NOTHING = np.zeros(0, np.int64)  # what somebody says who has no line
 IGNORED = -100  # the target of padding
 TEST = 0.2  # the fraction of a speaker's lines, the last ones
 
@@ -31,15 +33,24 @@ def shakespeare(root: str | Path | None = None, *, vocabulary: int = VOCABULARY,
     """
     if vocabulary != VOCABULARY:
         raise UserError(f"shakespeare: vocabulary is {vocabulary}, it must be {VOCABULARY}")
+    return spoken("shakespeare", root, lambda text: TOKENS[np.frombuffer(text, np.uint8)], VOCABULARY, length)
+
+
+def spoken(
+    name: str, root: str | Path | None, encode: Callable[[bytes], np.ndarray], vocabulary: int, length: int
+) -> Dataset:
+    """The data set of Tiny Shakespeare in the tokens that `encode` makes, int64, of a stretch of somebody's lines."""
     if length < 1:
-        raise UserError(f"shakespeare: length is {length}, it must be at least 1")
+        raise UserError(f"{name}: length is {length}, it must be at least 1")
     lines = list(read_speakers(find(TINY_SHAKESPEARE, root)["input.txt"]).values())
     cuts = [len(own) - int(len(own) * TEST) for own in lines]
-    train = [windows(own[:cut], length) for own, cut in zip(lines, cuts, strict=True)]
-    test = [windows(own[cut:], length) for own, cut in zip(lines, cuts, strict=True)]
-    x, y = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*train, *test, strict=True))
-    owner = np.tile(np.arange(len(lines)), 2).repeat([len(y) for _, y in train + test])
-    return Dataset("shakespeare", Examples(x, y), sum(len(y) for _, y in train), VOCABULARY, owner)
+    stretches = [own[:cut] for own, cut in zip(lines, cuts, strict=True)]
+    stretches += [own[cut:] for own, cut in zip(lines, cuts, strict=True)]
+    parts = [windows(encode(b"".join(line + b"\n" for line in own)) if own else NOTHING, length) for own in stretches]
+    x, y = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+    sizes = [len(y) for _, y in parts]
+    owner = np.tile(np.arange(len(lines)), 2).repeat(sizes)
+    return Dataset(name, Examples(x, y), sum(sizes[: len(lines)]), vocabulary, owner)
 
 
 def read_speakers(path: Path) -> dict[bytes, list[bytes]]:
@@ -59,9 +70,8 @@ def read_speakers(path: Path) -> dict[bytes, list[bytes]]:
     return speakers
 
 
-def windows(lines: list[bytes], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, int64 ``[n, length]``: every character but the first is a target, once."""
-    tokens = TOKENS[np.frombuffer(b"".join(line + b"\n" for line in lines), np.uint8)]
+def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets, int64 ``[n, length]``: every token but the first is a target, once."""
     targets = max(len(tokens) - 1, 0)
     x = np.zeros(-(-targets // length) * length, np.int64)
     y = np.full_like(x, IGNORED)

@@ -19,6 +19,7 @@ from filelock import FileLock
 from fedshare.data.download import DEADLINE, fetch, unpack
 from fedshare.data.sources import Source
 from fedshare.errors import UserError
+from fedshare.files import data_folder
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +43,6 @@ def find(source: Source, root: str | Path | None = None) -> dict[str, Path]:
         missing = ", ".join(name for name in source.names if name not in found)
         places = " or ".join(str(folder) for folder in folders)
         raise UserError(f"put {missing} into {places}: not there, and the download failed: {error}") from error
-
-
-def data_folder(root: str | Path | None = None) -> Path:
-    if root or (root := os.environ.get("FEDSHARE_DATA")):
-        return Path(root).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("fedshare"))
 
 
 def present(source: Source, folder: Path) -> dict[str, Path]:

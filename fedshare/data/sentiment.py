@@ -2,6 +2,8 @@
 
 SST: Socher et al., "Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank", EMNLP 2013.
 SST-2 is its GLUE version: Wang et al., 2018, arXiv:1804.07461. Movie Review: Pang and Lee, "Seeing Stars", ACL 2005.
+
+Tokens are words, those that occur `min_count` times in training; or a `tokenizer`'s, for a model that knows it.
 """
 
 import re
@@ -14,21 +16,36 @@ from fedshare.data.files import find
 from fedshare.data.sources import MOVIE_REVIEW, SST2, SST_TREES
 from fedshare.data.split import stratified
 from fedshare.data.text import Texts, classification, read_lines
+from fedshare.data.tokenizer import Tokenizer
 from fedshare.errors import UserError
 
 
-def sst2(root: str | Path | None = None, *, vocabulary: int, length: int, min_count: int = 2) -> Dataset:
+def sst2(
+    root: str | Path | None = None,
+    *,
+    vocabulary: int,
+    length: int,
+    min_count: int = 2,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
     """67,349 phrases for training and 872 sentences for test, 2 classes, 1 for praise.
 
     GLUE keeps the labels of its test part to itself, so the published development part is the test.
     """
     files = find(SST2, root)
     train, test = read_tsv(files["train.tsv"]), read_tsv(files["dev.tsv"])
-    return classification("sst2", train, test, classes=2, vocabulary=vocabulary, length=length, min_count=min_count)
+    texts = {"vocabulary": vocabulary, "length": length, "min_count": min_count}
+    return classification("sst2", train, test, classes=2, **texts, tokenizer=tokenizer)
 
 
 def sst_trees(
-    root: str | Path | None = None, *, classes: int = 2, vocabulary: int, length: int, min_count: int = 2
+    root: str | Path | None = None,
+    *,
+    classes: int = 2,
+    vocabulary: int,
+    length: int,
+    min_count: int = 2,
+    tokenizer: Tokenizer | None = None,
 ) -> Dataset:
     """Whole sentences with the label of their tree's root.
 
@@ -39,12 +56,18 @@ def sst_trees(
         raise UserError(f"sst_trees: classes is {classes}, it must be 2 or 5")
     files = find(SST_TREES, root)
     train, test = (read_trees(files[f"{part}.txt"], binary=classes == 2) for part in ("train", "test"))
-    return classification(
-        "sst_trees", train, test, classes=classes, vocabulary=vocabulary, length=length, min_count=min_count
-    )
+    texts = {"vocabulary": vocabulary, "length": length, "min_count": min_count}
+    return classification("sst_trees", train, test, classes=classes, **texts, tokenizer=tokenizer)
 
 
-def movie_review(root: str | Path | None = None, *, vocabulary: int, length: int, min_count: int = 2) -> Dataset:
+def movie_review(
+    root: str | Path | None = None,
+    *,
+    vocabulary: int,
+    length: int,
+    min_count: int = 2,
+    tokenizer: Tokenizer | None = None,
+) -> Dataset:
     """5,331 sentences of praise (1) and as many of blame (0); 90 % of each for training, always the same."""
     files = find(MOVIE_REVIEW, root)
     parts = {
@@ -55,9 +78,8 @@ def movie_review(root: str | Path | None = None, *, vocabulary: int, length: int
     train, test = (
         (sentences[rows].tolist(), labels[rows].tolist()) for rows in stratified(labels, 0.1, "movie_review")
     )
-    return classification(
-        "movie_review", train, test, classes=2, vocabulary=vocabulary, length=length, min_count=min_count
-    )
+    texts = {"vocabulary": vocabulary, "length": length, "min_count": min_count}
+    return classification("movie_review", train, test, classes=2, **texts, tokenizer=tokenizer)
 
 
 def read_tsv(path: Path) -> Texts:

@@ -1,4 +1,4 @@
-"""From sentences to tokens: a vocabulary of the training part's most frequent words, and texts of one length."""
+"""From sentences to tokens: the training part's most frequent words, or a tokenizer's; and texts of one length."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedshare.data.dataset import Dataset, Examples
+from fedshare.data.tokenizer import Tokenizer, fitting
 from fedshare.errors import UserError
 
 PADDING, UNKNOWN = 0, 1  # the tokens that are no word
@@ -38,19 +39,29 @@ def build_vocabulary(sentences: Iterable[list[str]], size: int, min_count: int) 
     return {word: token for token, word in enumerate(kept[: size - 2], start=2)}
 
 
-def encode(sentences: list[list[str]], vocabulary: dict[str, int], length: int) -> torch.Tensor:
+def pad(texts: list[list[int]], length: int) -> torch.Tensor:
     """Tokens, int64 ``[n, length]``: longer texts are cut off, shorter ones padded at their end."""
-    tokens = np.full((len(sentences), length), PADDING, np.int64)
-    for row, sentence in zip(tokens, sentences, strict=True):
-        known = [vocabulary.get(word, UNKNOWN) for word in sentence[:length]]
-        row[: len(known)] = known
+    tokens = np.full((len(texts), length), PADDING, np.int64)
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = text[:length]
     return torch.from_numpy(tokens)
 
 
 def classification(
-    name: str, train: Texts, test: Texts, *, classes: int, vocabulary: int, length: int, min_count: int
+    name: str,
+    train: Texts,
+    test: Texts,
+    *,
+    classes: int,
+    vocabulary: int,
+    length: int,
+    min_count: int,
+    tokenizer: Tokenizer | None = None,
 ) -> Dataset:
-    """The data set of labelled sentences: tokens below `vocabulary`, int64 ``[n, length]``, and their labels."""
+    """The data set of labelled sentences: tokens below `vocabulary`, int64 ``[n, length]``, and their labels.
+
+    Tokens are the training part's most frequent words that occur `min_count` times, or what a `tokenizer` says.
+    """
     for argument, value, least in (("vocabulary", vocabulary, 3), ("length", length, 1), ("min_count", min_count, 1)):
         if value < least:
             raise UserError(f"{name}: {argument} is {value}, it must be at least {least}")
@@ -58,7 +69,11 @@ def classification(
         raise UserError(
             f"{name}: {len(train[0])} training and {len(test[0])} test sentences, where neither may be none"
         )
-    sentences = [words(sentence) for sentence in train[0] + test[0]]
-    known = build_vocabulary(sentences[: len(train[0])], vocabulary, min_count)
     y = torch.tensor(train[1] + test[1], dtype=torch.int64)
-    return Dataset(name, Examples(encode(sentences, known, length), y), len(train[0]), classes)
+    if tokenizer:
+        tokens = [fitting(name, tokenizer, vocabulary).encode(sentence) for sentence in train[0] + test[0]]
+    else:
+        sentences = [words(sentence) for sentence in train[0] + test[0]]
+        known = build_vocabulary(sentences[: len(train[0])], vocabulary, min_count)
+        tokens = [[known.get(word, UNKNOWN) for word in sentence[:length]] for sentence in sentences]
+    return Dataset(name, Examples(pad(tokens, length), y), len(train[0]), classes)

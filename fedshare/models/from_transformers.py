@@ -1,0 +1,120 @@
+"""Any text model of Hugging Face's transformers (Wolf et al. 2020), to classify a text or to go on with it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedshare.errors import UserError, brief, first_line
+from fedshare.models import check
+
+TASKS = {"classification": "AutoModelForSequenceClassification", "language_model": "AutoModelForCausalLM"}
+
+
+class Transformers(nn.Module):
+    """Tokens, int64 ``[batch, length]`` and 0 for padding at the end, to logits.
+
+    For the task `classification` they are ``[batch, classes]``: the zeros at a text's end become the model's own
+    padding and are masked. For `language_model` they are ``[batch, length, classes]``: 0 is a token like any other, for
+    padding at the end comes after all that counts; `classes` is `vocabulary`, logits of further tokens are left out.
+
+    `name` is a folder that transformers has saved, or a name on the hub; where nothing is `pretrained` only its
+    configuration is read, and an architecture's name, such as bert or gpt2, will do for one. `options` replace entries
+    of the configuration. Weights are read from safetensors alone, and no code that comes with a model is run.
+
+    Names of parameters begin with ``model.``; a classifier's head is ``model.classifier`` or ``model.score``. Some
+    architectures look at the values of a mask, and `torch.func.vmap` does not take those.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: str,
+        vocabulary: int,
+        length: int,
+        classes: int,
+        pretrained: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check.positive("Transformers", vocabulary=vocabulary, length=length, classes=classes)
+        check.choice("Transformers", "task", task, list(TASKS))
+        if task == "language_model" and classes != vocabulary:
+            raise UserError(f"Transformers: classes is {classes}; allowed is the vocabulary, {vocabulary}")
+        try:
+            import transformers
+        except ModuleNotFoundError:
+            raise UserError("Transformers needs transformers: pip install 'fedshare[peft]'") from None
+        kind = getattr(transformers, TASKS[task])
+        folder = Path(name).expanduser()
+        source = {"local_files_only": True} if folder.is_dir() else {}
+        place = str(folder) if source else name
+        entries = dict(options or {}) | {"num_labels": classes} if task == "classification" else dict(options or {})
+        try:
+            if not pretrained and not source and name in transformers.CONFIG_MAPPING:
+                config = transformers.AutoConfig.for_model(name, **entries)
+            else:
+                config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **source, **entries)
+            fit(name, config, vocabulary, length)
+            config.use_cache = False
+            if task == "classification" and config.pad_token_id is None:
+                config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
+            if pretrained:
+                with quiet(transformers.utils.logging):
+                    self.model, report = kind.from_pretrained(
+                        place,
+                        config=config,
+                        use_safetensors=True,
+                        trust_remote_code=False,
+                        output_loading_info=True,
+                        **source,
+                    )
+                complete(name, self.model.base_model_prefix, report["missing_keys"])
+            else:
+                self.model = kind.from_config(config)
+        except UserError:
+            raise
+        except Exception as error:  # of many libraries' kinds
+            raise UserError(f"Transformers: {name}: {brief(first_line(error))}") from error
+        self.model.float()  # some are published in half precision
+        self.task, self.classes, self.padding = task, classes, config.pad_token_id
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.task == "language_model":
+            return self.model(input_ids=tokens).logits[..., : self.classes]
+        seen = (tokens != 0).flip(1).cumsum(1).flip(1) > 0
+        seen = F.pad(seen[:, 1:], (1, 0), value=True)  # an empty text counts as one token, as in `TextTransformer`
+        return self.model(input_ids=tokens.masked_fill(~seen, self.padding), attention_mask=seen.long()).logits
+
+
+def fit(name: str, config: Any, vocabulary: int, length: int) -> None:
+    """Raise `UserError` where a configuration has no place for these tokens, or for texts of this length."""
+    if config.vocab_size < vocabulary:
+        raise UserError(f"Transformers: {name} has {config.vocab_size} tokens; the data's vocabulary is {vocabulary}")
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and most < length:
+        raise UserError(f"Transformers: {name} takes {most} tokens; the data's length is {length}")
+
+
+def complete(name: str, body: str, missing: Iterable[str]) -> None:
+    """Raise `UserError` where weights lack some of the model's body; a head may be new, and so may BERT's pooler."""
+    if lacking := sorted(n for n in missing if n.startswith(f"{body}.") and ".pooler." not in n):
+        more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
+        raise UserError(f"Transformers: {name} lacks the weights {lacking[0]}{more}")
+
+
+@contextmanager
+def quiet(logging: Any) -> Iterator[None]:
+    """Without a progress bar and a table for each process that loads a model."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
