@@ -3,11 +3,14 @@
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fedshare import seeds
+from fedshare import seeds, weights
+from fedshare.account import Account
 from fedshare.client import Training
 from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition
 from fedshare.errors import UserError, first_line
+from fedshare.parts import Parts
+from fedshare.peft import Method
 from fedshare.rounds import Schedule
 from fedshare.scratch import Scratch
 from fedshare.simulation import Partitioned, Population
@@ -32,8 +35,8 @@ def population_of(config: DictConfig) -> Population:
         device = _device(config.device)
         dataset = data(config)
         shares = Partitioned(dataset, partition, config.seed)
-        scratch = Scratch(_model(config, dataset), device)
-        return Population(strategy, scratch, training, shares, config.seed)
+        module, parts = tuned(config, dataset)
+        return Population(strategy, Scratch(module, device, parts), training, shares, config.seed)
 
 
 def check(config: DictConfig, seen: set[str]) -> None:
@@ -49,11 +52,12 @@ def check(config: DictConfig, seen: set[str]) -> None:
     for key, kind in (("strategy", Strategy), ("client", Training), ("tracking", Tracker)):
         if new(key):
             make(config[key], key, kind)
-    if new("model"):
-        instantiate.check(config.model, "model")
+    for key in ("model", "peft"):
+        if new(key):
+            instantiate.check(config[key], key)
     if new("device"):
         _device(config.device)
-    if new("data", "partition"):
+    if new("data", "train_examples", "partition"):
         make(config.partition, "partition", Partition).split(data(config), config.seed)
 
 
@@ -62,7 +66,8 @@ def data(config: DictConfig) -> Dataset:
     for key, found in (("shape", list(dataset.shape)), ("classes", dataset.classes)):
         if (stated := config.data.get(key)) != found:
             raise UserError(f"data.{key}={stated}: {dataset.name} has {found}")
-    return dataset
+    count = config.get("train_examples")
+    return dataset if count is None else dataset.scarce(count, config.seed)
 
 
 def schedule(config: DictConfig, sizes: list[int]) -> Schedule:
@@ -71,8 +76,13 @@ def schedule(config: DictConfig, sizes: list[int]) -> Schedule:
         seed=config.seed,
         clients_per_round=config.clients_per_round,
         evaluate_every=config.evaluate_every,
+        evaluate_first=config.evaluate_first,
         max_examples=max(sizes),  # who claims more than anyone was given is lying
     )
+
+
+def account(scratch: Scratch) -> Account:
+    return Account(scratch.parts.groups, sum(tensor.nbytes for tensor in scratch.whole.values()))
 
 
 def _device(name: str) -> torch.device:
@@ -83,19 +93,35 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def tuned(config: DictConfig, dataset: Dataset) -> tuple[torch.nn.Module, Parts]:
+    """The model that everyone starts with, from its weights where there are some, and its partition."""
+    method = make(config.peft, "peft", Method)
+    model = _model(config, dataset)
+    if config.weights is not None:
+        weights.overlay(model, weights.read(config.weights), f"weights={config.weights}")
+    with seeds.scope(config.seed, "peft"):  # of its own: what is added is the same whatever the model has drawn
+        model, parts = method.tune(model)
+    _show(model, dataset, "peft: the model it gives")
+    return model, parts
+
+
 def _model(config: DictConfig, dataset: Dataset) -> torch.nn.Module:
-    """Shown one example, so that a model of the wrong shape is named now, and a lazy one learns its shape."""
-    inputs, targets = dataset.pool.batch(slice(0, 1))
     with seeds.scope(config.seed, "model"):
         model: torch.nn.Module = make(config.model, "model", torch.nn.Module)
-        try:
-            with torch.no_grad():
-                found = list(model.eval()(inputs).shape)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            taken = f"{dataset.name}'s inputs of shape {list(dataset.shape)}"
-            raise UserError(f"model: cannot take {taken}: {first_line(error)}") from error
-    if found != (expected := [*targets.shape, dataset.classes]):
-        raise UserError(f"model: gives logits of shape {found}, not {expected} for {dataset.name}")
+        _show(model, dataset, "model:")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model: has no parameter to train")
     return model
+
+
+def _show(model: torch.nn.Module, dataset: Dataset, what: str) -> None:
+    """Show it one example, so that a model of the wrong shape is named now, and a lazy one learns its shape."""
+    inputs, targets = dataset.pool.batch(slice(0, 1))
+    try:
+        with torch.no_grad():
+            found = list(model.eval()(inputs).shape)
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        taken = f"{dataset.name}'s inputs of shape {list(dataset.shape)}"
+        raise UserError(f"{what} cannot take {taken}: {first_line(error)}") from error
+    if found != (expected := [*targets.shape, dataset.classes]):
+        raise UserError(f"{what} gives logits of shape {found}, not {expected} for {dataset.name}")

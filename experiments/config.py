@@ -1,4 +1,4 @@
-"""The root of every config: its keys, their types and their ranges."""
+"""The roots of configs: their keys, their types and their ranges."""
 
 import math
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from fedshare.errors import UserError
 class Root:
     """Types only: the values and what they mean stand in conf/config.yaml."""
 
+    peft: Any = MISSING
     strategy: Any = MISSING
     data: Any = MISSING
     partition: Any = MISSING
@@ -25,11 +26,38 @@ class Root:
     rounds: int = MISSING
     clients_per_round: int | None = MISSING
     seed: int = MISSING
+    train_examples: int | None = MISSING
+    weights: str | None = MISSING
     evaluate_every: int = MISSING
+    evaluate_first: bool = MISSING
     checkpoint_every: int = MISSING
     workers: int | None = MISSING
     device: str = MISSING
     timeout: float = MISSING
+
+
+@dataclass
+class Pretraining:
+    """The same for conf/pretrain.yaml."""
+
+    data: Any = MISSING
+    model: Any = MISSING
+    weights: str | None = MISSING
+    partition: Any = None
+    optimizer: Any = MISSING
+    augment: Any = MISSING
+    name: str = MISSING
+    folder: str = MISSING
+    seed: int = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    warmup_epochs: float = MISSING
+    label_smoothing: float = MISSING
+    precision: str = MISSING
+    test_every: int = MISSING
+    checkpoint_every: int = MISSING
+    threads: int | None = MISSING
+    device: str = MISSING
 
 
 _RANGES = {
@@ -39,21 +67,28 @@ _RANGES = {
     "checkpoint_every": (1, math.inf),
     "workers": (0, math.inf),
     "timeout": (1, 86400),  # a day
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "warmup_epochs": (0, math.inf),
+    "label_smoothing": (0, 1),
+    "test_every": (1, math.inf),
+    "threads": (1, 1024),
 }
 
 
 def check_ranges(config: Any) -> None:
     for key, (least, most) in _RANGES.items():
-        if config[key] is not None and not least <= config[key] <= most:
+        if (value := config.get(key)) is not None and not least <= value <= most:
             allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise UserError(f"{key}={config[key]}: must be {allowed}")
+            raise UserError(f"{key}={value}: must be {allowed}")
 
 
-def check_complete(config: Any) -> None:
-    """Raise ValueError where a run's config lacks a key of its root."""
-    if lacking := [key for key in Root.__dataclass_fields__ if key not in config and key != "folder"]:
+def check_complete(config: Any, root: type[Root] | type[Pretraining] = Root) -> None:
+    """Raise ValueError where a stored config lacks a key of its root."""
+    if lacking := [key for key in root.__dataclass_fields__ if key not in config and key != "folder"]:
         raise ValueError(f"it lacks {', '.join(lacking)}")
 
 
 def register() -> None:
     ConfigStore.instance().store(name="root", node=Root)
+    ConfigStore.instance().store(name="pretraining", node=Pretraining)

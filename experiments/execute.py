@@ -134,7 +134,8 @@ def rounds(
         tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
         completed = False
         try:
-            for done in run_server(population.strategy, network, state, schedule, first - 1, digest):
+            account = build.account(population.scratch)
+            for done in run_server(population.strategy, network, state, schedule, first - 1, digest, account):
                 state = done.state
                 folder.append(done.row, done.link)
                 tracker.log(done.row)
@@ -190,10 +191,14 @@ def _save(folder: RunFolder, network: Network, done: Round) -> float:
 
 def _population_line(population: Population) -> str:
     sizes = np.array(population.sizes())
-    parameters = population.scratch.flat.numel()
+    scratch = population.scratch
+    parameters, shared = (
+        sum(scratch.shapes[name].numel() for name in names) for names in (scratch.shapes, scratch.shared)
+    )
+    part = f", {shared:,} of them shared" if shared != parameters else ""
     return (
         f"{len(sizes)} clients with {sizes.min()} to {sizes.max()} examples (median {np.median(sizes):g}) · "
-        f"{parameters:,} parameters"
+        f"{parameters:,} parameters{part}"
     )
 
 

@@ -1,9 +1,10 @@
 """A participant: its model, its data, what it remembers, and the only training loop."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,12 @@ from torch.nn import functional as F
 from fedshare import seeds
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
+from fedshare.metrics import perplexity
+from fedshare.noise import Stream
+from fedshare.poisson import Poisson
+from fedshare.privacy import Privacy
 from fedshare.scratch import Scratch
-from fedshare.state import State
+from fedshare.state import State, digests
 from fedshare.tensors import Tensors
 
 Batch = tuple[Tensor, Tensor]
@@ -25,9 +30,11 @@ class Training:
 
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]  # given the parameters; a fresh one each round
     epochs: int = 1  # passes over the client's examples
-    batch_size: int | None = 10  # examples a step; null is all of them
+    batch_size: int | None = 10  # examples a step, with poisson only the expected number; null is all of them
     lr_decay: float = 1.0  # the learning rate is multiplied by this after each round
     flat: bool = True  # step on one vector; false for optimizers that look at a tensor's shape (Muon, Adafactor)
+    sampling: Literal["shuffle", "poisson"] = "shuffle"  # passes in a random order; or `fedshare.poisson`
+    privacy: Privacy | None = None  # differential privacy of each example; needs poisson
     evaluation_batch_size: int = 500  # examples a forward pass when testing
 
     def __post_init__(self) -> None:
@@ -36,11 +43,20 @@ class Training:
                 raise UserError(f"{name} must be at least 1, not {value}")
         if not 0 < self.lr_decay <= 1:
             raise UserError(f"lr_decay must be in (0, 1], not {self.lr_decay}")
+        if self.sampling not in ("shuffle", "poisson"):
+            raise UserError(f"sampling must be shuffle or poisson, not {self.sampling}")
+        if self.privacy and self.sampling != "poisson":
+            raise UserError(f"sampling={self.sampling}: privacy needs poisson, for which what is spent is counted")
         try:
             self.optimizer([torch.zeros((1,) if self.flat else (1, 1), requires_grad=True)])
         except (TypeError, ValueError) as error:
             hint = "; try flat=false" if self.flat else ""
             raise UserError(f"optimizer: {error}{hint if 'param' in str(error).lower() else ''}") from error
+
+    @property
+    def private(self) -> bool:
+        """Whether noise hides what a client's examples are."""
+        return self.privacy is not None and self.privacy.noisy
 
 
 class Share(Protocol):
@@ -53,15 +69,25 @@ class Share(Protocol):
 
 
 class Client:
-    """What a strategy sees of a participant. `state` is all it remembers from round to round."""
+    """What a strategy sees of a participant. `state` is all it remembers from round to round.
 
-    def __init__(self, id: int, seed: int, scratch: Scratch, training: Training, share: Share, state: State) -> None:
+    Two keys of `state` are this class's own: ``local``, the local part of the model, and ``privacy``, how many private
+    steps it has taken. A strategy leaves them where they are, or the local part is lost and epsilon too small.
+
+    `secret` is part of the key of all noise: without one, anybody who knows the seed can take the noise off.
+    """
+
+    def __init__(
+        self, id: int, seed: int, scratch: Scratch, training: Training, share: Share, state: State, secret: str = ""
+    ) -> None:
         self.id = id
         self.seed = seed
         self.state = state
         self.training = training
         self._scratch = scratch
         self._share = share
+        self._secret = secret
+        self._fits = 0  # in this round: a client is made anew for each
 
     @cached_property
     def train_examples(self) -> Examples:
@@ -77,22 +103,29 @@ class Client:
 
     @property
     def initial(self) -> Tensors:
-        """The parameters everyone starts from. Read only."""
+        """What is shared of the model that everyone starts from. Read only."""
         return self._scratch.initial
 
     def params(self, names: list[str] | None = None) -> Tensors:
-        """A copy of the model's parameters and floating-point buffers, or of those called `names`."""
+        """A copy of what the model shares (`fedshare.parts`), or of the parameters and buffers called `names`."""
         return self._scratch.params(names)
 
     def load(self, params: Tensors) -> None:
-        """Make the model the initial one overlaid with `params`, so that nothing of another client remains in it.
+        """Make the model the initial one, overlaid with this client's local part and with `params`.
 
-        It is then in evaluation mode, as it is after `fit`.
+        Nothing of another client remains in it. It is then in evaluation mode, as it is after `fit`.
         """
-        self._scratch.load(params)
+        self._scratch.load(self.state.get("local", {}) | params)
 
     def batches(self, round: int) -> Iterator[Batch]:
-        """The batches of this round: `epochs` passes, each in an order of its own."""
+        """The batches of this round: `epochs` passes, each in an order of its own.
+
+        Raises UserError where training is private, for what a strategy makes of them has no noise.
+        """
+        if self.training.private:
+            raise UserError(
+                "client.privacy: protects what `fit` makes of the examples, and the strategy takes them itself"
+            )
         order = seeds.generator(self.seed, "batches", round, self.id)
         count = len(self.train_examples)
         for _ in range(self.training.epochs):
@@ -106,9 +139,11 @@ class Client:
         return F.cross_entropy(self.model(inputs).flatten(0, -2), targets.flatten())
 
     def fit(self, round: int, names: Iterable[str] | None = None) -> dict[str, float]:
-        """Train the model on the client's examples, only the parameters `names` where given.
+        """Train the model on the client's examples, only the parameters `names` where given; keep its local part.
 
-        Returns ``examples`` (how many the client has) and ``train_loss`` (averaged over the steps, before each).
+        Returns ``examples`` (how many the client has) and ``train_loss`` (averaged over the steps, before each). With
+        `Training.privacy` there is no ``train_loss``, which would tell of the examples what the noise is to hide, but
+        ``max_epsilon``: what all steps of this client in this run have spent by now, where that is finite.
         """
         scratch = self._scratch
         names = scratch.trainable if names is None else list(names)
@@ -120,20 +155,56 @@ class Client:
         for group in optimizer.param_groups:
             group["lr"] *= self.training.lr_decay ** (round - 1)
         total, count = torch.zeros((), device=scratch.device), 0
-        self.model.train()
-        for batch in self.batches(round):
+        scratch.train()
+        poisson = self._poisson(round, chosen) if self.training.sampling == "poisson" else None
+        backward = poisson.backward if poisson else self._backward
+        for batch in poisson.batches() if poisson else self.batches(round):
             for vector in vectors:
                 vector.grad.zero_()  # type: ignore[union-attr]
-            loss = self.loss(batch)
-            loss.backward()
+            loss = backward(batch)
             optimizer.step()
-            total += loss.detach() * len(batch[1])
+            total += loss * len(batch[1])
             count += len(batch[1])
         self.model.eval()
-        return {"examples": float(len(self.train_examples)), "train_loss": float(total) / max(count, 1)}
+        if scratch.local:
+            self.state["local"] = scratch.params(scratch.local)
+        metrics = {"examples": float(len(self.train_examples))}
+        if poisson and self.training.privacy:
+            return metrics | self._spend(self.training.privacy, poisson)
+        return metrics | {"train_loss": float(total) / max(count, 1)}
+
+    def _backward(self, batch: Batch) -> Tensor:
+        loss = self.loss(batch)
+        loss.backward()
+        return loss.detach()
+
+    def _poisson(self, round: int, names: set[str]) -> Poisson:
+        scratch, training = self._scratch, self.training
+        self._fits += 1
+        key: tuple[int | str, ...] = (round, self.id, self._fits)
+        if self._secret:
+            # Two models for one round, or other examples after a restart, would otherwise get one noise, and their
+            # difference would show what it hides.
+            examples = {"x": self.train_examples.x, "y": self.train_examples.y}
+            key += (self._secret, repr(digests({"start": scratch.params(list(scratch.shapes)), **examples})))
+        who, noise = (Stream(self.seed, purpose, *key) for purpose in ("poisson", "noise"))
+        trained = {name: scratch.parameters[name] for name in scratch.trainable if name in names}
+        size = (training.epochs, training.batch_size)
+        return Poisson(self.model, trained, self.train_examples, *size, training.privacy, who, noise)
+
+    def _spend(self, privacy: Privacy, poisson: Poisson) -> dict[str, float]:
+        if not privacy.noisy:
+            return {}
+        steps = self.state.get("privacy", {}).get("steps", 0) + poisson.steps
+        self.state["privacy"] = {"steps": steps}
+        epsilon = privacy.epsilon(steps, poisson.rate)
+        return {"max_epsilon": epsilon} if math.isfinite(epsilon) else {}
 
     def evaluate(self) -> dict[str, float]:
-        """``accuracy`` and ``loss`` over the client's test targets and, as ``examples``, how many those are."""
+        """``accuracy`` and ``loss`` over the client's test targets and, as ``examples``, how many those are.
+
+        Of a language model, which has a target for each position, also the ``perplexity``.
+        """
         loss, correct, count = 0.0, 0, 0
         self.model.eval()
         with torch.no_grad():
@@ -145,4 +216,5 @@ class Client:
                 count += int((targets != -100).sum())
         if count == 0:
             return {"examples": 0.0}
-        return {"accuracy": correct / count, "loss": loss / count, "examples": float(count)}
+        language = {"perplexity": perplexity(loss / count)} if self.test_examples.y.ndim > 1 else {}
+        return {"accuracy": correct / count, "loss": loss / count, "examples": float(count)} | language

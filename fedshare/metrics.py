@@ -24,11 +24,17 @@ def worst_share(values: Sequence[float], share: float = 0.1) -> float:
     return weighted_mean(worst, [1.0] * len(worst))
 
 
+def perplexity(loss: float) -> float:
+    """``exp(loss)``: among how many equally likely tokens a model that loses so much is undecided."""
+    return math.exp(loss) if not loss > 700 else math.inf
+
+
 def summarise(per_client: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     """One evaluation's part of a row of `metrics.jsonl`, from each client's ``accuracy``, ``loss`` and ``examples``.
 
     ``accuracy`` and ``loss`` are over all test examples, ``accuracy_mean`` over clients, ``accuracy_worst10`` over the
     worst tenth of the clients. Clients without examples are left out; where no client has any, the answer is empty.
+    For language models, whose clients give a ``perplexity``, it is that of the loss: ``exp(loss)``.
     One client's NaN loss makes ``loss`` NaN, for a model that diverges anywhere must not look well; ``per_client``
     tells where.
     """
@@ -38,11 +44,13 @@ def summarise(per_client: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     accuracy, loss, examples = (
         [float(client[key]) for client in clients.values()] for key in ("accuracy", "loss", "examples")
     )
-    return {
+    whole = weighted_mean(loss, examples)
+    language = all("perplexity" in client for client in clients.values())
+    return ({"perplexity": perplexity(whole)} if language else {}) | {
         "accuracy": weighted_mean(accuracy, examples),
         "accuracy_mean": weighted_mean(accuracy, [1.0] * len(accuracy)),
         "accuracy_worst10": worst_share(accuracy, 0.1),
-        "loss": weighted_mean(loss, examples),
+        "loss": whole,
         "per_client": {
             "accuracy": dict(zip(map(str, clients), accuracy, strict=True)),
             "loss": dict(zip(map(str, clients), loss, strict=True)),

@@ -1,5 +1,6 @@
 """What crosses the network: named groups of named tensors, and metrics. Nothing else travels."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -18,8 +19,14 @@ class Payload:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors, without any framing."""
-        groups = [group for group in self.tensors.values() if isinstance(group, dict)]
-        return sum(tensor.nbytes for group in groups for tensor in group.values() if isinstance(tensor, Tensor))
+        return sum(size for *_, size in self.sizes())
+
+    def sizes(self) -> Iterator[tuple[str, str, int]]:
+        """Group, name and bytes of each tensor; an upload may hold other things, which are nobody's tensors."""
+        for group, tensors in self.tensors.items():
+            for name, tensor in tensors.items() if isinstance(tensors, dict) else ():
+                if isinstance(tensor, Tensor):
+                    yield group, name, tensor.nbytes
 
 
 def same_tensors(a: Payload, b: Payload) -> bool:

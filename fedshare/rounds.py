@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fedshare import chain, metrics, seeds
+from fedshare.account import Account
 from fedshare.chain import Link
 from fedshare.errors import RunHalted
 from fedshare.network import Network, Task
@@ -25,6 +26,7 @@ class Schedule:
     seed: int
     clients_per_round: int | None = None  # sampled without replacement; None, or more than there are: all
     evaluate_every: int = 1  # test every client after each this many rounds, and after the last; 0: never
+    evaluate_first: bool = False  # test every client before round 1, too: the ``before`` of its row
     max_examples: int = 10**9  # an upload that claims to stand for more is dropped
 
 
@@ -47,15 +49,26 @@ def sample(client_ids: list[int], count: int | None, seed: int, round: int) -> l
 
 
 def run_server(
-    strategy: Strategy, network: Network, state: State, schedule: Schedule, start: int = 0, digest: str = chain.START
+    strategy: Strategy,
+    network: Network,
+    state: State,
+    schedule: Schedule,
+    start: int = 0,
+    digest: str = chain.START,
+    account: Account = Account(),  # noqa: B008  # frozen
 ) -> Iterator[Round]:
     """Run the rounds after `start`, whose server memory is `state` and whose digest is `digest`.
 
-    Raises `RunHalted` when more than half of a round's uploads cannot be used.
+    `account` knows what the model's tensors are called in the account of bytes. Raises `RunHalted` when more than half
+    of a round's uploads cannot be used.
     """
     for round in range(start + 1, schedule.rounds + 1):
         everyone = network.client_ids()
         clock = _Clock()
+        before = {}
+        if schedule.evaluate_first and round == 1:
+            before = {"before": metrics.summarise(_evaluate(strategy, network, state, 0, everyone)[0])}
+            clock.lap("evaluate")
         chosen = sample(everyone, schedule.clients_per_round, schedule.seed, round)
         downloads = _downloads(strategy, state, chosen)
         clock.lap("download")
@@ -75,15 +88,18 @@ def run_server(
         link = Link.extend(digest, round, digests(state), network.digests())
         digest = link.digest
         clock.lap("digest")
-        row: dict[str, Any] = _averages(uploads) | {
-            "round": round,
-            "clients": sorted(uploads),
-            "dropped": {str(client): reason for client, reason in dropped.items()},
-            "examples": int(sum(upload.metrics["examples"] for upload in uploads.values())),
-            "bytes_up": sum(upload.nbytes for upload in answers.values()),
-            "bytes_down": sum(download.nbytes for download in downloads.values()),
-            "digest": digest,
-        }
+        row: dict[str, Any] = (
+            _averages(uploads)
+            | before
+            | {
+                "round": round,
+                "clients": sorted(uploads),
+                "dropped": {str(client): reason for client, reason in dropped.items()},
+                "examples": int(sum(upload.metrics["examples"] for upload in uploads.values())),
+                "digest": digest,
+            }
+        )
+        row |= account.row(answers.values(), downloads.values())
         last = round == schedule.rounds
         if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
             tested, untested = _evaluate(strategy, network, state, round, everyone)
@@ -133,11 +149,15 @@ def _evaluate(
 
 
 def _averages(uploads: dict[int, Payload]) -> dict[str, float]:
-    """What every upload reports (the training loss), weighted by examples."""
+    """What every upload reports (the training loss), weighted by examples; of ``max_...`` the largest."""
     reports = [upload.metrics for upload in uploads.values()]
     weights = [report["examples"] for report in reports]
     names = sorted(set.intersection(*(set(report) for report in reports)) - {"examples"}) if reports else []
-    return {name: metrics.weighted_mean([report[name] for report in reports], weights) for name in names}
+    reported = {name: [report[name] for report in reports] for name in names}
+    return {
+        name: max(values) if name.startswith("max_") else metrics.weighted_mean(values, weights)
+        for name, values in reported.items()
+    }
 
 
 def _listing(dropped: dict[int, str], most: int = 3) -> str:

@@ -4,39 +4,47 @@ import torch
 from torch import Tensor, nn
 
 from fedshare.errors import UserError
+from fedshare.parts import Parts, Role, moving_buffers
 from fedshare.tensors import Tensors
 
 
 class Scratch:
     """A module whose parameters, and after them its floating-point buffers, are views of one flat vector.
 
-    So are the gradients of the trainable ones, which come first. Loading, sending and stepping a whole model are a few
-    operations, however many tensors it has. Whatever a client does to the module, `load` undoes.
+    So are the gradients of the trainable ones, which come first, the shared before the local. Loading, sending and
+    stepping a whole model are a few operations, however many tensors it has. Whatever a client does to the module,
+    `load` undoes.
     """
 
-    def __init__(self, module: nn.Module, device: str | torch.device = "cpu") -> None:
+    def __init__(self, module: nn.Module, device: str | torch.device = "cpu", parts: Parts | None = None) -> None:
         self.module = module.to(device).eval()
         self.device = torch.device(device)
-        named = sorted(module.named_parameters(), key=lambda entry: not entry[1].requires_grad)
+        self.parts = parts or Parts.of(module)
+        order = list(Role)
+        named = sorted(module.named_parameters(), key=lambda entry: order.index(self.parts.roles[entry[0]]))
         self.parameters: dict[str, nn.Parameter] = dict(named)
-        self.trainable = [name for name, parameter in named if parameter.requires_grad]
-        persistent = module.state_dict().keys()
-        # Running statistics travel and are averaged with the parameters; all other buffers stay at their first value.
+        self.trainable = [name for name in self.parameters if self.parts.roles[name] is not Role.FROZEN]
         buffers = dict(module.named_buffers())
-        shared = {name: b for name, b in buffers.items() if name in persistent and b.is_floating_point()}
-        self._fixed = {name: (b, b.clone()) for name, b in buffers.items() if name not in shared}
-        entries = self.parameters | shared
+        # Running statistics have roles, as parameters do; all other buffers stay at their first value.
+        moving = {name: buffers[name] for name in moving_buffers(module)}
+        self._fixed = {name: (b, b.clone()) for name, b in buffers.items() if name not in moving}
+        entries = self.parameters | moving
         if len(kinds := {entry.dtype for entry in entries.values()}) != 1:
             raise UserError(f"model: its parameters must have one type, not {sorted(map(str, kinds))}")
         self.shapes = {name: entry.shape for name, entry in entries.items()}
+        self.shared, self.local = (self.parts.named(role, self.shapes) for role in (Role.SHARED, Role.LOCAL))
         self.flat = torch.cat([entry.detach().reshape(-1) for entry in entries.values()])
         self.views = self._split(self.flat)
-        self.gradient = self.flat.new_zeros(sum(self.shapes[name].numel() for name in self.trainable))
+        self.gradient = self.flat.new_zeros(self._size(self.trainable))
         self._gradients = self._split(self.gradient, self.trainable)
-        self._buffers = {name: self.views[name] for name in shared}
+        self._buffers = {name: self.views[name] for name in moving}
         self._first = self._split(self.flat.clone())
-        self.initial = {name: tensor.cpu() for name, tensor in self._first.items()}
+        self.whole = {name: tensor.cpu() for name, tensor in self._first.items()}
+        self.initial = {name: self.whole[name] for name in self.shared}
         self._restore()
+
+    def _size(self, names: list[str]) -> int:
+        return sum(self.shapes[name].numel() for name in names)
 
     def _split(self, flat: Tensor, names: list[str] | None = None) -> Tensors:
         names = list(self.shapes) if names is None else names
@@ -74,6 +82,14 @@ class Scratch:
                 view.copy_(value)
             self._restore()
 
+    def train(self) -> None:
+        """Put the module into training mode; of a partly frozen one only what was added to it."""
+        if self.parts.awake is None:
+            self.module.train()
+        else:
+            for name in self.parts.awake:
+                self.module.get_submodule(name).train()
+
     def _gather(self) -> None:
         """Take over what was assigned, as in ``self.mean = ...``, and not written in place."""
         for name, parameter in self.parameters.items():
@@ -87,10 +103,11 @@ class Scratch:
                 place[leaf] = view
 
     def params(self, names: list[str] | None = None) -> Tensors:
-        """A copy, on the CPU."""
+        """A copy of what is shared, or of the tensors `names`, on the CPU."""
         self._gather()
-        if names is None:
-            return self._split(self.flat.to("cpu", copy=True))
+        names = self.shared if names is None else names
+        if names == list(self.shapes)[: len(names)]:
+            return self._split(self.flat[: self._size(names)].to("cpu", copy=True), names)
         return {name: self.views[name].to("cpu", copy=True) for name in names}
 
     def slices(self, names: list[str]) -> list[Tensor]:

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 import world
 from fedshare.errors import RunHalted
@@ -51,7 +50,7 @@ def payload_digests(payload: Payload) -> dict[str, str]:
 @each_strategy
 def test_yaml_keys_are_the_fields(name: str) -> None:
     strategy = world.strategy(name)
-    keys = OmegaConf.load(world.ROOT / "experiments/conf/strategy" / f"{name}.yaml").keys() - {"_target_"}
+    keys = world.strategy_config(name).keys() - {"_target_"}
     assert keys == {field.name for field in dataclasses.fields(strategy)}  # type: ignore[arg-type]
 
 

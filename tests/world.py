@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fedshare import seeds
@@ -23,9 +23,16 @@ STRATEGIES = sorted(path.stem for path in (ROOT / "strategies").glob("*.py") if 
 CLIENTS, CLASSES, FEATURES = 5, 3, 6
 
 
+def strategy_config(name: str) -> DictConfig:
+    """One file of the group, without the options of other groups that it asks for."""
+    config = OmegaConf.load(ROOT / "experiments" / "conf" / "strategy" / f"{name}.yaml")
+    config.pop("defaults", None)
+    return config
+
+
 def strategy(name: str) -> Strategy:
     """The strategy of one file in strategies/, with the values of its YAML."""
-    made = make(OmegaConf.load(ROOT / "experiments" / "conf" / "strategy" / f"{name}.yaml"), "strategy")
+    made = make(strategy_config(name), "strategy")
     assert isinstance(made, Strategy)
     return made
 

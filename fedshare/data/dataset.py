@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedshare import seeds
+from fedshare.errors import UserError
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -60,6 +63,15 @@ class Dataset:
     def labels(self) -> np.ndarray | None:
         """The class of each example, int64 ``[n]``; None where an example has no single class (language modelling)."""
         return self.pool.y.numpy() if self.pool.y.ndim == 1 else None
+
+    def scarce(self, count: int, seed: int) -> "Dataset":
+        """With so many of the training examples only, drawn without regard to their classes. Raises UserError."""
+        if not 1 <= count <= self.train_size:
+            raise UserError(f"train_examples={count}: {self.name} has {self.train_size}; allowed is 1 to that")
+        drawn = torch.randperm(self.train_size, generator=seeds.generator(seed, "scarce"))[:count].sort().values
+        rows = torch.cat([drawn, torch.arange(self.train_size, len(self.pool))])
+        owner = None if self.owner is None else self.owner[rows.numpy()]
+        return Dataset(self.name, self.pool.subset(rows), count, self.classes, owner)
 
     @property
     def shape(self) -> tuple[int, ...]:

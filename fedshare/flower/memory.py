@@ -1,6 +1,7 @@
 """What a client remembers, on its own disk, a version for each round in which it trained."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -46,6 +47,20 @@ class Memory:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / f"round-{round:06d}-{_sum(data)}.safetensors", data)
             self._latest = (round, data)
+
+    def secret(self) -> str:
+        """64 hex digits that nobody else knows: the system's own random bytes, drawn once, and kept for the whole run.
+
+        Raises UserError where the file that holds them is damaged.
+        """
+        path = self.folder / "secret"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, f"{os.urandom(32).hex()}\n", mode=0o600)
+        text = path.read_text().strip()
+        if not re.fullmatch(r"[0-9a-f]{64}", text):
+            raise UserError(f"the secret {path} is damaged: it must be 64 hex digits")
+        return text
 
     def _versions(self) -> dict[int, Path]:
         found = {}

@@ -26,7 +26,7 @@ class Terms:
     @classmethod
     def of(cls, config: str, population: Population) -> "Terms":
         """`config`: what of it everyone must have alike, as one text."""
-        leaves = digests({"initial": population.scratch.initial})
+        leaves = digests({"initial": population.scratch.whole})
         return cls(hashlib.sha256(config.encode()).digest(), hashlib.sha256(repr(leaves).encode()).digest())
 
     @property
@@ -61,13 +61,20 @@ class Participant:
         return Attendance(client=id, examples=size, host=platform.node(), device=self.device)
 
     def answer(self, id: int, task: Task, request: Request, data: bytes) -> tuple[Reply, bytearray]:
-        """Do what is asked, starting from the memory that the server counts on."""
+        """Do what is asked, starting from the memory that the server counts on.
+
+        What private training has spent is part of that memory, so the server is trusted not to ask for one round with
+        several models: all of them would be answered, each with a noise of its own, and one of them counted.
+        """
         if request.terms != self.terms.short:
             raise UserError("its config or its initial model is not the server's")
         memory = self._memory(request.run.hex(), id)
         state = memory.recall(request.base, request.keep)
+        download = wire.unpack(request.download, data)
+        # Everyone knows the seed, so it would undo the privacy.
+        secret = memory.secret() if self.population.training.private and task is Task.TRAIN else ""
         with threads(self.threads):
-            answer = self.population.answer(task, request.round, id, wire.unpack(request.download, data), state)
+            answer = self.population.answer(task, request.round, id, download, state, secret)
         if task is Task.TRAIN:
             memory.save(request.round, answer.state)
         upload, tensors = wire.pack(answer.payload)

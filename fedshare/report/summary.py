@@ -20,10 +20,13 @@ def summary(rows: list[dict[str, Any]], folder: Path | str) -> str:
         lines.append(("accuracy", f"{decimal(last['accuracy'])} in round {last['round']}{aside}"))
         if best["accuracy"] > last["accuracy"]:
             lines.append(("best", f"{decimal(best['accuracy'])} in round {best['round']}"))
-        if "loss" in last:
-            lines.append(("loss", decimal(last["loss"])))
-    up, down = (sum(row.get(key, 0) for row in rows) for key in ("bytes_up", "bytes_down"))
-    lines.append(("traffic", f"{human_bytes(up)} up, {human_bytes(down)} down"))
+        for name in ("loss", "perplexity"):
+            if name in last:
+                before = rows[0].get("before", {}).get(name)
+                lines.append((name, decimal(last[name]) + (f" (before round 1: {decimal(before)})" if before else "")))
+    lines += [("traffic" if not number else "", text) for number, text in enumerate(_traffic(rows))]
+    if spent := [row["max_epsilon"] for row in rows if row.get("max_epsilon") is not None]:
+        lines.append(("privacy", f"epsilon {decimal(max(spent), 2)}, of the client that has spent most"))
 
     phases: Counter[str] = Counter()
     for row in rows:
@@ -37,4 +40,27 @@ def summary(rows: list[dict[str, Any]], folder: Path | str) -> str:
         more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
         lines.append(("dropped", f"{dropped.total()}, by client: {who}{more}"))
     lines.append(("files", str(folder)))
-    return "\n".join(f"{name:<9} {text}" for name, text in lines)
+    width = max(9, *(len(name) for name, _ in lines))
+    return "\n".join(f"{name:<{width}} {text}" for name, text in lines)
+
+
+def _traffic(rows: list[dict[str, Any]]) -> list[str]:
+    """Bytes each way: of all, of each group where there are several, and what sharing the whole model would cost."""
+
+    def both(up: float, down: float) -> str:
+        return f"{human_bytes(up)} up, {human_bytes(down)} down"
+
+    sums = {way: sum(row.get(f"bytes_{way}", 0) for row in rows) for way in ("up", "down")}
+    full = {way: sum(row.get(f"bytes_{way}_full", 0) for row in rows) for way in ("up", "down")}
+    groups = {way: Counter[str]() for way in ("up", "down")}
+    for row in rows:
+        for way, counter in groups.items():
+            counter.update(row.get(f"bytes_{way}_by_group", {}))
+    lines = [both(**sums)]
+    named = sorted(groups["up"].keys() | groups["down"].keys())
+    if len(named) > 1:
+        lines += [f"  {name}: {both(groups['up'][name], groups['down'][name])}" for name in named]
+    if sum(full.values()) and full != sums:
+        share = 100 * sum(sums.values()) / sum(full.values())
+        lines.append(f"{share:.3g} % of full sharing, which would be {both(**full)}")
+    return lines

@@ -84,15 +84,16 @@ class Population:
     shares: Sequence[Sized]
     seed: int
 
-    def client(self, id: int, state: State) -> Client:
-        return Client(id, self.seed, self.scratch, self.training, self.shares[id], state)
+    def client(self, id: int, state: State, secret: str = "") -> Client:
+        return Client(id, self.seed, self.scratch, self.training, self.shares[id], state, secret)
 
     def sizes(self) -> list[int]:
         """How many training examples each client has."""
         return [share.size for share in self.shares]
 
-    def answer(self, task: Task, round: int, id: int, download: Payload, state: State) -> "Answer":
-        client = self.client(id, state)
+    def answer(self, task: Task, round: int, id: int, download: Payload, state: State, secret: str = "") -> "Answer":
+        """`secret` is the client's own; in a simulation there is none, so that a run repeats and its noise is known."""
+        client = self.client(id, state, secret)
         payload = answer(self.strategy, client, task, round, download)
         return Answer(payload, client.state, digests(client.state) if task is Task.TRAIN else {})
 

@@ -1,0 +1,47 @@
+"""Methods that add nothing: they train some of the parameters that are there."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from fedshare.peft.method import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Method):
+    """All parameters: full fine-tuning, or training from scratch. With `local`, partial sharing of any kind."""
+
+    group: ClassVar[str] = "body"
+
+    def check(self, modules: set[str]) -> None:
+        """A head is but a name in the account of bytes here, and any model will do."""
+
+    def trains(self, name: str) -> bool:
+        return True
+
+    def awake(self, model: nn.Module, before: set[str]) -> frozenset[str] | None:
+        return None
+
+    def _group(self, name: str) -> str:
+        return "head" if self.head is not None and name.startswith(f"{self.head}.") else self.group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Method):
+    """The last layer alone: linear probing."""
+
+    group: ClassVar[str] = "head"
+
+    def trains(self, name: str) -> bool:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bias(Method):
+    """Every bias there is: BitFit (Ben Zaken et al. 2022, arXiv 2106.10199)."""
+
+    group: ClassVar[str] = "bias"
+
+    def trains(self, name: str) -> bool:
+        return "bias" in name.rpartition(".")[2]

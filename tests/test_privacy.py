@@ -1,0 +1,714 @@
+"""Differential privacy of a client's examples: what is computed, what it spends, and who can undo it."""
+
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import world
+from fedshare import peft, privacy, seeds
+from fedshare.client import Client, Training
+from fedshare.clipping import Clipping, losses
+from fedshare.data.dataset import Examples
+from fedshare.errors import UserError
+from fedshare.models import TextTransformer, ViT
+from fedshare.network import Task
+from fedshare.noise import Stream
+from fedshare.payload import Payload
+from fedshare.poisson import Poisson
+from fedshare.privacy import Privacy, noise_for
+from fedshare.rounds import Round, Schedule, run_server
+from fedshare.scratch import Scratch
+from fedshare.simulation import Part, Population, Simulation
+from fedshare.tensors import Tensors
+
+needs_opacus = pytest.mark.skipif(find_spec("opacus") is None, reason="opacus is not installed: fedshare[dp] has it")
+SCHEDULE = Schedule(rounds=2, seed=0, max_examples=100)
+CUT = Privacy(noise_multiplier=0.0, max_grad_norm=1e6, delta=1e-3)
+
+
+def noisy(**changes: Any) -> Privacy:
+    return Privacy(**({"noise_multiplier": 1.0, "max_grad_norm": 0.5, "delta": 1e-3} | changes))
+
+
+class Net(nn.Module):
+    """world.Net without what mixes examples or changes buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(world.FEATURES, 8)
+        self.norm = nn.LayerNorm(8)
+        self.dropout = nn.Dropout(0.2)
+        self.last = nn.Linear(8, world.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.last(self.dropout(torch.relu(self.norm(self.first(x)))))
+        return hidden
+
+
+def training(privacy: Privacy | None, **changes: Any) -> Training:
+    return Training(**({"optimizer": world.sgd, "batch_size": 4, "sampling": "poisson", "privacy": privacy} | changes))
+
+
+def population(
+    privacy: Privacy | None, name: str = "fedavg", module: Callable[[], nn.Module] = Net, **changes: Any
+) -> Population:
+    with seeds.scope(0, "model"):
+        scratch = Scratch(module())
+    return Population(world.strategy(name), scratch, training(privacy, **changes), world.shares(), 0)
+
+
+def run(made: Population, schedule: Schedule = SCHEDULE) -> tuple[list[Round], Simulation]:
+    network = Simulation(lambda: made)
+    state = made.strategy.init(made.scratch.initial)
+    return list(run_server(made.strategy, network, state, schedule)), network
+
+
+def fitted(made: Population, id: int = 0, secret: str = "", start: Tensors | None = None) -> Tensors:
+    """What a client's training gives."""
+    client = made.client(id, {}, secret)
+    client.load(client.initial if start is None else start)
+    with seeds.scope("test"):  # dropout
+        client.fit(1)
+    return client.params()
+
+
+def same(a: Tensors, b: Tensors) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- the gradient
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_without_noise_and_cut_it_is_the_same_training_to_the_bit(flat: bool) -> None:
+    """Where there is no noise nothing is counted, so memories are the same, too, and with them the digests."""
+    plain, _ = run(population(None, flat=flat))
+    uncut, _ = run(population(Privacy(noise_multiplier=0, max_grad_norm=math.inf, delta=1e-3), flat=flat))
+    assert [done.link for done in uncut] == [done.link for done in plain]
+    assert "train_loss" in plain[-1].row
+    assert not {"train_loss", "max_epsilon"} & uncut[-1].row.keys()
+    if not flat:
+        flatly, _ = run(population(None))
+        assert [done.link for done in flatly] == [done.link for done in plain]
+
+
+def test_a_cut_that_is_never_reached_changes_nothing_but_rounding() -> None:
+    def without_dropout() -> nn.Module:
+        net = Net()
+        net.dropout = nn.Identity()
+        return net
+
+    plain, _ = run(population(None, module=without_dropout))
+    cut, _ = run(population(CUT, module=without_dropout))
+    for name, value in plain[-1].state["params"].items():
+        torch.testing.assert_close(cut[-1].state["params"][name], value, rtol=0, atol=1e-6)
+
+
+def moved(model: nn.Module, names: list[str]) -> nn.Module:
+    """Away from zeros, where gradients vanish."""
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in names)
+        if name in names:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def vit(method: peft.Method) -> tuple[nn.Module, list[str]]:
+    model, parts = method.tune(ViT([1, 8, 8], 5, patch=2, dim=32, depth=2, heads=2))
+    names = [name for name, _ in model.named_parameters() if parts.roles[name] is not parts.roles["cls_token"]]
+    return model, names or [name for name, _ in model.named_parameters()]
+
+
+METHODS: dict[str, Callable[[], peft.Method]] = {
+    "full": peft.Full,
+    "head": peft.Head,
+    "bias": peft.Bias,
+    "prompt": lambda: peft.Prompt(count=3),
+    "shallow prompt": lambda: peft.Prompt(count=3, deep=False),
+    "adapter": peft.Adapter,
+    "one adapter for all": lambda: peft.Adapter(shared=True),
+    "compacter": peft.Compacter,
+    "shards": lambda: peft.Shards(rank=3),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_of_a_vit_are_those_of_example_after_example(name: str) -> None:
+    torch.manual_seed(0)
+    model, names = vit(METHODS[name]())
+    check_against_a_loop(moved(model, names), names, torch.randn(7, 1, 8, 8), torch.randint(5, (7,)))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"lora_dropout": 0.1}])
+def test_gradients_of_lora_are_those_of_example_after_example(options: dict[str, Any]) -> None:
+    library = pytest.importorskip("peft", reason="peft is not installed; the extra fedshare[peft] has it")
+    from fedshare.peft.library import Library
+
+    torch.manual_seed(0)
+    config = library.LoraConfig(r=4, target_modules=["qkv", "proj"], exclude_modules="patch_embed.*", **options)
+    model, names = vit(Library(config=config))
+    check_against_a_loop(moved(model, names), names, torch.randn(7, 1, 8, 8), torch.randint(5, (7,)))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_gradients_of_a_text_model_are_those_of_example_after_example(causal: bool) -> None:
+    torch.manual_seed(0)
+    model = TextTransformer(20, 9, 20, dim=16, depth=2, heads=2, causal=causal)
+    x = torch.randint(1, 20, (6, 9))
+    x[2:, 5:] = 0
+    y = torch.where(x == 0, -100, x).roll(-1, 1) if causal else torch.randint(20, (6,))
+    if causal:
+        y[0], y[:, -1] = -100, -100  # an example without a target; and ends
+    names = [name for name, _ in model.named_parameters()]
+    check_against_a_loop(moved(model, names), names, x, y)
+
+
+def check_against_a_loop(model: nn.Module, names: list[str], x: Tensor, y: Tensor) -> None:
+    """The sum of cut gradients, half of which are cut, against torch's own gradients one by one."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if name in names}
+    ones = []
+    for position in range(len(y)):
+        logits, targets = model(x[position : position + 1]).flatten(0, -2), y[position : position + 1].flatten()
+        loss = nn.functional.cross_entropy(logits, targets, reduction="sum") / max(1, int((targets != -100).sum()))
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        ones.append([torch.zeros_like(p) if g is None else g for p, g in zip(trained.values(), gradients, strict=True)])
+    norms = [float(torch.cat([g.flatten() for g in one]).norm()) for one in ones]
+    cut = sorted(norms)[len(norms) // 2]
+    factors = [min(1.0, cut / norm) if norm else 1.0 for norm in norms]
+    assert min(factors) < 1
+    expected = [sum(f * one[k] for f, one in zip(factors, ones, strict=True)) for k in range(len(trained))]
+    for chunk in (None, 2):
+        for parameter in trained.values():
+            parameter.grad = torch.zeros_like(parameter)
+        before = [parameter.detach().clone() for parameter in trained.values()]
+        Clipping(model, trained, cut, chunk).add(x, y)
+        for parameter, value, old in zip(trained.values(), expected, before, strict=True):
+            torch.testing.assert_close(parameter.grad, value, rtol=1e-4, atol=2e-6)
+            assert torch.equal(parameter, old)
+    assert {name: id(p) for name, p in trained.items()} == {n: id(p) for n, p in model.named_parameters() if n in names}
+
+
+def test_dropout_is_drawn_for_each_example() -> None:
+    """Equal examples, so equal gradients but for dropout: their sum's norm is below the sum of the norms."""
+    torch.manual_seed(0)
+    net = Net().train()
+    trained = dict(net.named_parameters())
+    for parameter in trained.values():
+        parameter.grad = torch.zeros_like(parameter)
+    x = torch.randn(1, world.FEATURES).expand(16, -1)
+    Clipping(net, trained, 1e-3).add(x, torch.zeros(16, dtype=torch.int64))
+    norm = torch.cat([parameter.grad.flatten() for parameter in trained.values()]).norm()  # type: ignore[union-attr]
+    assert 0.1 * 16e-3 < float(norm) < 0.999 * 16e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 9), st.floats(1e-3, 1e3), st.floats(1e-2, 1e4), st.integers(0, 10**6), st.sampled_from([None, 1, 2])
+)
+def test_one_example_moves_the_sum_by_no_more_than_the_norm(
+    count: int, cut: float, size: float, seed: int, chunk: int | None
+) -> None:
+    random = seeds.generator("sensitivity", seed)
+    with seeds.scope("sensitivity", seed):
+        net = Net().eval()
+    x = size * torch.randn(count, world.FEATURES, generator=random)
+    y = torch.randint(world.CLASSES, (count,), generator=random)
+    trained = dict(net.named_parameters())
+
+    def total(rows: slice) -> Tensor:
+        for parameter in trained.values():
+            parameter.grad = torch.zeros_like(parameter)
+        Clipping(net, trained, cut, chunk).add(x[rows], y[rows])
+        return torch.cat([p.grad.double().flatten() for p in trained.values()])  # type: ignore[union-attr]
+
+    assert float((total(slice(count)) - total(slice(count - 1))).norm()) <= cut * (1 + 1e-5 * count)
+
+
+def test_an_example_whose_gradient_is_not_finite_counts_for_nothing() -> None:
+    net = Net().eval()
+    trained = dict(net.named_parameters())
+    x, y = torch.randn(3, world.FEATURES), torch.zeros(3, dtype=torch.int64)
+    sums = []
+    for bad in (math.nan, math.inf, None):
+        for parameter in trained.values():
+            parameter.grad = torch.zeros_like(parameter)
+        some = x.clone()
+        some[1] = math.nan if bad is None else bad
+        rows = [0, 2] if bad is None else [0, 1, 2]
+        Clipping(net, trained, 0.1).add(some[rows], y[rows])
+        sums.append(torch.cat([parameter.grad.flatten() for parameter in trained.values()]))  # type: ignore[union-attr]
+    assert all(part.isfinite().all() for part in sums)
+    torch.testing.assert_close(sums[0], sums[2])
+    torch.testing.assert_close(sums[1], sums[2])
+
+
+def test_each_example_has_the_mean_over_its_own_targets() -> None:
+    logits = torch.randn(3, 4, 5)
+    targets = torch.tensor([[1, 2, 3, 4], [1, -100, -100, -100], [-100] * 4])
+    first = nn.functional.cross_entropy(logits[0], targets[0])
+    second = nn.functional.cross_entropy(logits[1, :1], targets[1, :1])
+    torch.testing.assert_close(losses(logits, targets), torch.stack([first, second, torch.zeros(())]))
+    torch.testing.assert_close(losses(logits[:, 0], targets[:, 0])[1], second)
+
+
+# ---- who is in a step
+
+
+def poisson(made: Privacy | None, count: int, batch_size: int | None, epochs: int, features: int = 3) -> Poisson:
+    """On a linear model without bias, whose gradients are known."""
+    with seeds.scope("poisson"):
+        net = nn.Linear(features, 2, bias=False)
+    net.weight.grad = torch.zeros_like(net.weight)
+    x = torch.randn(count, features, generator=seeds.generator("x"))
+    examples = Examples(x, torch.arange(count) % 2)
+    streams = (Stream("who"), Stream("noise"))
+    return Poisson(net, dict(net.named_parameters()), examples, epochs, batch_size, made, *streams)
+
+
+def test_every_example_is_in_a_step_as_often_as_it_should_be() -> None:
+    steps = poisson(None, count=50, batch_size=10, epochs=400)
+    assert (steps.rate, steps.steps) == (0.2, 2000)
+    place = {float(value): position for position, value in enumerate(steps._examples.x[:, 0])}
+    there = torch.zeros(steps.steps, 50)
+    for step, (inputs, _) in enumerate(steps.batches()):
+        there[step, [place[float(value)] for value in inputs[:, 0]]] = 1
+    deviation = math.sqrt(0.2 * 0.8 / steps.steps)
+    assert float((there.mean(0) - 0.2).abs().max()) < 4.5 * deviation
+    sizes = there.sum(1)
+    assert sizes.mean() == pytest.approx(10, abs=4 * math.sqrt(8 / steps.steps))
+    assert sizes.var() == pytest.approx(50 * 0.2 * 0.8, rel=0.15)  # as of independent examples
+    together = torch.corrcoef(there.T) - torch.eye(50)
+    assert float(together.abs().max()) < 5 / math.sqrt(steps.steps)
+    assert float(torch.corrcoef(torch.stack([there[:-1].flatten(), there[1:].flatten()]))[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "rate", "steps"), [(7, None, 1.0, 3), (7, 9, 1.0, 3), (7, 3, 3 / 7, 9), (0, 3, 1.0, 0)]
+)
+def test_rate_and_number_of_steps(count: int, batch_size: int | None, rate: float, steps: int) -> None:
+    made = poisson(None, count, batch_size, epochs=3)
+    assert (made.rate, made.steps) == (rate, steps)
+    sizes = [len(targets) for _, targets in made.batches()]
+    assert len(sizes) == steps
+    assert rate < 1 or set(sizes) <= {count}
+
+
+@pytest.mark.parametrize("made", [None, CUT], ids=["plain", "cut"])
+@pytest.mark.parametrize("size", [0, 1, 3, 5])
+def test_the_divisor_is_the_expected_size(made: Privacy | None, size: int) -> None:
+    steps = poisson(made, count=12, batch_size=4, epochs=1)
+    inputs, targets = steps._examples.batch(slice(0, size))
+    steps.backward((inputs, targets))
+    net = steps._module
+    assert isinstance(net, nn.Linear)
+    found = net.weight.grad
+    assert found is not None
+    probabilities = (inputs @ net.weight.T).softmax(1) - torch.eye(2)[targets]
+    torch.testing.assert_close(found, (probabilities.T @ inputs / 4).detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_that_nobody_is_in_is_taken() -> None:
+    """With weight decay alone to see it by: 0.9 in each step."""
+
+    def decay(parameters: object) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=1e-9, weight_decay=1e8)  # type: ignore[arg-type]
+
+    made = population(None, optimizer=decay, batch_size=1, epochs=2)
+    steps = 2 * len(made.shares[0].train)
+    assert any(not len(targets) for _, targets in made.client(0, {})._poisson(1, set()).batches())
+    before, after = made.scratch.initial["first.weight"], fitted(made)["first.weight"]
+    torch.testing.assert_close(after, before * 0.9**steps, rtol=1e-4, atol=1e-6)
+
+
+def test_fit_moves_only_the_names_given() -> None:
+    client = population(CUT).client(0, {})
+    client.load(client.initial)
+    client.fit(1, names=["last.weight", "first.bias"])
+    moved = {name for name, value in client.params().items() if not torch.equal(value, client.initial[name])}
+    assert moved == {"last.weight", "first.bias"}
+
+
+# ---- noise
+
+
+def test_a_stream_is_named_by_all_of_its_key_and_lies_in_the_open_interval() -> None:
+    def first(*key: seeds.Key) -> float:
+        return float(Stream(*key).uniform(1))
+
+    assert first(0, "golden") == 0.7510198259370443
+    keys = [(0, "a", 1), (0, "a", 2), (2**32, "a", 1), (0, "b", 1), ("0", "a", 1), (0, "a")]
+    assert len({first(*key) for key in keys}) == len(keys)
+    stream = Stream(0)
+    many = torch.cat([stream.uniform(100_000), stream.uniform(3)])
+    assert len(set(many.tolist())) == len(many)
+    assert 0 < float(many.min()) < 1e-4 < 1 - 1e-4 < float(many.max()) < 1
+    assert float(many.mean()) == pytest.approx(0.5, abs=4 / math.sqrt(12 * len(many)))
+    assert len(stream.uniform(0)) == 0
+
+
+def test_a_stream_goes_on_beyond_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedshare.noise._BLOCK", 4)
+    long, short = Stream(0).uniform(10), Stream(0)
+    assert torch.equal(long, torch.cat([short.uniform(4), short.uniform(4), short.uniform(2)]))
+    assert Stream(0).normal(10).isfinite().all()
+
+
+@needs_opacus
+def test_noise_has_the_deviation_that_is_counted() -> None:
+    """In a step without examples, the gradient is the noise; in one with some, it is added to what would be there."""
+    steps = poisson(noisy(noise_multiplier=3.0, max_grad_norm=0.5), count=40, batch_size=8, epochs=1, features=20_000)
+    net = steps._module
+    assert isinstance(net, nn.Linear)
+    deviation, draws = 3.0 * 0.5 / 8, []
+    for size in (0, 0, 5):
+        net.weight.grad = torch.zeros_like(net.weight)
+        steps.backward(steps._examples.batch(slice(0, size)))
+        draws.append(net.weight.grad.flatten().double())
+    without = poisson(noisy(noise_multiplier=0.0), 40, 8, 1, features=20_000)
+    without.backward(without._examples.batch(slice(0, 5)))
+    draws[2] -= without._module.weight.grad.flatten()  # type: ignore[union-attr, operator]
+    for draw in draws:
+        count = len(draw)
+        assert float(draw.std()) == pytest.approx(deviation, rel=4 / math.sqrt(2 * count))
+        assert abs(float(draw.mean())) < 4 * deviation / math.sqrt(count)
+        inside = [(draw.abs() < k * deviation).double().mean() for k in (1, 2, 3)]
+        assert [float(share) for share in inside] == pytest.approx([0.6827, 0.9545, 0.9973], abs=0.01)
+    together = torch.corrcoef(torch.stack(draws)) - torch.eye(3, dtype=torch.float64)
+    assert float(together.abs().max()) < 4.5 / math.sqrt(len(draws[0]))
+
+
+@needs_opacus
+def test_a_simulation_repeats_and_no_noise_is_drawn_twice() -> None:
+    made = population(noisy())
+    assert same(fitted(made), fitted(made))
+    client = made.client(0, {})
+    found = []
+    for round in (1, 1, 2):  # a strategy may train twice in a round
+        client.load(client.initial)
+        with seeds.scope("test"):
+            client.fit(round)
+        found.append(client.params())
+    assert not same(found[0], found[1])
+    assert not same(found[0], found[2])
+    assert not same(fitted(made, 0), fitted(made, 1))
+    flat = fitted(population(noisy(), flat=True))
+    assert same(flat, fitted(population(noisy(), flat=False)))
+
+
+@needs_opacus
+def test_noise_follows_secret_model_and_examples() -> None:
+    made = population(noisy(), batch_size=None)  # all examples in all steps
+    secret = "5" * 64
+
+    def noise(secret: str, start: Tensors | None = None, population: Population = made) -> Tensor:
+        client = population.client(0, {}, secret)
+        client.load(client.initial if start is None else start)
+        return client._poisson(1, {"first.bias"})._noise.normal(4)
+
+    other = {**made.scratch.initial, "last.bias": torch.full((world.CLASSES,), 1e-7)}
+    fewer = Population(made.strategy, made.scratch, made.training, [Part(*world.shares()[1])], 0)
+    assert torch.equal(noise(secret), noise(secret))
+    drawn = [noise(""), noise(secret), noise("6" * 64), noise(secret, other), noise(secret, population=fewer)]
+    assert len({float(draw[0]) for draw in drawn}) == len(drawn)
+    assert torch.equal(noise("", other), noise("")), "where nothing is secret, the key is what is known of the step"
+
+
+# ---- what is spent
+
+
+def gaussian_epsilon(noise: float, steps: int, delta: float) -> float:
+    """Exact: `steps` Gaussian mechanisms are one of noise / sqrt(steps) (Balle & Wang 2018, theorem 8)."""
+    inverse = math.sqrt(steps) / noise
+
+    def exceeds(epsilon: float) -> bool:
+        def phi(x: float) -> float:
+            return math.erfc(-x / math.sqrt(2)) / 2
+
+        a, b = inverse / 2 - epsilon / inverse, -inverse / 2 - epsilon / inverse
+        return phi(a) - math.exp(epsilon) * phi(b) > delta
+
+    low, high = 0.0, 200.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if exceeds(middle) else (low, middle)
+    return high
+
+
+def sampled_epsilon(noise: float, rate: float, steps: int, delta: float) -> float:
+    """By integer orders (Mironov, Talwar & Zhang 2019, section 3.3), then Canonne et al. 2020, proposition 12."""
+
+    def divergence(order: int) -> float:
+        terms = [
+            math.lgamma(order + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(order - k + 1)
+            + (order - k) * math.log1p(-rate)
+            + k * math.log(rate)
+            + (k * k - k) / (2 * noise**2)
+            for k in range(order + 1)
+        ]
+        most = max(terms)
+        return (most + math.log(sum(math.exp(term - most) for term in terms))) / (order - 1)
+
+    return min(
+        steps * divergence(order) + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
+        for order in range(2, 64)
+    )
+
+
+@needs_opacus
+@pytest.mark.parametrize(
+    ("noise", "steps", "delta"), [(2.0, 10, 1e-5), (5.0, 100, 1e-3), (10.0, 20, 1e-6), (1.0, 1, 1e-5)]
+)
+def test_epsilon_of_full_batches_is_that_of_the_gaussian_mechanism(noise: float, steps: int, delta: float) -> None:
+    exact = gaussian_epsilon(noise, steps, delta)
+    rdp, prv = (
+        noisy(noise_multiplier=noise, delta=delta, accountant=kind).epsilon(steps, 1.0) for kind in ("rdp", "prv")
+    )
+    assert exact <= prv == pytest.approx(exact, rel=0.01, abs=0.01)  # 0.01 is what the accountant allows itself
+    assert exact <= rdp < 1.35 * exact
+
+
+@needs_opacus
+@pytest.mark.parametrize(
+    ("noise", "rate", "steps", "delta"),
+    [(1.0, 0.1, 100, 1e-3), (0.6, 0.05, 40, 1e-5), (2.0, 0.3, 500, 1e-4), (4.0, 0.01, 3000, 1e-6)],
+)
+@pytest.mark.filterwarnings("ignore:Optimal order")
+def test_epsilon_of_sampled_batches_is_that_of_the_formula(noise: float, rate: float, steps: int, delta: float) -> None:
+    from opacus.accountants import RDPAccountant
+
+    own = sampled_epsilon(noise, rate, steps, delta)
+    accountant = RDPAccountant()
+    accountant.history = [(noise, rate, steps)]
+    assert accountant.get_epsilon(delta, alphas=range(2, 64)) == pytest.approx(own, rel=1e-6)
+    rdp, prv = (
+        noisy(noise_multiplier=noise, delta=delta, accountant=kind).epsilon(steps, rate) for kind in ("rdp", "prv")
+    )
+    assert accountant.get_epsilon(delta) == pytest.approx(rdp, rel=1e-9)
+    assert 0.8 * own < rdp <= own  # it has orders between, and some below 2
+    assert 0.6 * rdp < prv <= rdp
+
+
+@needs_opacus
+def test_epsilon_at_the_ends() -> None:
+    assert noisy().epsilon(0, 0.1) == 0
+    assert noisy(noise_multiplier=0.0).epsilon(10, 0.1) == math.inf
+    weak = {kind: noisy(noise_multiplier=0.01, accountant=kind).epsilon(50, 0.1) for kind in ("rdp", "prv")}
+    assert weak["prv"] == weak["rdp"] > 1e5, "the tighter accountant would need gigabytes here"
+    grows = [noisy().epsilon(steps, 0.1) for steps in (1, 2, 10, 100)]
+    assert grows == sorted(set(grows))
+
+
+@needs_opacus
+@pytest.mark.parametrize("epsilon", [0.5, 3.0, 8.0])
+def test_noise_for_a_wanted_epsilon(epsilon: float) -> None:
+    noise = noise_for(epsilon, 1e-4, rate=0.1, steps=200)
+    assert 0.99 * epsilon < noisy(noise_multiplier=noise, delta=1e-4).epsilon(200, 0.1) <= epsilon
+    assert noise_for(epsilon, 1e-4, rate=0.1, steps=200, accountant="prv") < noise
+
+
+@needs_opacus
+def test_an_epsilon_that_no_noise_reaches() -> None:
+    with pytest.raises(UserError, match=r"epsilon=1e-07, delta=0.001: no noise is enough"):
+        noise_for(1e-7, 1e-3, 0.1, 10)
+    with pytest.raises(UserError, match=r"steps=0: must be epsilon > 0, 0 < delta < 1, 0 < rate <= 1 and steps >= 1"):
+        noise_for(1.0, 1e-3, 0.1, 0)
+
+
+@needs_opacus
+@pytest.mark.parametrize("name", world.STRATEGIES)
+def test_epsilon_grows_with_the_rounds_of_every_strategy(name: str) -> None:
+    """Or it is refused: what a strategy makes of the examples by itself has no noise."""
+    made = population(noisy(), name)
+    refused = ""
+    try:
+        rounds, network = run(made, Schedule(rounds=3, seed=0, max_examples=100, evaluate_every=0))
+    except UserError as error:
+        refused = str(error)
+    if refused:
+        assert refused.startswith("client.privacy: protects what `fit` makes of the examples")
+        return
+    for done in rounds:
+        assert "train_loss" not in done.row
+        spent = {
+            share.size: noisy().epsilon(done.number * -(-share.size // 4), 4 / share.size) for share in made.shares
+        }
+        assert done.row["max_epsilon"] == max(spent.values()), "the smallest client's, not the mean"
+    for id, share in enumerate(made.shares):
+        assert network.states[id]["privacy"] == {"steps": 3 * -(-share.size // 4)}
+
+
+@needs_opacus
+def test_an_upload_tells_no_loss_and_a_strategy_gets_no_examples() -> None:
+    made = population(noisy(), epochs=2)
+    client = made.client(0, {"privacy": {"steps": 5}})
+    client.load(client.initial)
+    metrics = client.fit(1)
+    assert metrics == {"examples": 8.0, "max_epsilon": noisy().epsilon(9, 0.5)}
+    with pytest.raises(UserError, match="protects what `fit` makes of the examples"):
+        next(client.batches(1))
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"noise_multiplier": -1.0}, "privacy.noise_multiplier must be finite and at least 0, not -1.0"),
+        ({"noise_multiplier": math.nan}, "privacy.noise_multiplier must be finite and at least 0, not nan"),
+        ({"max_grad_norm": 0.0}, "privacy.max_grad_norm must be above 0, not 0.0"),
+        ({"max_grad_norm": math.nan}, "privacy.max_grad_norm must be above 0, not nan"),
+        ({"max_grad_norm": math.inf}, "privacy.max_grad_norm=inf: only without noise"),
+        ({"delta": 0.0}, "privacy.delta must be in (0, 1), not 0.0"),
+        ({"accountant": "gdp"}, "privacy.accountant must be rdp or prv, not gdp"),
+        ({"chunk": 0}, "privacy.chunk must be at least 1, not 0"),
+    ],
+)
+def test_what_is_wrong_with_privacy(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as error:
+        noisy(**changes)
+    assert str(error.value).startswith(line)
+
+
+def test_what_is_counted_assumes_poisson() -> None:
+    with pytest.raises(UserError, match="sampling=shuffle: privacy needs poisson"):
+        training(CUT, sampling="shuffle")
+    with pytest.raises(UserError, match="sampling must be shuffle or poisson, not often"):
+        training(None, sampling="often")
+
+
+def test_without_opacus_noise_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privacy, "find_spec", lambda name: None)
+    line = r"privacy.noise_multiplier: what it spends is counted by opacus: pip install 'fedshare\[dp\]'"
+    with pytest.raises(UserError, match=line):
+        noisy()
+    assert not noisy(noise_multiplier=0.0).noisy
+
+
+class Counting(Net):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("seen", torch.zeros(world.FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "assigns":
+            self.seen = 0.9 * self.seen + 0.1 * x.mean(0)
+        elif self.how == "adds one":
+            self.seen += 1
+        elif self.how == "adds them":
+            self.seen += x.mean(0)
+        elif x.sum().item() > 0:
+            x = -x
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ("assigns", "client.privacy: the model changes its buffer seen when it is trained, so no example is alone"),
+        ("adds one", "client.privacy: the model "),
+        ("adds them", "client.privacy: the model "),
+        ("looks", "client.privacy: the model has no gradient of a single example: vmap: "),
+    ],
+)
+def test_models_without_a_gradient_of_one_example_are_refused(how: str, line: str) -> None:
+    made = population(CUT, module=lambda: Counting(how))
+    with pytest.raises(UserError) as error:
+        fitted(made)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+    client = made.client(0, {})
+    client.load(client.initial)
+    assert same(client.params(), made.scratch.initial)
+
+
+@pytest.mark.parametrize("made", [None, CUT], ids=["plain", "cut"])
+def test_batch_norm_is_refused_unless_it_stands_still(made: Privacy | None) -> None:
+    def module() -> nn.Module:
+        return nn.Sequential(nn.Linear(world.FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, world.CLASSES))
+
+    with pytest.raises(UserError, match=r"^client.sampling=poisson: 1 is a BatchNorm, which mixes a step's examples"):
+        fitted(population(made, module=module))
+
+    class Still(Scratch):
+        def train(self) -> None:
+            self.module[2].train()  # type: ignore[index, union-attr, operator]
+
+    with seeds.scope(0, "model"):
+        scratch = Still(module())
+    fitted(Population(world.strategy("fedavg"), scratch, training(made), world.shares(), 0))
+
+
+# ---- deployment
+
+
+@needs_opacus
+def test_in_a_deployment_each_client_has_a_secret_that_lasts(tmp_path: Path) -> None:
+    pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
+    from fedshare import wire
+    from fedshare._proto.payload_pb2 import Request
+    from fedshare.flower.memory import Memory
+    from fedshare.flower.participant import Participant, Terms
+
+    def participant(folder: str, made: Privacy | None) -> Participant:
+        here = population(made)
+        return Participant(here, Terms.of("config", here), tmp_path / folder)
+
+    def trained(who: Participant, id: int = 0, task: Task = Task.TRAIN, run: bytes = bytes(8)) -> Payload:
+        download, data = wire.pack(Payload({"params": who.population.scratch.initial}))
+        request = Request(round=1, base=0, keep=0, run=run, terms=who.terms.short, download=download)
+        reply, tensors = who.answer(id, task, request, bytes(data))
+        return wire.unpack(reply.upload, tensors)
+
+    def params(upload: Payload) -> Tensors:
+        return upload.tensors["params"]
+
+    first = participant("a", noisy())
+    trained(first, task=Task.EVALUATE)
+    assert not list(tmp_path.rglob("secret"))
+    upload = trained(first)
+    assert upload.metrics.keys() == {"examples", "max_epsilon"}
+    (path,) = tmp_path.rglob("secret")
+    assert path == tmp_path / "a" / bytes(8).hex() / "client-0" / "secret"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(bytes.fromhex(path.read_text())) == 32
+
+    again = participant("a", noisy())  # another process on the same disk, asked for the same round once more
+    assert same(params(trained(again)), params(upload))
+    elsewhere = participant("b", noisy())
+    assert not same(params(trained(elsewhere)), params(upload))
+    simulated = fitted(population(noisy()))
+    assert not same(simulated, params(upload))
+    trained(first, 1)
+    trained(first, run=bytes([1] * 8))
+    secrets = {path.read_text() for path in tmp_path.rglob("secret")}
+    assert len(secrets) == 4
+
+    path.write_text("short\n")
+    with pytest.raises(UserError, match=r"the secret .*client-0/secret is damaged: it must be 64 hex digits"):
+        Memory(path.parent).secret()
+
+    public = participant("c", None)
+    assert "train_loss" in trained(public).metrics
+    assert not list((tmp_path / "c").rglob("secret"))
+
+
+def test_a_client_without_privacy_needs_no_secret() -> None:
+    made = population(None)
+    plain = Client(0, 0, made.scratch, made.training, made.shares[0], {})
+    plain.load(plain.initial)
+    with seeds.scope("test"):
+        plain.fit(1)
+    assert same(plain.params(), fitted(made))
