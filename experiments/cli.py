@@ -14,6 +14,7 @@ _EPILOG = """examples:
   fedshare run --cfg job            show the whole config; --info defaults: where it comes from
   fedshare resume runs/A
   fedshare verify runs/A runs/B
+  fedshare pretrain model=vit data=cifar100 epochs=20 folder=backbones/vit-cifar100
   fedshare keys keys --server host.example.org --clients 4
   fedshare server data=mnist partition.clients=4 --listen 0.0.0.0:9443 --keys keys
   fedshare client host.example.org:9443 --keys keys --id 0,1 --gpu auto
@@ -50,6 +51,11 @@ def _dispatch(arguments: list[str]) -> int:
         from .run import run
 
         run(rest, "demo" if command == "demo" else "config")
+        return 0
+    if command == "pretrain":  # and here
+        from .pretrain import main as pretrain
+
+        pretrain(rest)
         return 0
     if command in ("server", "client", "flower-run", "keys", "doctor"):
         return _deploy(command, rest)
@@ -102,6 +108,7 @@ def _parser() -> Parser:
     resume.add_argument("--rounds", type=int, help="go on to this round instead of the one planned")
     verify = commands.add_parser("verify", help="say whether two runs are the same, or where they first differ")
     verify.add_argument("runs", nargs="+", metavar="RUN", help="one folder, which is held against itself, or two")
+    commands.add_parser("pretrain", help="train a model on all data, for runs to start from", add_help=False)
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)
     commands.add_parser("client", help="be one client, or all clients of this host", add_help=False)
     commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,20 @@ def hydra(directory: str | None = None) -> Hydra:
     """hydra on our configs, and on those in `directory`."""
     version.setbase("1.3")
     register()
+    OmegaConf.register_new_resolver("by", _by, replace=True)
     path = create_config_search_path(str(CONF.absolute()))
     if directory is not None:
         if not Path(directory).is_dir():
             raise UserError(f"--config-dir {directory}: no such directory")
         path.prepend("command-line", f"file://{Path(directory).absolute()}", SearchPathQuery(provider="schema"))
     return Hydra(task_name="run", config_loader=ConfigLoaderImpl(path))
+
+
+def _by(choice: str, values: DictConfig) -> Any:
+    """``${by:CHOICE,{a: 1, b: 2}}``: a value that goes with an option of another group."""
+    if choice not in values:
+        raise ValueError(f"no value is known for {choice}, only for {', '.join(map(str, values))}: give one")
+    return values[choice]
 
 
 def resolved(overrides: Sequence[str], name: str = "config", app: Hydra | None = None) -> DictConfig:
@@ -58,7 +66,8 @@ def folder(overrides: Sequence[str], name: str = "config") -> str | None:
 
 def settle(whole: DictConfig) -> DictConfig:
     """What makes a run what it is: every interpolation filled in, without hydra's own part and the folder."""
-    keys = [field.name for field in fields(Root)]
+    root = OmegaConf.get_type(whole)  # which of them is the entry's choice
+    keys = [field.name for field in fields(root if is_dataclass(root) else Root)]
     for key in map(str, whole):
         if key not in (*keys, "hydra"):
             raise UserError(f"{key}: {_no_such('key', key, keys)}")

@@ -4,8 +4,11 @@ import contextlib
 import itertools
 import multiprocessing
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedshare.errors import RunHalted, UserError, first_line
-from fedshare.simulation import Population
 
 from . import build, compose
 from .cli import Parser
@@ -25,9 +27,29 @@ from .instantiate import make
 from .tracking import Tracker
 
 
-def run(arguments: list[str], name: str = "config") -> None:
+@dataclass(frozen=True)
+class Work:
+    """What a command does with a config."""
+
+    command: str
+    build: Callable[[DictConfig], Any]  # what `execute` needs, before there is a folder
+    check: Callable[[DictConfig, set[str]], None]  # as `build.check`, for one job of a sweep
+    execute: Callable[[DictConfig, Path, str | None, Any], None]  # given what was built; None: to build it itself
+
+
+def _build(config: DictConfig) -> Any:
+    make(config.tracking, "tracking", Tracker)
+    return build.population_of(config)
+
+
+RUN = Work("run", _build, build.check, execute)
+# Where null: what a process of a launcher's takes, for there are as many of those as the launcher wants.
+_ALONE = {"workers": 0, "threads": 1}
+
+
+def run(arguments: list[str], name: str = "config", work: Work = RUN) -> None:
     """`arguments` are hydra's overrides and flags: ``data=mnist -m seed=0,1 --cfg job``."""
-    parser = _parser(name)
+    parser = _parser(work.command, name)
     flags = parser.parse_intermixed_args(arguments)
     if (flags.resolve or flags.package) and not flags.cfg:
         parser.error("--resolve and --package go with --cfg")
@@ -45,15 +67,15 @@ def run(arguments: list[str], name: str = "config") -> None:
         elif flags.info:
             app.show_info(flags.info, name, overrides)
         elif sweep:
-            _sweep(app, name, [*overrides, "hydra.mode=MULTIRUN"])
+            _sweep(work, app, name, [*overrides, "hydra.mode=MULTIRUN"])
         else:
-            _single(app, name, [*overrides, "hydra.mode=RUN"])
+            _single(work, app, name, [*overrides, "hydra.mode=RUN"])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(first_line(error)) from error
 
 
-def _parser(name: str) -> Parser:
-    parser = Parser(prog="fedshare run", add_help=False, allow_abbrev=False)
+def _parser(command: str, name: str) -> Parser:
+    parser = Parser(prog=f"fedshare {command}", add_help=False, allow_abbrev=False)
     parser.add_argument(
         "overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE; +KEY=VALUE adds a key, ~KEY removes one"
     )
@@ -71,25 +93,24 @@ def _parser(name: str) -> Parser:
     return parser
 
 
-def _single(app: Hydra, name: str, overrides: list[str]) -> None:
+def _single(work: Work, app: Hydra, name: str, overrides: list[str]) -> None:
     """The run is built before hydra makes a folder, and what was built is what runs."""
     config = compose.resolved(overrides, name, app)
-    make(config.tracking, "tracking", Tracker)
-    built = (config, build.population_of(config))
-    error = app.run(name, partial(_job, built), overrides).return_value
+    built = (config, work.build(config))
+    error = app.run(name, partial(_job, work, built), overrides).return_value
     if error:
         raise error
 
 
-def _sweep(app: Hydra, name: str, overrides: list[str]) -> None:
+def _sweep(work: Work, app: Hydra, name: str, overrides: list[str]) -> None:
     jobs = compose.jobs(overrides, name, app)
     same, seen = set.intersection(*map(set, jobs)), set[str]()
     for number, job in enumerate(jobs):
         try:
-            build.check(compose.resolved(job, name, app), seen)
+            work.check(compose.resolved(job, name, app), seen)
         except UserError as error:
             raise UserError(f"{error} (job {number}: {' '.join(o for o in job if o not in same)})") from error
-    batches: list[list[JobReturn]] = app.multirun(name, partial(_job, None), overrides) or []
+    batches: list[list[JobReturn]] = app.multirun(name, partial(_job, work, None), overrides) or []
     results = [result for batch in batches for result in batch]
     failures = [result.return_value for result in results if result.return_value]
     if failures:
@@ -108,22 +129,23 @@ def _unclaimed(path: Path) -> Path:
     return path
 
 
-def _job(built: tuple[DictConfig, Population] | None, whole: DictConfig) -> Exception | None:
+def _job(work: Work, built: tuple[DictConfig, Any] | None, whole: DictConfig) -> Exception | None:
     """Give back what stops the run: hydra would say more than one line. Runs in a process of the launcher's choice."""
     settings = HydraConfig.get()
     here, folder = Path.cwd(), Path(settings.runtime.output_dir)
     path = folder.relative_to(here) if here in folder.parents else folder
     if OmegaConf.is_missing(whole, "folder"):
         path = _unclaimed(path)
-    config, population = built or (compose.settle(whole), None)
+    config, made = built or (compose.settle(whole), None)
     sweep = None
     if settings.mode is RunMode.MULTIRUN:
         sweep = str(settings.sweep.dir)
         print(f"\njob {settings.job.num}: {' '.join(settings.overrides.task)}", flush=True)
-        if config.workers is None and multiprocessing.parent_process():
-            config.workers = 0  # there are as many of us as the launcher wants
+        if multiprocessing.parent_process():
+            for key in _ALONE.keys() & config.keys():
+                config[key] = _ALONE[key] if config[key] is None else config[key]
     try:
-        execute(config, path, sweep, population)
+        work.execute(config, path, sweep, made)
     except (UserError, OSError) as error:
         if sweep:
             print(f"fedshare: job {settings.job.num}: {error}", file=sys.stderr)

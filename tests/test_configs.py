@@ -17,14 +17,15 @@ from fedshare.experiments.instantiate import check, make
 from fedshare.strategy import Strategy
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
-LANGUAGE = {"language_model", "text_cnn", "text_transformer"}  # their keys come from a text data set
+# Their keys come from a text data set.
+LANGUAGE = {"language_model", "stories260k", "text_cnn", "text_transformer", "transformers"}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(pair) for pair in OPTIONS])
 def test_every_option_composes_and_fits_what_it_names(group: str, option: str) -> None:
     text = ["data=sst_trees"] if option in LANGUAGE else []
     config = resolved([*text, f"{group}={option}"])
-    for key in ("strategy", "partition", "model", "client", "tracking"):
+    for key in ("strategy", "peft", "partition", "model", "client", "tracking"):
         check(config[key], key)
     check(config.data.load, "data.load")
     for key, kind in (("strategy", Strategy), ("partition", Partition), ("client", Training)):
@@ -34,12 +35,20 @@ def test_every_option_composes_and_fits_what_it_names(group: str, option: str) -
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
 def test_every_entry_composes(name: str) -> None:
-    assert resolved([], name).rounds > 0
+    assert resolved([], name)["epochs" if name == "pretrain" else "rounds"] > 0
 
 
-def test_every_key_of_the_root_has_a_comment() -> None:
-    lines = (CONF / "config.yaml").read_text().split("_self_", 1)[1].split("\nhydra:", 1)[0].splitlines()
-    keys = [line for line in lines if ":" in line and not line.startswith("name:")]
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
+def test_all_data_can_be_pretrained_on(option: str) -> None:
+    config = resolved([f"data={option}"], "pretrain")
+    for key in ("model", "data", "optimizer", "augment"):
+        check(config[key], key)
+
+
+@pytest.mark.parametrize("name", ["config", "pretrain"])
+def test_every_key_of_the_root_has_a_comment(name: str) -> None:
+    lines = (CONF / f"{name}.yaml").read_text().split("_self_", 1)[1].split("\nhydra:", 1)[0].splitlines()
+    keys = [line for line in lines if ":" in line and not line.strip().startswith(("name:", "_target_:"))]
     assert len(keys) >= 9
     assert all(" # " in line for line in keys), keys
 

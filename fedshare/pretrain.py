@@ -1,0 +1,160 @@
+"""Training on all data in one place, as before there was anything federated: it makes the weights others start from."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fedshare import seeds
+from fedshare.client import Batch, Client, Share, Training
+from fedshare.errors import RunHalted, UserError
+from fedshare.scratch import Scratch
+from fedshare.state import State
+from fedshare.tensors import Tensors
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # a batch's inputs, to inputs of the same shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to train. The learning rate rises to the optimizer's, then falls to zero along half a cosine, by the step."""
+
+    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]  # given the parameters
+    epochs: int
+    batch_size: int = 128  # examples a step
+    warmup_epochs: float = 0.0  # of the rise
+    label_smoothing: float = 0.0  # how much of each target goes to all classes alike
+    augment: Augment | None = None  # of training batches
+    precision: str = "float32"  # or bfloat16, for what torch deems safe in it; weights stay as they are
+    test_every: int = 1  # epochs; and after the last
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise UserError(f"precision={self.precision}: must be float32 or bfloat16")
+        if self.warmup_epochs > self.epochs:
+            raise UserError(f"warmup_epochs={self.warmup_epochs:g}: must be at most epochs, {self.epochs}")
+        self.training()
+
+    def training(self) -> Training:
+        """One epoch, to a client. Raises UserError where the optimizer or the batch size cannot be."""
+        return Training(optimizer=self.optimizer, batch_size=self.batch_size, flat=False)
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate at a step counted from 0, of `steps` an epoch, in parts of the optimizer's own."""
+        warmup, last = self.warmup_epochs * steps, self.epochs * steps
+        if step < warmup:
+            return min(1.0, (step + 1) / warmup)
+        return (1 + math.cos(math.pi * (step - warmup) / (last - warmup))) / 2
+
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        if self.precision == "float32":
+            yield
+            return
+        # On a CPU the fused attention's way back in bfloat16 takes longer than all the rest.
+        plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+        with plain, torch.autocast(device.type, torch.bfloat16):
+            yield
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The cross-entropy summed over the batch's targets, and how many those are; -100 is none."""
+        inputs, targets = batch[0], batch[1].flatten()
+        with self.autocast(inputs.device):
+            logits = model(inputs).flatten(0, -2)
+        logits = logits if self.precision == "float32" else logits.float()
+        loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.label_smoothing)
+        return loss, (targets != -100).sum()
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What came of an epoch. `memory` is where to go on from: the model's own tensors, so save it before the next."""
+
+    number: int
+    record: dict[str, Any]
+    memory: State
+
+
+def pretrain(scratch: Scratch, share: Share, plan: Plan, seed: int, memory: State | None = None) -> Iterator[Epoch]:
+    """Train the model on `share`, from its first weights or from the `memory` of an earlier epoch, to the same bits.
+
+    A record holds ``epoch``, ``train_loss`` (over the epoch, before each step), ``lr`` (of the last step), ``seconds``,
+    ``examples_per_second`` (in training) and, where the epoch was tested, ``accuracy`` and ``loss``. Raise RunHalted
+    when a loss or a parameter is no longer finite.
+    """
+    client = Client(0, seed, scratch, plan.training(), share, {})
+    client.load({})
+    optimizer = plan.optimizer([entry for entry in scratch.module.parameters() if entry.requires_grad])
+    rates = [group["lr"] for group in optimizer.param_groups]
+    if memory:
+        _restore(scratch.module, optimizer, memory)
+    for epoch in range(memory["epoch"] + 1 if memory else 1, plan.epochs + 1):
+        began = time.perf_counter()
+        with seeds.scope(seed, "pretrain", epoch):
+            loss = _train(client, plan, optimizer, rates, epoch)
+        trained = time.perf_counter()
+        record = {"epoch": epoch, "train_loss": loss, "lr": optimizer.param_groups[0]["lr"]}
+        if (epoch % plan.test_every == 0 or epoch == plan.epochs) and len(client.test_examples):
+            record |= {key: value for key, value in client.evaluate().items() if key != "examples"}
+        _check_finite(epoch, record.get("loss", 0.0), *scratch.parameters.values())
+        record["seconds"] = time.perf_counter() - began
+        record["examples_per_second"] = len(client.train_examples) / (trained - began)
+        yield Epoch(epoch, record, _memory(scratch.module, optimizer, epoch))
+
+
+def _train(client: Client, plan: Plan, optimizer: torch.optim.Optimizer, rates: list[float], epoch: int) -> float:
+    """One pass over the training examples; the mean loss."""
+    steps = math.ceil(len(client.train_examples) / plan.batch_size)
+    random = seeds.generator(client.seed, "augment", epoch)
+    total, count = torch.zeros(2, device=client.train_examples.y.device)
+    client.model.train()
+    for step, (inputs, targets) in enumerate(client.batches(epoch), (epoch - 1) * steps):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * plan.rate(step, steps)
+        inputs = plan.augment(inputs, random) if plan.augment else inputs
+        loss, targets_there = plan.loss(client.model, (inputs, targets))
+        optimizer.zero_grad()
+        (loss / targets_there.clamp(min=1)).backward()
+        optimizer.step()
+        total += loss.detach()
+        count += targets_there
+        if step % 50 == 0:  # not in each: it waits for the device
+            _check_finite(epoch, total)
+    _check_finite(epoch, total)
+    client.model.eval()
+    return float(total / count.clamp(min=1))
+
+
+def _check_finite(epoch: int, *values: Tensor | float) -> None:
+    if not all(bool(torch.as_tensor(value).isfinite().all()) for value in values):
+        raise RunHalted(f"epoch {epoch}: the loss is not finite any more: try a lower optimizer.lr or a longer warmup")
+
+
+def _tensors(model: nn.Module) -> Tensors:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _memory(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> State:
+    kept = optimizer.state_dict()
+    groups = [{k: list(v) if isinstance(v, tuple) else v for k, v in group.items()} for group in kept["param_groups"]]
+    return {"epoch": epoch, "model": _tensors(model), "optimizer": kept["state"], "groups": groups}
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, memory: State) -> None:
+    own = _tensors(model)
+    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in memory["model"].items()}:
+        raise UserError("the checkpoint is of another model than the config's")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(memory["model"][name])
+    groups = optimizer.state_dict()["param_groups"]
+    for group, saved in zip(groups, memory["groups"], strict=True):
+        group |= {k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in saved.items()}
+    optimizer.load_state_dict({"state": memory["optimizer"], "param_groups": groups})

@@ -1,0 +1,177 @@
+"""Runs over a partition of the parameters, from the command line: what they send, say, save, and refuse."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedshare.data import digits
+from fedshare.errors import UserError
+from fedshare.experiments import build
+from fedshare.experiments.cli import main
+from fedshare.experiments.compose import CONF, resolved
+from fedshare.experiments.instantiate import make
+from fedshare.parts import Role
+from fedshare.peft import Method
+from fedshare.runs import RunFolder, verify
+from fedshare.tensors import digest
+
+VIT = ["model=vit", "model.dim=16", "model.depth=2", "model.heads=2"]
+SMALL = [*VIT, "partition.clients=4", "client.epochs=1", "client.batch_size=50", "rounds=2", "workers=0"]
+OPTIONS = sorted(path.stem for path in (CONF / "peft").glob("*.yaml"))
+LIBRARY = {"lora", "ffa_lora", "fedsa_lora", "ia3"}
+each_option = pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(option, marks=pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft"))
+        if option in LIBRARY
+        else option
+        for option in OPTIONS
+    ],
+)
+
+
+def fedshare(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    return int(end.value.code or 0)
+
+
+@each_option
+def test_every_option_can_be_made_and_fits_the_vision_transformer(option: str) -> None:
+    fitting = {"shards": ["peft.budget=5"], "compacter": ["peft.reduction=4"]}  # to a model so small
+    config = resolved([*SMALL, f"peft={option}", *fitting.get(option, [])])
+    assert isinstance(make(config.peft, "peft"), Method)
+    scratch = build.population_of(config).scratch
+    assert scratch.shared
+    assert (option == "full") == (len(scratch.shared) == len(scratch.shapes))
+    groups = {scratch.parts.groups[name] for name in scratch.shared}
+    assert "head" in groups
+    assert len(groups) == (1 if option == "head" else 2)
+
+
+def test_fedpeft_brings_its_method_and_the_command_line_wins() -> None:
+    assert resolved(["strategy=fedpeft"]).peft._target_ == "fedshare.peft.Bias"
+    for overrides in (["strategy=fedpeft", "peft=prompt"], ["peft=prompt", "strategy=fedpeft"]):
+        assert resolved(overrides).peft._target_ == "fedshare.peft.Prompt"
+    assert resolved([]).peft._target_ == "fedshare.peft.Full"
+
+
+def test_a_run_says_what_each_group_cost_beside_full_sharing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert fedshare("run", *SMALL, "strategy=fedpeft", f"folder={folder}", "evaluate_first=true") == 0
+    said = capsys.readouterr().out
+    run = RunFolder.open(folder)
+    scratch = build.population_of(resolved([*SMALL, "strategy=fedpeft"])).scratch
+    size = {
+        group: 4 * sum(scratch.shapes[name].numel() for name in scratch.shared if scratch.parts.groups[name] == group)
+        for group in ("bias", "head")
+    }
+    whole = 4 * scratch.flat.numel()
+    for row in run.rows():
+        for way in ("up", "down"):
+            assert row[f"bytes_{way}_by_group"] == {f"params/{group}": 4 * size[group] for group in size}
+            assert row[f"bytes_{way}"] == 4 * sum(size.values())
+            assert row[f"bytes_{way}_full"] == 4 * whole
+    assert f"{scratch.flat.numel():,} parameters, {sum(size.values()) // 4:,} of them shared" in said
+    assert f"{100 * sum(size.values()) / whole:.3g} % of full sharing" in said
+    assert "params/bias: " in said
+    assert load_file(run.model).keys() == set(scratch.shared)
+    assert verify(run)[0]
+
+    before = run.rows()[0]["before"]
+    assert 0 <= before["accuracy"] < 0.35
+    assert before["loss"] == pytest.approx(2.3, abs=0.2)
+    assert "before" not in run.rows()[1]
+    plain = tmp_path / "plain"
+    assert fedshare("run", *SMALL, "strategy=fedpeft", f"folder={plain}") == 0
+    assert verify(run, RunFolder.open(plain))[0], "testing changes no bit"
+
+
+def test_without_a_partition_all_is_shared_and_nothing_more_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedshare("run", *SMALL, "model=logistic", "~model.dim", f"folder={tmp_path / 'x'}") == 2
+    assert fedshare("run", "partition.clients=4", "rounds=1", "workers=0", f"folder={tmp_path / 'run'}") == 0
+    said = capsys.readouterr().out
+    assert "of them shared" not in said
+    assert "full sharing" not in said
+    (row,) = RunFolder.open(tmp_path / "run").rows()
+    assert row["bytes_up"] == row["bytes_up_full"] == sum(row["bytes_up_by_group"].values())
+
+
+def test_a_run_starts_from_weights_and_trains_a_fresh_head_where_classes_differ(tmp_path: Path) -> None:
+    config = resolved([*SMALL, "data.classes=10"])
+    backbone, _ = build.tuned(config, build.data(config))
+    tensors = {name: tensor + 0.25 for name, tensor in backbone.state_dict().items()}
+    tensors["head.weight"], tensors["head.bias"] = torch.ones(7, 16), torch.ones(7)
+    save_file(tensors, tmp_path / "seven.safetensors")
+    path = tmp_path / "seven.safetensors"
+    scratch = build.population_of(resolved([*SMALL, "peft=adapter", f"weights={path}"])).scratch
+    for name, tensor in tensors.items():
+        if name.startswith("head."):
+            assert torch.equal(scratch.whole[name], backbone.state_dict()[name])
+        else:
+            assert torch.equal(scratch.whole[name], tensor)
+            assert scratch.parts.roles[name] is Role.FROZEN
+
+
+def test_scarce_data_are_a_part_of_the_training_examples_and_all_of_the_test(tmp_path: Path) -> None:
+    whole = digits()
+    scarce = whole.scarce(100, seed=1)
+    assert scarce.train_size == 100
+    assert torch.equal(scarce.pool.x[100:], whole.pool.x[whole.train_size :])
+    rows = {digest(image) for image in whole.pool.x[: whole.train_size]}
+    assert all(digest(image) in rows for image in scarce.pool.x[:100])
+    assert not torch.equal(scarce.pool.x[:100], whole.scarce(100, seed=2).pool.x[:100])
+    config = resolved([*SMALL, "train_examples=100"])
+    assert sum(build.population_of(config).sizes()) == 100
+    for count in (0, 1443):
+        with pytest.raises(UserError, match=rf"train_examples={count}: digits has 1442; allowed is 1 to that"):
+            whole.scarce(count, 0)
+
+
+LINES: dict[str, tuple[list[str], str]] = {
+    "no such option": (["peft=lra"], "peft=lra: no such peft (did you mean lora?)"),
+    "no such key": (["peft=prompt", "peft.tokens=3"], "peft.tokens: no such key"),
+    "no blocks": (["peft=prompt", "model=mlp"], "peft.blocks=blocks: the model has no sequence of blocks"),
+    "no file": (["weights=nowhere"], "weights=nowhere"),
+    "not a tensor": (["peft=bias", "peft.local=[x]"], "peft.local: x is none of the tensors that are trained"),
+    "a wrong type": (["peft=prompt", "peft.count=many"], "peft.count=many: must be an integer"),
+    "range": (["peft=adapter", "peft.reduction=0"], "peft: reduction must be at least 1, not 0"),
+    "init": (["peft=adapter", "peft.init=none"], "peft.init=none: must be one of up, both"),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_created(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides, line = LINES[case]
+    assert fedshare("run", "model=vit", "model.dim=16", "model.heads=2", *overrides) == 2 or case == "no blocks"
+    said = capsys.readouterr().err
+    if case == "no blocks":
+        assert fedshare("run", *overrides) == 2
+        said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_terms_of_a_deployment_cover_what_is_frozen() -> None:
+    """Oracle 2: who joins with another backbone, by as little as a bit, is refused."""
+    pytest.importorskip("flwr", reason="needs the extra deploy")
+    from fedshare.experiments import federation
+    from fedshare.flower.participant import Terms
+
+    config = resolved([*SMALL, "strategy=fedpeft"])
+    one, two = (build.population_of(config) for _ in range(2))
+    assert Terms.of(federation.agreed(config), one) == Terms.of(federation.agreed(config), two)
+    name = next(name for name in one.scratch.whole if one.scratch.parts.roles[name] is Role.FROZEN)
+    one.scratch.whole[name].view(-1)[0] += 1e-6
+    assert Terms.of(federation.agreed(config), one) != Terms.of(federation.agreed(config), two)
