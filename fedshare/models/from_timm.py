@@ -85,7 +85,7 @@ def library() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "timm":
             raise UserError(f"Timm: timm cannot be imported: {brief(first_line(error))}") from error
-        raise UserError("Timm needs timm: pip install 'fedshare[peft]'") from None
+        raise UserError("Timm needs timm: pip install 'fedshare[timm]'") from None
     except Exception as error:  # torchvision, which it imports, may be made for another torch
         raise UserError(f"Timm: timm cannot be imported: {brief(first_line(error))}") from error
     return timm
