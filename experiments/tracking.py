@@ -166,6 +166,8 @@ def scalars(row: dict[str, Any]) -> dict[str, Any]:
     """A row of ``metrics.jsonl`` as wandb shows it: numbers, and one histogram instead of a key per client."""
     record: dict[str, Any] = {key: value for key, value in row.items() if isinstance(value, int | float)}
     record |= {f"seconds/{phase}": seconds for phase, seconds in row.get("seconds", {}).items()}
+    for way in ("up", "down"):
+        record |= {f"bytes_{way}/{group}": size for group, size in row.get(f"bytes_{way}_by_group", {}).items()}
     record |= {key: len(row[key]) for key in ("clients", "dropped") if key in row}
     accuracy = [value for value in row.get("per_client", {}).get("accuracy", {}).values() if value is not None]
     if accuracy:
