@@ -40,7 +40,7 @@ def client(level: str, address: str, id: int, folder: str) -> None:
 
         from fedshare.flower.apps import client_app
 
-        app = client_app(lambda config, device: ("", trivial.population(CLIENTS)))
+        app = client_app(lambda run_config, node_config: ("", trivial.population(CLIENTS)))
         live(stream, lambda: app, {"state-dir": str(Path(folder) / "state")})
 
 

@@ -43,7 +43,7 @@ def on_grid(clients: int, repeat: int) -> list[float]:
 def on_network(clients: int, repeat: int) -> list[float]:
     population = trivial.population(clients)
     with tempfile.TemporaryDirectory() as folder:
-        app = client_app(lambda config, device: ("", population))
+        app = client_app(lambda run_config, node_config: ("", population))
         grid = InProcessGrid(app, clients, {}, {"state-dir": folder})
         network = FlowerNetwork(grid, Terms.of("", population), bytes(8), WAIT, clients)
         downloads = dict.fromkeys(network.client_ids(), trivial.payload(0))

@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from fedshare.experiments.compose import resolved
 from fedshare.runs import RunFolder
 
 METHODS = ("full", "head", "bias", "prompt", "adapter", "compacter", "shards", "lora")
@@ -22,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="the backbone's folder")
     parser.add_argument("overrides", nargs="*", help="of the preset, for every run: rounds=10")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(METHODS), help="the first is what the others are held against")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--into", default="runs/transfer", help="the folder of all runs")
     options = parser.parse_args()
@@ -31,7 +34,9 @@ def main() -> None:
         method: [_last(Path(options.into), method, seed, options.weights, options.overrides) for seed in seeds]
         for method in methods
     }
-    print("| `peft=` | accuracy | of full | mean of clients | MB | of full |\n|---|---|---|---|---|---|")
+    print(
+        f"| `peft=` | accuracy | of {methods[0]} | mean of clients | MB | of full sharing |\n|---|---|---|---|---|---|"
+    )
     whole = _mean(rows[methods[0]], "accuracy")
     for method, last in rows.items():
         accuracy = _mean(last, "accuracy")
@@ -45,11 +50,16 @@ def main() -> None:
 
 def _last(into: Path, method: str, seed: str, weights: str, overrides: list[str]) -> dict[str, Any]:
     """The last row of a run, and what the whole run sent, and would have sent."""
-    path = into / f"{method}-{seed}"
-    if not (path / RunFolder(path).model.name).exists():
-        run = ["run", "-cn", "transfer", f"weights={weights}", f"peft={method}", f"seed={seed}", f"folder={path}"]
-        subprocess.run([sys.executable, "-m", "fedshare", *run, *overrides], check=True, stdout=sys.stderr)
-    rows = RunFolder.open(path).rows()
+    folder = RunFolder(into / f"{method}-{seed}")
+    wanted = [f"weights={weights}", f"peft={method}", f"seed={seed}", *overrides]
+    command = ["run", "-cn", "transfer", *wanted, f"folder={folder.path}"]
+    if folder.config.exists():
+        if OmegaConf.load(folder.config) != resolved(wanted, "transfer"):
+            raise SystemExit(f"{folder.path}: holds a run of another config: say another --into")
+        command = ["resume", str(folder.path)]
+    if not folder.model.exists():
+        subprocess.run([sys.executable, "-m", "fedshare", *command], check=True, stdout=sys.stderr)
+    rows = folder.rows()
     sent, full = (sum(row[f"bytes_up{kind}"] + row[f"bytes_down{kind}"] for row in rows) for kind in ("", "_full"))
     return rows[-1] | {"sent": sent, "full": full}
 

@@ -5,7 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare import seeds, weights
 from fedshare.account import Account
-from fedshare.client import Training
+from fedshare.client import Training, check_private
 from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition
 from fedshare.errors import UserError, first_line
@@ -32,11 +32,13 @@ def population_of(config: DictConfig) -> Population:
         strategy = make(config.strategy, "strategy", Strategy)
         training = make(config.client, "client", Training)
         partition = make(config.partition, "partition", Partition)
-        device = _device(config.device)
+        device = device_of(config.device)
         dataset = data(config)
         shares = Partitioned(dataset, partition, config.seed)
         module, parts = tuned(config, dataset)
-        return Population(strategy, Scratch(module, device, parts), training, shares, config.seed)
+        scratch = Scratch(module, device, parts)
+        check_private(scratch, training, dataset.pool)
+        return Population(strategy, scratch, training, shares, config.seed)
 
 
 def check(config: DictConfig, seen: set[str]) -> None:
@@ -49,14 +51,15 @@ def check(config: DictConfig, seen: set[str]) -> None:
         text = OmegaConf.to_yaml(OmegaConf.masked_copy(config, list(keys)))
         return text not in seen and not seen.add(text)  # type: ignore[func-returns-value]
 
-    for key, kind in (("strategy", Strategy), ("client", Training), ("tracking", Tracker)):
+    for key, kind in (("strategy", Strategy), ("peft", Method), ("client", Training), ("tracking", Tracker)):
         if new(key):
             make(config[key], key, kind)
-    for key in ("model", "peft"):
-        if new(key):
-            instantiate.check(config[key], key)
+    if new("model"):
+        instantiate.check(config.model, "model")
+    if new("weights") and config.weights is not None:
+        weights.locate(config.weights)
     if new("device"):
-        _device(config.device)
+        device_of(config.device)
     if new("data", "train_examples", "partition"):
         make(config.partition, "partition", Partition).split(data(config), config.seed)
 
@@ -85,7 +88,7 @@ def account(scratch: Scratch) -> Account:
     return Account(scratch.parts.groups, sum(tensor.nbytes for tensor in scratch.whole.values()))
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     try:
         (torch.ones(1, device=name) + 1).item()
     except Exception as error:
@@ -96,21 +99,22 @@ def _device(name: str) -> torch.device:
 def tuned(config: DictConfig, dataset: Dataset) -> tuple[torch.nn.Module, Parts]:
     """The model that everyone starts with, from its weights where there are some, and its partition."""
     method = make(config.peft, "peft", Method)
-    model = _model(config, dataset)
-    if config.weights is not None:
-        weights.overlay(model, weights.read(config.weights), f"weights={config.weights}")
+    model = backbone(config, dataset, method.head or weights.HEAD)
     with seeds.scope(config.seed, "peft"):  # of its own: what is added is the same whatever the model has drawn
         model, parts = method.tune(model)
     _show(model, dataset, "peft: the model it gives")
     return model, parts
 
 
-def _model(config: DictConfig, dataset: Dataset) -> torch.nn.Module:
+def backbone(config: DictConfig, dataset: Dataset, head: str = weights.HEAD) -> torch.nn.Module:
+    """The model alone, from its weights where there are some; of those of `head` only what fits is taken."""
     with seeds.scope(config.seed, "model"):
         model: torch.nn.Module = make(config.model, "model", torch.nn.Module)
         _show(model, dataset, "model:")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model: has no parameter to train")
+    if config.weights is not None:
+        weights.overlay(model, weights.read(config.weights), f"weights={config.weights}", head)
     return model
 
 

@@ -65,6 +65,11 @@ def _dispatch(arguments: list[str]) -> int:
 
         resume(options.run, options.rounds)
         return 0
+    if options.command == "export":
+        from .export import export
+
+        export(options.run, options.file, options.client)
+        return 0
     from fedshare.runs import RunFolder, verify
 
     if len(options.runs) > 2:
@@ -108,6 +113,10 @@ def _parser() -> Parser:
     resume.add_argument("--rounds", type=int, help="go on to this round instead of the one planned")
     verify = commands.add_parser("verify", help="say whether two runs are the same, or where they first differ")
     verify.add_argument("runs", nargs="+", metavar="RUN", help="one folder, which is held against itself, or two")
+    export = commands.add_parser("export", help="a run's whole model as one file, backbone included")
+    export.add_argument("run", help="its folder")
+    export.add_argument("file", help="to be written: NAME.safetensors")
+    export.add_argument("--client", type=int, help="the model that this client would use, not the global one")
     commands.add_parser("pretrain", help="train a model on all data, for runs to start from", add_help=False)
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)
     commands.add_parser("client", help="be one client, or all clients of this host", add_help=False)

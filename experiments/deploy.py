@@ -87,7 +87,7 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     if options.resume and "=" in options.resume:  # argparse takes the word behind --resume for its folder
         options.overrides.insert(0, options.resume)
         options.resume = ""
-    named = compose.folder(options.overrides)
+    named = compose.folder(options.overrides, options.config_name)
     if options.resume and named and Path(options.resume) != Path(named):
         raise UserError(f"--resume {options.resume} and folder={named}: name one folder")
     folder = options.resume or named or ""
@@ -96,7 +96,7 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     if options.resume is not None and not options.overrides and RunFolder(folder).config.exists():
         config = execute.stored(RunFolder(folder))
     else:
-        config = compose.resolved(options.overrides)
+        config = compose.resolved(options.overrides, options.config_name)
     if options.resume is None and folder:
         RunFolder(folder).check_new()
     text = OmegaConf.to_yaml(config)
@@ -158,6 +158,8 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
     node_config["threads"] = place.threads
     if options.state:
         node_config["state-dir"] = str(Path(options.state).absolute())
+    if options.weights:
+        node_config["weights"] = options.weights
     with terminable():
         while True:
             try:
@@ -187,6 +189,7 @@ def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list
         "--node-config": options.node_config or None,
         "--keys": options.keys,
         "--state": options.state,
+        "--weights": options.weights,
         "--app": options.app,
         "--gpu-memory": place.memory,
     }

@@ -30,6 +30,7 @@ def check_ranges(options: argparse.Namespace) -> None:
 
 def _server(made: Parser) -> None:
     made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
+    made.add_argument("-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`")
     made.add_argument("--listen", default="127.0.0.1:9443", metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces")
     made.add_argument(
         "--clients",
@@ -60,6 +61,9 @@ def _client(made: Parser) -> None:
     )
     made.add_argument(
         "--state", metavar="DIR", help="where clients remember; else $FEDSHARE_STATE, ~/.local/state/fedshare"
+    )
+    made.add_argument(
+        "--weights", metavar="FILE", help="where the server's weights=... lie here; else where the server says"
     )
     made.add_argument(
         "--patience", type=float, default=600.0, metavar="S", help="seconds to wait for a server that is away"

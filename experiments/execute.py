@@ -33,13 +33,16 @@ from .instantiate import make
 from .signals import terminable
 from .tracking import Tracker
 
+# Keys that older versions had not, and what they did without them.
+MEANT = {"peft": {"_target_": "fedshare.peft.Full"}, "train_examples": None, "weights": None, "evaluate_first": False}
+
 
 def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> None:
     """Run all rounds, in a folder of their own. `group` names the sweep that the run is part of."""
     folder = RunFolder(path)
     folder.check_new()
     with simulation(config, population) as network:
-        create(folder, config)
+        create(folder, config, network.population)
         with folder.lock():
             rounds(config, folder, network, network.population, None, group)
 
@@ -61,8 +64,9 @@ def resume(path: str, last: int | None = None) -> None:
             rounds(config, folder, network, network.population, start, None)
 
 
-def create(folder: RunFolder, config: DictConfig) -> None:
-    folder.create(OmegaConf.to_yaml(config), _versions())
+def create(folder: RunFolder, config: DictConfig, population: Population | None = None) -> None:
+    made_with = versions() | ({"model": population.scratch.fingerprint} if population else {})
+    folder.create(OmegaConf.to_yaml(config), json.dumps(made_with) + "\n")
 
 
 def stored(folder: RunFolder, last: int | None = None) -> DictConfig:
@@ -71,6 +75,8 @@ def stored(folder: RunFolder, last: int | None = None) -> DictConfig:
         config = OmegaConf.load(folder.config)
         if not isinstance(config, DictConfig):
             raise ValueError("it holds no keys")
+        for key, meant in MEANT.items():
+            config.setdefault(key, meant)
         config.rounds = config.rounds if last is None else last
         check_complete(config)
         check_ranges(config)
@@ -84,17 +90,29 @@ def stored(folder: RunFolder, last: int | None = None) -> DictConfig:
 def last_checkpoint(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
     """Where the run in `folder`, whose lock is held, can go on."""
     path = folder.path
-    start = checkpoint.latest(folder.checkpoints, _warn)
+    start = checkpoint.latest(folder.checkpoints, warn)
     if start and start.round > config.rounds:
         raise UserError(f"rounds={config.rounds}: {path} is already at round {start.round}")
     if start and start.round == config.rounds:
         print(f"{path} is at its last round, {config.rounds}; --rounds N goes on to round N")
     if start and [link.digest for link in folder.links()][start.round - 1 : start.round] != [start.digest]:
         raise UserError(f"{path}: its digests.jsonl does not lead to the checkpoint of round {start.round}")
-    found = folder.versions.read_text(errors="replace") if folder.versions.exists() else "unknown"
-    if found != _versions():
-        _warn(f"{path} was made with other versions, so the bits may differ: {' '.join(found.split())[:200]}")
+    warn_of_versions(folder)
     return start
+
+
+def check_model(folder: RunFolder, population: Population, config: DictConfig) -> None:
+    """Raise UserError where the config makes another model now than the run began with."""
+    if folder.made_with().get("model", population.scratch.fingerprint) != population.scratch.fingerprint:
+        raise UserError(f"{folder.path}: began with another model: other weights lie at weights={config.weights} now")
+
+
+def warn_of_versions(folder: RunFolder) -> None:
+    found = folder.made_with()
+    found.pop("model", None)
+    if found != versions():
+        said = ", ".join(f"{name} {number}" for name, number in found.items()) or "unknown"
+        warn(f"{folder.path} was made with other versions, so the bits may differ: {said[:200]}")
 
 
 def simulation(config: DictConfig, population: Population | None) -> Simulation:
@@ -104,7 +122,7 @@ def simulation(config: DictConfig, population: Population | None) -> Simulation:
         # Processes on one accelerator would each hold a context of it, and wait for each other.
         workers = cores if cores > 1 and config.device == "cpu" else 0
     elif workers > (most := 4 * cores):
-        _warn(f"workers={workers}: starting {most}, four a core")
+        warn(f"workers={workers}: starting {most}, four a core")
         workers = most
     return Simulation(partial(build.population, OmegaConf.to_yaml(config)), workers, config.timeout, population)
 
@@ -117,7 +135,8 @@ def rounds(
     start: Checkpoint | None,
     group: str | None,
 ) -> None:
-    """All rounds after `start`, wherever the clients are."""
+    """All rounds after `start`, wherever the clients are. Raises UserError where the run began with another model."""
+    check_model(folder, population, config)
     if start is None:
         with one_thread():
             state = population.strategy.init(population.scratch.initial)
@@ -202,9 +221,9 @@ def _population_line(population: Population) -> str:
     )
 
 
-def _versions() -> str:
-    return json.dumps({name: version(name) for name in ("fedshare", "torch", "numpy")}) + "\n"
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("fedshare", "torch", "numpy")}
 
 
-def _warn(line: str) -> None:
+def warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)

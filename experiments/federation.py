@@ -70,11 +70,15 @@ def digest(config: DictConfig) -> str:
     return hashlib.sha256(agreed(config).encode()).hexdigest()
 
 
-def population(run_config: RunConfig, device: str) -> tuple[str, Population]:
-    """On a client: what it must have in common with the others, and everyone who may take part, on its own device."""
+def population(run_config: RunConfig, node_config: RunConfig) -> tuple[str, Population]:
+    """On a client: what it must have in common with the others, and everyone who may take part.
+
+    Its own are ``device`` and, where the server's path means nothing here, ``weights``.
+    """
     config = config_of(run_config)
     text = agreed(config)
-    config.device = device
+    config.device = str(node_config.get("device", "cpu"))
+    config.weights = node_config.get("weights", config.weights)
     return text, build.population_of(config)
 
 
@@ -114,7 +118,7 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     network = FlowerNetwork(grid, terms, run, config.timeout, everyone, clients, order.wait)
     if not resuming:
         _gather(network)  # before anything is created
-        execute.create(folder, config)
+        execute.create(folder, config, here)
     with folder.lock():
         write_atomically(folder.path / RUN_ID, run.hex() + "\n")
         start = _start(folder, config) if resuming else None

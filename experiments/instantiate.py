@@ -15,6 +15,14 @@ from fedshare.errors import UserError, first_line
 
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # it would print what we say in one line
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+_EXTRAS = {  # which brings what
+    **dict.fromkeys(("peft", "transformers"), "peft"),
+    **dict.fromkeys(("flwr", "grpc"), "deploy"),
+    "timm": "timm",
+    "opacus": "dp",
+    "flwr_datasets": "partitioners",
+    "wandb": "tracking",
+}
 _PLAIN = (str, bool, int, float, type(None))
 
 
@@ -49,9 +57,8 @@ def check(node: Any, path: str) -> None:
     try:
         target: Any = get_object(node["_target_"])
     except Exception as error:
-        raise UserError(
-            f"{path}._target_={node['_target_']}: cannot be imported: {str(error).splitlines()[-1]}"
-        ) from error
+        why = _missing(error) or f"cannot be imported: {str(error).splitlines()[-1]}"
+        raise UserError(f"{path}._target_={node['_target_']}: {why}") from error
     if not callable(target):
         raise UserError(f"{path}._target_={node['_target_']}: is a {type(target).__name__}, not a class or a function")
     try:
@@ -63,6 +70,15 @@ def check(node: Any, path: str) -> None:
     for key, value in node.items():
         if key in arguments and key in hints and not fits(value, hints[key]):
             raise UserError(f"{path}.{key}={_shown(value)}: must be {describe(hints[key])}")
+
+
+def _missing(error: BaseException | None) -> str:
+    """Which of our extras would have spared us `error`; nothing where none would."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+            return f"{error.name} is not installed: pip install 'fedshare[{_EXTRAS[error.name]}]'"
+        error = error.__cause__
+    return ""
 
 
 def _check_names(node: DictConfig, path: str, arguments: typing.Mapping[str, inspect.Parameter]) -> None:

@@ -25,7 +25,7 @@ from fedshare.threads import one_thread, threads
 from . import build, instantiate
 from .cli import Parser
 from .config import Pretraining, check_complete, check_ranges
-from .execute import _versions, _warn, create
+from .execute import create, warn, warn_of_versions
 from .instantiate import make
 from .run import Work, run
 from .signals import terminable
@@ -64,11 +64,7 @@ def built(config: DictConfig) -> Built:
         dataset = build.data(config)
         part = _part(dataset)
         _check_augment(made.augment, part)
-        device = build._device(config.device)
-        model = build._model(config, dataset)
-        if config.weights is not None:
-            weights.overlay(model, weights.read(config.weights), f"weights={config.weights}")
-        return Built(made, Scratch(model, device), part)
+        return Built(made, Scratch(build.backbone(config, dataset), build.device_of(config.device)), part)
 
 
 def plan(config: DictConfig) -> Plan:
@@ -81,7 +77,9 @@ def check(config: DictConfig, seen: set[str]) -> None:
     """What is wrong with a job of a sweep, models aside. `seen` holds the data already looked at, and grows."""
     made = plan(config)
     instantiate.check(config.model, "model")
-    build._device(config.device)
+    build.device_of(config.device)
+    if config.weights is not None:
+        weights.locate(config.weights)
     if (text := OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "augment"]))) not in seen:
         _check_augment(made.augment, _part(build.data(config)))
         seen.add(text)
@@ -113,9 +111,8 @@ def resume(path: str) -> None:
     except Exception as error:
         raise UserError(f"{folder.config} is damaged: {first_line(error)}") from error
     with folder.lock():
-        start = checkpoint.latest(folder.checkpoints, _warn)
-        if not folder.versions.exists() or folder.versions.read_text(errors="replace") != _versions():
-            _warn(f"{path} was made with other versions, so the bits may differ")
+        start = checkpoint.latest(folder.checkpoints, warn)
+        warn_of_versions(folder)
         _epochs(config, folder, built(config), start)
 
 

@@ -169,6 +169,7 @@ def scalars(row: dict[str, Any]) -> dict[str, Any]:
     for way in ("up", "down"):
         record |= {f"bytes_{way}/{group}": size for group, size in row.get(f"bytes_{way}_by_group", {}).items()}
     record |= {key: len(row[key]) for key in ("clients", "dropped") if key in row}
+    record |= {f"before/{key}": row["before"][key] for key in ("accuracy", "loss") if key in row.get("before", {})}
     accuracy = [value for value in row.get("per_client", {}).get("accuracy", {}).values() if value is not None]
     if accuracy:
         counts, edges = np.histogram(accuracy, bins=20, range=(0.0, 1.0))

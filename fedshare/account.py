@@ -12,16 +12,20 @@ class Account:
     groups: Mapping[str, str] = field(default_factory=dict)  # of each tensor that a model shares, such as head or bias
     whole: int = 0  # bytes of the whole model
 
-    def row(self, uploads: Collection[Payload], downloads: Collection[Payload]) -> dict[str, int | dict[str, int]]:
+    def row(
+        self, uploads: Collection[Payload], dropped: Collection[Payload], downloads: Collection[Payload]
+    ) -> dict[str, int | dict[str, int]]:
         """A round's part of a row of ``metrics.jsonl``: for each way the sum, by group, and the price of full sharing.
 
-        A group is ``params/head``: what a payload calls its tensors, and what the model does.
+        A group is ``params/head``: what a payload calls its tensors, and what the model does. Uploads that were
+        `dropped` are a group of their own: their names are anybody's.
         """
         row: dict[str, int | dict[str, int]] = {}
-        for way, payloads in (("up", uploads), ("down", downloads)):
-            row[f"bytes_{way}"] = sum(payload.nbytes for payload in payloads)
-            row[f"bytes_{way}_by_group"] = self._by_group(payloads)
-            row[f"bytes_{way}_full"] = self.whole * len(payloads)
+        for way, payloads, bad in (("up", uploads, dropped), ("down", downloads, ())):
+            groups = self._by_group(payloads) | ({"dropped": sum(p.nbytes for p in bad)} if bad else {})
+            row[f"bytes_{way}"] = sum(groups.values())
+            row[f"bytes_{way}_by_group"] = groups
+            row[f"bytes_{way}_full"] = self.whole * (len(payloads) + len(bad))
         return row
 
     def _by_group(self, payloads: Collection[Payload]) -> dict[str, int]:

@@ -1,10 +1,11 @@
 """A participant: its model, its data, what it remembers, and the only training loop."""
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,43 +21,29 @@ from fedshare.privacy import Privacy
 from fedshare.scratch import Scratch
 from fedshare.state import State, digests
 from fedshare.tensors import Tensors
+from fedshare.training import Training
 
+__all__ = ["Client", "Ledger", "Share", "Training", "check_private"]
 Batch = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a client trains in one round."""
+def check_private(scratch: Scratch, training: Training, examples: Examples) -> None:
+    """Try a step on the first of `examples` where steps are on Poisson samples, and leave the scratch as it began.
 
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]  # given the parameters; a fresh one each round
-    epochs: int = 1  # passes over the client's examples
-    batch_size: int | None = 10  # examples a step, with poisson only the expected number; null is all of them
-    lr_decay: float = 1.0  # the learning rate is multiplied by this after each round
-    flat: bool = True  # step on one vector; false for optimizers that look at a tensor's shape (Muon, Adafactor)
-    sampling: Literal["shuffle", "poisson"] = "shuffle"  # passes in a random order; or `fedshare.poisson`
-    privacy: Privacy | None = None  # differential privacy of each example; needs poisson
-    evaluation_batch_size: int = 500  # examples a forward pass when testing
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluation_batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-        if not 0 < self.lr_decay <= 1:
-            raise UserError(f"lr_decay must be in (0, 1], not {self.lr_decay}")
-        if self.sampling not in ("shuffle", "poisson"):
-            raise UserError(f"sampling must be shuffle or poisson, not {self.sampling}")
-        if self.privacy and self.sampling != "poisson":
-            raise UserError(f"sampling={self.sampling}: privacy needs poisson, for which what is spent is counted")
-        try:
-            self.optimizer([torch.zeros((1,) if self.flat else (1, 1), requires_grad=True)])
-        except (TypeError, ValueError) as error:
-            hint = "; try flat=false" if self.flat else ""
-            raise UserError(f"optimizer: {error}{hint if 'param' in str(error).lower() else ''}") from error
-
-    @property
-    def private(self) -> bool:
-        """Whether noise hides what a client's examples are."""
-        return self.privacy is not None and self.privacy.noisy
+    Raises UserError where the model has no gradient of a single example.
+    """
+    if training.sampling != "poisson":
+        return
+    one = examples.subset(torch.arange(1)).to(scratch.device)
+    trained = {name: scratch.parameters[name] for name in scratch.trainable}
+    privacy = replace(training.privacy, noise_multiplier=0.0) if training.privacy else None
+    try:
+        with seeds.scope("check"):  # dropout
+            scratch.train()
+            step = Poisson(scratch.module, trained, one, 1, None, privacy, Stream(), Stream())
+            step.backward(one.batch(slice(None)))
+    finally:
+        scratch.load({})
 
 
 class Share(Protocol):
@@ -68,17 +55,37 @@ class Share(Protocol):
     def test(self) -> Examples: ...
 
 
+class Ledger(Protocol):
+    """What private training needs where others see the uploads, on the client's own disk: nobody takes it back."""
+
+    @property
+    def secret(self) -> str:
+        """Part of the key of all noise: without one, anybody who knows the seed can take the noise off."""
+        ...
+
+    def spend(self, round: int, fit: int, digest: str, steps: int) -> int:
+        """Enter a fit, whose noise `digest` stands for, once; the steps of all fits so far. Durable when it returns."""
+        ...
+
+
 class Client:
     """What a strategy sees of a participant. `state` is all it remembers from round to round.
 
     Two keys of `state` are this class's own: ``local``, the local part of the model, and ``privacy``, how many private
     steps it has taken. A strategy leaves them where they are, or the local part is lost and epsilon too small.
 
-    `secret` is part of the key of all noise: without one, anybody who knows the seed can take the noise off.
+    A `ledger` belongs to a deployment, where steps count that `state` has forgotten; a simulation has none.
     """
 
     def __init__(
-        self, id: int, seed: int, scratch: Scratch, training: Training, share: Share, state: State, secret: str = ""
+        self,
+        id: int,
+        seed: int,
+        scratch: Scratch,
+        training: Training,
+        share: Share,
+        state: State,
+        ledger: Ledger | None = None,
     ) -> None:
         self.id = id
         self.seed = seed
@@ -86,7 +93,7 @@ class Client:
         self.training = training
         self._scratch = scratch
         self._share = share
-        self._secret = secret
+        self._ledger = ledger
         self._fits = 0  # in this round: a client is made anew for each
 
     @cached_property
@@ -141,13 +148,17 @@ class Client:
     def fit(self, round: int, names: Iterable[str] | None = None) -> dict[str, float]:
         """Train the model on the client's examples, only the parameters `names` where given; keep its local part.
 
+        Frozen ones among `names` stay as they are. Raises KeyError where a name is no parameter's.
+
         Returns ``examples`` (how many the client has) and ``train_loss`` (averaged over the steps, before each). With
         `Training.privacy` there is no ``train_loss``, which would tell of the examples what the noise is to hide, but
         ``max_epsilon``: what all steps of this client in this run have spent by now, where that is finite.
         """
         scratch = self._scratch
-        names = scratch.trainable if names is None else list(names)
-        chosen = set(names)
+        chosen = set(scratch.trainable if names is None else names)
+        if unknown := sorted(chosen - scratch.parameters.keys()):
+            raise KeyError(f"the model has no parameter {', '.join(unknown)}")
+        names = [name for name in scratch.trainable if name in chosen]
         for name in scratch.trainable:
             scratch.parameters[name].requires_grad_(name in chosen)
         vectors = scratch.slices(names) if self.training.flat else [scratch.parameters[name] for name in names]
@@ -156,7 +167,8 @@ class Client:
             group["lr"] *= self.training.lr_decay ** (round - 1)
         total, count = torch.zeros((), device=scratch.device), 0
         scratch.train()
-        poisson = self._poisson(round, chosen) if self.training.sampling == "poisson" else None
+        key = self._key(round, names) if self.training.sampling == "poisson" else ()
+        poisson = self._poisson(key, names) if key else None
         backward = poisson.backward if poisson else self._backward
         for batch in poisson.batches() if poisson else self.batches(round):
             for vector in vectors:
@@ -170,7 +182,7 @@ class Client:
             self.state["local"] = scratch.params(scratch.local)
         metrics = {"examples": float(len(self.train_examples))}
         if poisson and self.training.privacy:
-            return metrics | self._spend(self.training.privacy, poisson)
+            return metrics | self._spend(self.training.privacy, poisson, round, key)
         return metrics | {"train_loss": float(total) / max(count, 1)}
 
     def _backward(self, batch: Batch) -> Tensor:
@@ -178,25 +190,36 @@ class Client:
         loss.backward()
         return loss.detach()
 
-    def _poisson(self, round: int, names: set[str]) -> Poisson:
-        scratch, training = self._scratch, self.training
+    def _key(self, round: int, names: list[str]) -> tuple[int | str, ...]:
+        """What the samples and the noise of the next fit come of, beside the seed."""
         self._fits += 1
         key: tuple[int | str, ...] = (round, self.id, self._fits)
-        if self._secret:
+        if self._ledger:
             # Two models for one round, or other examples after a restart, would otherwise get one noise, and their
             # difference would show what it hides.
+            start = self._scratch.params(list(self._scratch.shapes))
             examples = {"x": self.train_examples.x, "y": self.train_examples.y}
-            key += (self._secret, repr(digests({"start": scratch.params(list(scratch.shapes)), **examples})))
+            key += (self._ledger.secret, repr(digests({"start": start, **examples})), repr(names))
+        return key
+
+    def _poisson(self, key: tuple[int | str, ...], names: list[str]) -> Poisson:
+        training = self.training
         who, noise = (Stream(self.seed, purpose, *key) for purpose in ("poisson", "noise"))
-        trained = {name: scratch.parameters[name] for name in scratch.trainable if name in names}
+        trained = {name: self._scratch.parameters[name] for name in names}
         size = (training.epochs, training.batch_size)
         return Poisson(self.model, trained, self.train_examples, *size, training.privacy, who, noise)
 
-    def _spend(self, privacy: Privacy, poisson: Poisson) -> dict[str, float]:
+    def _spend(self, privacy: Privacy, poisson: Poisson, round: int, key: tuple[int | str, ...]) -> dict[str, float]:
         if not privacy.noisy:
             return {}
         steps = self.state.get("privacy", {}).get("steps", 0) + poisson.steps
         self.state["privacy"] = {"steps": steps}
+        if self._ledger:
+            digest = hashlib.sha256(repr(key).encode()).hexdigest()
+            entered = self._ledger.spend(round, self._fits, digest, poisson.steps)
+            if entered < steps:
+                raise UserError(f"client.privacy: of {steps} steps the client's ledger has {entered}: it is damaged")
+            steps = entered
         epsilon = privacy.epsilon(steps, poisson.rate)
         return {"max_epsilon": epsilon} if math.isfinite(epsilon) else {}
 

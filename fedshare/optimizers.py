@@ -27,6 +27,8 @@ class MuonAdamW(torch.optim.Optimizer):
         if not hasattr(torch.optim, "Muon"):
             raise UserError(f"MuonAdamW: PyTorch has Muon from 2.9 on, and this is {torch.__version__}")
         everything = list(params)
+        if everything and not any(p.ndim > 1 for p in everything):
+            raise ValueError("MuonAdamW: none of the parameters is a matrix; flat=true makes vectors of them")
         matrices, rest = ([p for p in everything if (p.ndim == 2) is wanted] for wanted in (True, False))
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:

@@ -99,7 +99,8 @@ def run_server(
                 "digest": digest,
             }
         )
-        row |= account.row(answers.values(), downloads.values())
+        bad = [answers[client] for client in answers.keys() & dropped.keys()]
+        row |= account.row(uploads.values(), bad, downloads.values())
         last = round == schedule.rounds
         if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
             tested, untested = _evaluate(strategy, network, state, round, everyone)
@@ -149,15 +150,20 @@ def _evaluate(
 
 
 def _averages(uploads: dict[int, Payload]) -> dict[str, float]:
-    """What every upload reports (the training loss), weighted by examples; of ``max_...`` the largest."""
+    """What every upload reports (the training loss), weighted by examples; of ``max_...`` the largest.
+
+    That need not be reported by all, but by half of them: one client's inventions are not worth a column.
+    """
     reports = [upload.metrics for upload in uploads.values()]
     weights = [report["examples"] for report in reports]
-    names = sorted(set.intersection(*(set(report) for report in reports)) - {"examples"}) if reports else []
-    reported = {name: [report[name] for report in reports] for name in names}
-    return {
-        name: max(values) if name.startswith("max_") else metrics.weighted_mean(values, weights)
-        for name, values in reported.items()
-    }
+    averages = {}
+    for name in sorted(set().union(*reports) - {"examples"}):
+        values = [report[name] for report in reports if name in report]
+        if name.startswith("max_") and 2 * len(values) >= len(reports):
+            averages[name] = max(values)
+        elif len(values) == len(reports):
+            averages[name] = metrics.weighted_mean(values, weights)
+    return averages
 
 
 def _listing(dropped: dict[int, str], most: int = 3) -> str:

@@ -57,6 +57,14 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
 
+    def made_with(self) -> dict[str, str]:
+        """The versions it was begun with, and the fingerprint of the ``model``; what is not known is not there."""
+        try:
+            found = json.loads(self.versions.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from running the same run meanwhile. A killed process holds no lock."""
@@ -189,6 +197,9 @@ def verify(a: RunFolder, b: RunFolder | None = None) -> tuple[bool, str]:
         return False, f"{a.path}: no round is recorded"
     if b is None:
         return True, f"whole: {len(mine)} rounds, metrics and checkpoints agree with digest {mine[-1].digest}"
+    began = [run.made_with().get("model") for run in (a, b)]
+    if None not in began and began[0] != began[1]:
+        return False, f"differ in the model that they began with{_config_difference(a, b)}"
     others = b.links()
     if where := chain.first_difference(mine, others):
         return False, f"differ first in {where}{_config_difference(a, b)}"

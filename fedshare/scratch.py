@@ -1,11 +1,14 @@
 """One model in memory, lent to each client in turn."""
 
+import hashlib
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
 from fedshare.errors import UserError
 from fedshare.parts import Parts, Role, moving_buffers
-from fedshare.tensors import Tensors
+from fedshare.tensors import Tensors, digest
 
 
 class Scratch:
@@ -42,6 +45,12 @@ class Scratch:
         self.whole = {name: tensor.cpu() for name, tensor in self._first.items()}
         self.initial = {name: self.whole[name] for name in self.shared}
         self._restore()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the whole model that everyone starts from: of what is frozen, too."""
+        leaves = [(name, digest(tensor)) for name, tensor in sorted(self.whole.items())]
+        return hashlib.sha256(repr(leaves).encode()).hexdigest()
 
     def _size(self, names: list[str]) -> int:
         return sum(self.shapes[name].numel() for name in names)

@@ -20,20 +20,20 @@ HEAD = "head"  # the module that depends on the classes, and so is not taken ove
 SHOWN = 3
 
 
-def locate(name: str) -> Path:
+def locate(name: str, key: str = "weights") -> Path:
     """The weights called `name`: a path, or what lies at ``weights/<name>`` in the folder of all data.
 
-    Give the file, or the folder if that is what it is and no ``model.safetensors`` is in it. Raise UserError where
-    neither place has anything.
+    Give the file, or the folder if that is what it is and no ``model.safetensors`` is in it. Raise UserError, with the
+    config's `key` that said so, where neither place has anything.
     """
     if not name:
-        raise UserError("weights: must be a path, or a name in the folder of weights; it is empty")
+        raise UserError(f"{key}: must be a path, or a name in the folder of weights; it is empty")
     here, shared = Path(name).expanduser(), data_folder() / "weights" / name
     for place in (here, shared):
         if place.exists():
             return place / FILE if (place / FILE).is_file() else place
     nor = "" if here == shared else f" or {shared}"
-    raise UserError(f"weights={name}: there is no {here}{nor}")
+    raise UserError(f"{key}={name}: there is no {here}{nor}")
 
 
 def read(name: str) -> Tensors:
@@ -47,7 +47,7 @@ def read(name: str) -> Tensors:
         raise UserError(f"{path} is damaged, or no .safetensors file: {first_line(error)}") from error
 
 
-def overlay(model: nn.Module, tensors: Tensors, name: str) -> list[str]:
+def overlay(model: nn.Module, tensors: Tensors, name: str, head: str = HEAD) -> list[str]:
     """Copy `tensors`, which errors call `name`, into `model`, in its own types; non-float buffers too.
 
     Below the module `head` a tensor that is lacking on either side, or has another shape there, is left out. Return the
@@ -57,12 +57,12 @@ def overlay(model: nn.Module, tensors: Tensors, name: str) -> list[str]:
     own = model.state_dict()
     for wrong, names in {
         "the model lacks": tensors.keys() - own.keys(),
-        "it lacks": own.keys() - tensors.keys(),
+        "it lacks": (n for n in own.keys() - tensors.keys() if own[n].is_floating_point()),  # counters may be lacking
         "of another shape than the model's:": (
             n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape
         ),
     }.items():
-        if unfit := sorted(n for n in names if not _in_head(n)):
+        if unfit := sorted(n for n in names if not n.startswith(f"{head}.")):
             raise UserError(f"{name}: does not fit the model: {wrong} {_some(unfit, own, tensors)}")
     taken = [n for n in own if n in tensors and own[n].shape == tensors[n].shape]
     if broken := [n for n in taken if not tensors[n].to(own[n].dtype).isfinite().all()]:
@@ -71,10 +71,6 @@ def overlay(model: nn.Module, tensors: Tensors, name: str) -> list[str]:
         for n in taken:
             own[n].copy_(tensors[n])
     return [n for n in own if n not in taken]
-
-
-def _in_head(name: str) -> bool:
-    return name.startswith(f"{HEAD}.")
 
 
 def _some(names: Sequence[str], own: Tensors, tensors: Tensors) -> str:

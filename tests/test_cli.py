@@ -12,11 +12,11 @@ from fedshare.models import MLP
 
 WRONG = {
     # keys
-    "rouns=3": "rouns: no such key (did you mean rounds?); allowed: strategy, data, partition, model, client,",
+    "rouns=3": "rouns: no such key (did you mean rounds?); allowed: peft, strategy, data, partition, model,",
     "partition.alpa=1": "partition.alpa: no such key (did you mean alpha?); allowed in partition: clients, alpha,",
     "client.optimizer.momentun=1": "client.optimizer.momentun: no such key (did you mean momentum?); allowed in",
     "+strategy.mu=1": "strategy.mu: no such key; allowed: weighted",
-    "+rouns=3": "rouns: no such key (did you mean rounds?); allowed: strategy, data, partition, model, client,",
+    "+rouns=3": "rouns: no such key (did you mean rounds?); allowed: peft, strategy, data, partition, model,",
     "rounds.x=1": "rounds.x: rounds has no keys of its own",
     "hydra.lancher=1": "hydra.lancher: no such key (did you mean launcher?); allowed in hydra: run, sweep,",
     # what is lacking
@@ -246,7 +246,12 @@ def test_cfg_shows_the_config_and_creates_nothing(
 def test_help_names_the_flags_the_groups_and_the_keys(capfd: pytest.CaptureFixture[str]) -> None:
     assert fedshare("run", "--help", "data=mnist") == 0
     out = capfd.readouterr().out
-    for line in ("-m,--multirun : ", "strategy: fedavg, local\n", "rounds: 50\n", "_target_: fedshare.data.mnist\n"):
+    for line in (
+        "-m,--multirun : ",
+        "strategy: fedavg, fedpeft, local\n",
+        "rounds: 50\n",
+        "_target_: fedshare.data.mnist\n",
+    ):
         assert line in out
 
 

@@ -1,5 +1,6 @@
 """Every config composes, what it names can be made, and the command line still has the last word."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_every_option_composes_and_fits_what_it_names(group: str, option: str) -
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
 def test_every_entry_composes(name: str) -> None:
-    assert resolved([], name)["epochs" if name == "pretrain" else "rounds"] > 0
+    assert resolved([], name)["epochs" if name.startswith("pretrain") else "rounds"] > 0
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
@@ -129,6 +130,51 @@ def test_what_cannot_be_made_is_one_line() -> None:
     with pytest.raises(UserError) as raised:
         make(node, "strategy")
     assert str(raised.value) == "strategy: no such thing"
+
+
+@pytest.mark.parametrize(
+    ("target", "package", "extra"),
+    [
+        ("peft.LoHaConfig", "peft", "peft"),
+        ("transformers.BertModel", "transformers", "peft"),
+        ("timm.create_model", "timm", "timm"),
+        ("opacus.PrivacyEngine", "opacus", "dp"),
+        ("flwr_datasets.partitioner.IidPartitioner", "flwr_datasets", "partitioners"),
+        ("flwr.server.ServerApp", "flwr", "deploy"),
+        ("grpc.server", "grpc", "deploy"),
+        ("wandb.init", "wandb", "tracking"),
+        ("fedshare.peft.library.Library", "peft", "peft"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    target: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "fedshare.peft.library", raising=False)
+    monkeypatch.delattr("fedshare.peft.library", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Absent(package), *sys.meta_path])
+    with pytest.raises(UserError) as raised:
+        check(OmegaConf.create({"config": {"_target_": target}}), "peft")
+    line = f"peft.config._target_={target}: {package} is not installed: pip install 'fedshare[{extra}]'"
+    assert str(raised.value) == line
+
+
+class Absent:
+    """Finds nothing of a package, as where it is not installed."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_what_an_installed_package_lacks_is_no_extra() -> None:
+    for target in ("fedshare.models.Nothing", "nobody_has_this.Model"):
+        with pytest.raises(UserError, match=f"^model._target_={target}: cannot be imported: "):
+            check(OmegaConf.create({"_target_": target}), "model")
 
 
 def test_the_model_is_the_same_in_every_process_and_moves_with_the_seed() -> None:

@@ -12,11 +12,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from test_llama import file_of, tiny
+from test_tokenizer import PIECES, PUBLISHED, content
 
 from fedshare.data import download, files, sentiment, sources
 from fedshare.data.files import find
 from fedshare.data.sources import Source
+from fedshare.data.tokenizer import Llama2cTokenizer
 from fedshare.errors import UserError
+from fedshare.experiments import build
+from fedshare.experiments.compose import resolved
+from fedshare.experiments.instantiate import make
+from fedshare.models import Llama2c
 
 HOST = "data.example"  # of the published addresses; only the mirror stands behind it
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -280,9 +288,54 @@ def test_a_loader_downloads_what_it_needs(server: Server, monkeypatch: pytest.Mo
     assert left(tmp_path) == ["sst2-glue/dev.tsv", "sst2-glue/train.tsv"]
 
 
+STORIES = "/huggingface.co/karpathy/tinyllamas/resolve/main/stories260K/"
+
+
+def test_a_tokenizer_that_is_asked_for_by_its_published_name(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It comes with its model, once; a file of one's own is one's own."""
+    made = {"stories260K.bin": file_of(tiny()), "tok512.bin": content()}
+    server.contents |= {STORIES + name: body for name, body in made.items()}
+    assert list(sources.STORIES260K.files) == list(made)
+    sums = {name: f"sha256:{hashlib.sha256(body).hexdigest()}" for name, body in made.items()}
+    monkeypatch.setattr("fedshare.data.tokenizer.STORIES260K", replace(sources.STORIES260K, files=sums))
+    monkeypatch.setenv("FEDSHARE_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        node = OmegaConf.create({"_target_": "fedshare.data.tokenizer.Llama2cTokenizer", "path": PUBLISHED})
+        assert make(node, "data.load.tokenizer").vocabulary == 259 + len(PIECES)
+        assert Llama2c(30, 12, 30, "stories260K/stories260K.bin").norm.weight.shape == (24,)
+    assert [path for path, _ in server.asked] == [STORIES + name for name in made]
+    assert left(tmp_path / "data") == [f"weights/stories260K/{name}" for name in made]
+
+    (tmp_path / "stories260K").mkdir()
+    (tmp_path / PUBLISHED).write_bytes(content(PIECES[:-1]))
+    assert Llama2cTokenizer(PUBLISHED).vocabulary == 258 + len(PIECES)
+    (tmp_path / "own.bin").write_bytes(content(PIECES[:-2]))
+    assert Llama2cTokenizer("own.bin").vocabulary == 257 + len(PIECES)
+    assert len(server.asked) == 2
+
+
+def test_published_names_that_nobody_answers_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FEDSHARE_DATA", str(tmp_path))
+    place = tmp_path / "weights" / "stories260K"
+    with pytest.raises(
+        UserError, match=f"^data.load: put stories260K.bin, tok512.bin into {place}: not there, and"
+    ) as no:
+        build.data(resolved(["data=shakespeare_tokens"]))
+    one_line(no)
+    assert "weights=" not in str(no.value)
+    model = resolved(["data=shakespeare_tokens"]).model
+    with pytest.raises(UserError, match=r"^model: checkpoint=stories260K/stories260K\.bin: there is no "):
+        make(model, "model")
+
+
 def test_all_that_is_downloaded_has_a_checksum() -> None:
     published = [value for value in vars(sources).values() if isinstance(value, Source)]
-    assert len(published) == 8
+    assert len(published) == 9
     for source in published:
         checksums = [source.archive] if source.archive else list(source.files.values())
         assert all(checksum.startswith(("md5:", "sha256:")) for checksum in checksums)

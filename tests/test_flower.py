@@ -29,7 +29,7 @@ RUN = bytes(8)
 
 def network(folder: Path, name: str = "local", text: str = "config", nodes: int = world.CLIENTS, **more: object):  # type: ignore[no-untyped-def]
     """A network in this process, whose clients were built from `text`, and the server's population."""
-    app = client_app(lambda run_config, device: (text, world.build(name)))
+    app = client_app(lambda run_config, node_config: (text, world.build(name)))
     grid = InProcessGrid(app, nodes, {}, {"state-dir": str(folder)})
     here = world.build(name)
     return FlowerNetwork(grid, Terms.of("config", here), RUN, 5, world.CLIENTS, **more), here  # type: ignore[arg-type]

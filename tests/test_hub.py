@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from test_privacy import check_against_a_loop, moved
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -21,6 +22,15 @@ BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attent
 BERT |= {"intermediate_size": 32, "max_position_embeddings": 16}
 GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "bos_token_id": 39}
 GPT2 |= {"eos_token_id": 39}
+DISTILBERT = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 16}
+FLAT: dict[str, dict[str, Any]] = {  # what knows no square mask, refuses it, or has another meaning for it
+    "gpt2": GPT2,
+    "megatron-bert": BERT,
+    "deberta-v2": BERT,
+    "modernbert": {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    | {"intermediate_size": 32, "local_attention": 4, "pad_token_id": 0, "max_position_embeddings": 16}
+    | dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1),
+}
 TEXT = {"vocabulary": 40, "length": 12}
 VIT = {"patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -104,6 +114,74 @@ def test_padding_changes_no_class(name: str, options: dict[str, int], transforme
     assert model(torch.zeros(2, 12, dtype=torch.int64)).isfinite().all()
 
 
+def square_or_not(name: str, options: dict[str, Any]) -> bool:
+    """Whether the model gets a square mask; its logits are those of a flat one, to the bit."""
+    with seeds.scope(1, "model"):
+        model = Transformers(name, "classification", **TEXT, classes=3, options=options).eval()
+    x = tokens()
+    x[0, 5:] = x[1, 1:] = 0
+    seen, given = x != 0, []
+    handle = model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(kwargs["attention_mask"].shape), with_kwargs=True
+    )
+    ours = model(x)
+    handle.remove()
+    flat = model.model(input_ids=x.masked_fill(~seen, model.padding), attention_mask=seen.long()).logits
+    assert (ours - flat).abs().max() == 0
+    assert given in ([(6, 12)], [(6, 1, 12, 12)])
+    return len(given[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("bert", BERT), ("roberta", BERT | {"pad_token_id": 1}), ("distilbert", DISTILBERT), ("ernie", BERT)],
+)
+def test_the_mask_of_bert_and_its_kin_is_square(name: str, options: dict[str, Any], transformers: Any) -> None:
+    assert square_or_not(name, options)
+
+
+def test_with_eager_attention_a_mask_is_added_and_so_stays_flat(transformers: Any) -> None:
+    assert not square_or_not("bert", BERT | {"attn_implementation": "eager"})
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_other_masks_are_flat(name: str, transformers: Any) -> None:
+    assert not square_or_not(name, FLAT[name])
+
+
+@pytest.mark.parametrize(("name", "options"), [("bert", BERT), ("distilbert", DISTILBERT)])
+def test_gradients_of_an_encoder_are_those_of_example_after_example(
+    name: str, options: dict[str, Any], transformers: Any
+) -> None:
+    torch.manual_seed(0)
+    model = Transformers(name, "classification", **TEXT, classes=3, options=options)
+    x = tokens()
+    x[0, 5:] = x[1, 1:] = 0
+    names = [n for n, _ in model.named_parameters()]
+    check_against_a_loop(moved(model, names), names, x, torch.tensor([0, 1, 2, 0, 1, 2]))
+
+
+def test_the_end_of_a_text_is_padding_only_where_it_is_a_token(transformers: Any) -> None:
+    sizes = {key: value for key, value in GPT2.items() if not key.endswith("_token_id")}  # GPT-2's own: 50256
+    model = Transformers("gpt2", "classification", **TEXT, classes=3, options=sizes).eval()
+    assert model.padding == 0
+    x = tokens()[:, :7]
+    torch.testing.assert_close(model(F.pad(x, (0, 5))), model(x))
+    assert Transformers("gpt2", "classification", **TEXT, classes=3, options=GPT2).padding == 39
+
+
+def test_entries_by_their_other_names_and_of_a_folder(transformers: Any, tmp_path: Path) -> None:
+    other = {"hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 16, "num_attention_heads": 2}
+    model = Transformers(
+        "gpt2", "language_model", **TEXT, classes=40, options=other | {"vocab_size": 40, "eos_token_id": 1}
+    )
+    model.model.config.save_pretrained(tmp_path)
+    again = Transformers(str(tmp_path), "language_model", **TEXT, classes=40, options={"n_layer": 2})
+    assert (len(model.model.transformer.h), len(again.model.transformer.h)) == (1, 2)
+    with pytest.raises(UserError, match=f"options: {tmp_path} has no entry depth"):
+        Transformers(str(tmp_path), "language_model", **TEXT, classes=40, options={"depth": 2})
+
+
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_an_architecture_alone_comes_from_a_folder(pretrained: bool, transformers: Any, tmp_path: Path) -> None:
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2))
@@ -151,6 +229,12 @@ def test_clients_of_a_language_model_can_be_batched(transformers: Any) -> None:
         ({"name": "nobody/has-this"}, "Transformers: nobody/has-this: "),
         ({"pretrained": True}, "Transformers: bert: "),
         ({"options": BERT | {"num_attention_heads": 3}}, "Transformers: bert: .*16.*3"),
+        (
+            {"options": BERT | {"hidden_sze": 16}},
+            r"options: bert has no entry hidden_sze \(did you mean hidden_size\?\)",
+        ),
+        ({"options": BERT | {"to_dict": 1}}, "options: bert has no entry to_dict"),
+        ({"name": "gpt2", "options": GPT2 | {"n_layr": 1}}, r"gpt2 has no entry n_layr \(did you mean n_layer\?\)"),
     ],
 )
 def test_what_transformers_cannot_give_is_one_line(arguments: dict[str, Any], said: str, transformers: Any) -> None:
@@ -285,13 +369,13 @@ def test_checkpoints_of_other_models_and_other_files(timm: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("package", "make"),
+    ("package", "extra", "make"),
     [
-        ("timm", lambda: Timm("resnet10t", [3, 32, 32], 10)),
-        ("transformers", lambda: Transformers("bert", "classification", **TEXT, classes=3)),
+        ("timm", "timm", lambda: Timm("resnet10t", [3, 32, 32], 10)),
+        ("transformers", "peft", lambda: Transformers("bert", "classification", **TEXT, classes=3)),
     ],
 )
-def test_a_missing_extra_is_named(package: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(package: str, extra: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"needs {package}: pip install 'fedshare\[peft\]'"):
+    with pytest.raises(UserError, match=rf"needs {package}: pip install 'fedshare\[{extra}\]'"):
         make()

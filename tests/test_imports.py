@@ -38,7 +38,9 @@ CORE = {
     "poisson": {"clipping", "data.dataset", "errors", "noise", "privacy"},
     "client": {
         *("seeds", "errors", "data.dataset", "metrics", "noise", "poisson", "privacy", "scratch", "state", "tensors"),
+        "training",
     },
+    "training": {"errors", "privacy"},
     "strategy": {"client", "payload", "state", "tensors"},
     "network": {"client", "payload", "seeds", "state", "strategy"},
     "rounds": {

@@ -19,7 +19,7 @@ from fedshare.network import Task
 from fedshare.parts import Parts, Role
 from fedshare.payload import Payload
 from fedshare.peft import Adapter, Bias, Compacter, Full, Head, Method, Prompt, Shards
-from fedshare.peft.adapter import Hypercomplex
+from fedshare.peft.compacter import Hypercomplex
 from fedshare.rounds import Schedule, run_server
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
@@ -115,6 +115,9 @@ VIT_B = {
     "prompt": (Prompt(), 169_060),
     "adapter": (Adapter(), 1_856_740),
     "adapter_paper": (Adapter(shared=True, init="both"), 225_220),
+    "prompt_shallow": (Prompt(deep=False), 84_580),
+    "compacter": (Compacter(), 108_068),
+    "shards": (Shards(), 150_628),
 }
 
 
@@ -349,7 +352,7 @@ def test_a_frozen_backbone_stays_in_evaluation_mode_and_what_was_added_does_not(
     for name in ("head", "bias"):
         scratch = population(name, norm).scratch
         scratch.train()
-        assert not any(module.training for module in scratch.module.modules())
+        assert [n for n, module in scratch.module.named_modules() if module.training] == ["head"]
         assert all(scratch.parts.roles[n] is Role.FROZEN for n in scratch.shapes if "running" in n)
     scratch = population("full", norm).scratch
     scratch.train()
@@ -358,7 +361,33 @@ def test_a_frozen_backbone_stays_in_evaluation_mode_and_what_was_added_does_not(
     scratch = population("prompt").scratch
     scratch.train()
     training = {name for name, module in scratch.module.named_modules() if module.training}
-    assert training == {f"blocks.{n}.prompt{leaf}" for n in range(3) for leaf in ("", ".dropout")}
+    assert training == {"head", *(f"blocks.{n}.prompt{leaf}" for n in range(3) for leaf in ("", ".dropout"))}
+
+
+def test_a_head_of_several_layers_trains_whole_with_its_dropout_and_statistics() -> None:
+    def deep() -> ViT:
+        model = vit()
+        model.head = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))  # type: ignore[assignment]
+        return model
+
+    scratch = population("bias", deep).scratch
+    scratch.train()
+    assert all(module.training for module in scratch.module.head.modules())
+    assert not scratch.module.blocks[0].training
+    assert {name for name in scratch.shared if "running" in name} == {"head.1.running_mean", "head.1.running_var"}
+
+
+@pytest.mark.parametrize("method", [Full(), Bias(), Head(), Prompt()])
+def test_what_a_model_has_frozen_itself_stays_frozen(method: Method) -> None:
+    def fixed() -> ViT:
+        model = vit()
+        model.pos_embed.requires_grad_(False)
+        model.head.bias.requires_grad_(False)
+        return model
+
+    _, roles = tuned(method, fixed)
+    assert roles.roles["pos_embed"] is roles.roles["head.bias"] is Role.FROZEN
+    assert roles.roles["head.weight"] is Role.SHARED
 
 
 # Each method by itself.
@@ -397,6 +426,30 @@ def test_deep_prompts_replace_those_of_the_block_before_and_shallow_ones_go_on()
             block.norm1.register_forward_hook(lambda _, args, out: lengths.append(args[0].shape[1]))
         model.eval()(images(2, 3).x)
     assert lengths == [1 + 4 + 3] * 6
+
+
+def test_the_tokens_before_each_block_are_its_own_or_what_became_of_the_first() -> None:
+    def entering(method: Method) -> tuple[list[torch.Tensor], nn.Module]:
+        seen: list[torch.Tensor] = []
+        model, _ = tuned(method)
+        for block in model.blocks:
+            block.norm1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        model.eval()(images(2, 3).x)
+        return seen, model
+
+    seen, model = entering(Prompt(count=3))
+    for x, block in zip(seen, model.blocks, strict=True):
+        assert torch.equal(x[:, 1:4], block.prompt.tokens.expand(2, -1, -1)), "behind the class token"
+    plain: list[torch.Tensor] = []
+    with seeds.scope(0, "model"):
+        bare = vit()
+    bare.blocks[0].register_forward_pre_hook(lambda _, args: plain.append(args[0]))
+    bare.eval()(images(2, 3).x)
+    assert torch.equal(torch.cat([seen[0][:, :1], seen[0][:, 4:]], 1), plain[0]), "and the input is around them"
+    seen, model = entering(Prompt(count=3, deep=False))
+    assert torch.equal(seen[0][:, 1:4], model.blocks[0].prompt.tokens.expand(2, -1, -1))
+    assert not torch.equal(seen[1][:, 1:4], seen[0][:, 1:4])
+    assert not any(hasattr(block, "prompt") for block in model.blocks[1:])
 
 
 def test_prompts_of_a_text_leave_its_padding_unseen() -> None:
@@ -464,6 +517,42 @@ def test_any_model_can_be_shared_in_full_with_a_head_or_without() -> None:
     assert set(roles.groups.values()) == {"body"}
     assert set(roles.roles.values()) == {Role.SHARED}
     assert set(tuned(Full())[1].groups.values()) == {"body", "head"}
+
+
+@library
+def test_a_librarys_prompts_for_a_classifier_train_its_head_too() -> None:
+    from peft import PromptTuningConfig, TaskType
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from fedshare.peft.library import Library
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            keys = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+            self.model = BertForSequenceClassification(BertConfig(vocab_size=11, num_labels=3, **keys))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+
+    config = PromptTuningConfig(task_type=TaskType.SEQ_CLS, num_virtual_tokens=3)
+    model, roles = tuned(Library(config=config, head="model.classifier"), Wrapped)
+    trained = [(n, p) for n, p in model.named_parameters() if roles.roles[n] is Role.SHARED]
+    assert {roles.groups[name] for name, _ in trained} == {"peft", "head"}
+    assert sum(p.numel() for n, p in trained if roles.groups[n] == "head") == 8 * 3 + 3
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert all(parameter.grad is not None for _, parameter in trained)
+
+
+@library
+@pytest.mark.parametrize("keys", [{"bias": "all"}, {"modules_to_save": ["head"]}])
+def test_what_peft_would_train_beside_the_partition_is_refused(keys: dict[str, object]) -> None:
+    from peft import LoraConfig
+
+    from fedshare.peft.library import Library
+
+    with pytest.raises(UserError, match=f"peft.config.{next(iter(keys))}"):
+        tuned(Library(config=LoraConfig(target_modules=["qkv"], **keys)))  # type: ignore[arg-type]
 
 
 REFUSED: dict[str, tuple[Callable[[], Method], Callable[[], nn.Module], str]] = {

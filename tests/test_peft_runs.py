@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from fedshare import checkpoint
 from fedshare.data import digits
 from fedshare.errors import UserError
 from fedshare.experiments import build
@@ -133,6 +135,94 @@ def test_scarce_data_are_a_part_of_the_training_examples_and_all_of_the_test(tmp
     for count in (0, 1443):
         with pytest.raises(UserError, match=rf"train_examples={count}: digits has 1442; allowed is 1 to that"):
             whole.scarce(count, 0)
+
+
+def backbone(path: Path, shift: float = 0.25) -> Path:
+    config = resolved(SMALL)
+    model = build.backbone(config, build.data(config))
+    save_file({name: tensor + shift for name, tensor in model.state_dict().items()}, path)
+    return path
+
+
+def test_a_run_does_not_go_on_with_another_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder = backbone(tmp_path / "backbone.safetensors"), tmp_path / "run"
+    overrides = [*SMALL, "strategy=fedpeft", f"weights={path}"]
+    assert fedshare("run", *overrides, f"folder={folder}") == 0
+    backbone(path, 0.5)
+    assert fedshare("resume", str(folder), "--rounds", "3") == 2
+    assert f"{folder}: began with another model: other weights lie at weights={path} now" in capsys.readouterr().err
+    assert fedshare("run", *overrides, f"folder={tmp_path / 'other'}") == 0
+    same, line = verify(RunFolder.open(folder), RunFolder.open(tmp_path / "other"))
+    assert not same
+    assert line.startswith("differ in the model that they began with")
+    backbone(path, 0.25)
+    assert fedshare("resume", str(folder), "--rounds", "3") == 0
+    assert verify(RunFolder.open(folder))[0]
+
+
+def test_an_exported_model_is_whole_and_can_be_started_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder, file = backbone(tmp_path / "backbone.safetensors"), tmp_path / "run", tmp_path / "whole.safetensors"
+    overrides = [*SMALL, "strategy=fedpeft", f"weights={path}", "peft.local=[blocks.0.*]"]
+    assert fedshare("run", *overrides, f"folder={folder}") == 0
+    assert fedshare("export", str(folder), str(file)) == 0
+    whole, shared = load_file(file), load_file(folder / "model.safetensors")
+    first = load_file(path)
+    assert whole.keys() == first.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, shared.get(name, first[name]))
+    assert fedshare("run", *SMALL, f"weights={file}", f"folder={tmp_path / 'next'}") == 0
+
+    own = tmp_path / "own.safetensors"
+    assert fedshare("export", str(folder), str(own), "--client", "2") == 0
+    local = checkpoint.load(folder / "checkpoints", 2).clients[2]["local"]
+    assert local
+    assert all(torch.equal(load_file(own)[name], tensor) for name, tensor in local.items())
+
+    capsys.readouterr()
+    for arguments, line in (
+        ([str(own)], "is there already"),
+        ([str(tmp_path / "x.pt")], "must end in .safetensors"),
+        ([str(tmp_path / "y.safetensors"), "--client", "4"], "--client 4: there are 4, from 0 on"),
+    ):
+        assert fedshare("export", str(folder), *arguments) == 2
+        assert line in capsys.readouterr().err
+
+
+def test_a_run_of_a_version_without_partitions_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert fedshare("run", "model=logistic", "rounds=1", "workers=0", "partition.clients=4", f"folder={folder}") == 0
+    run = RunFolder.open(folder)
+    config = OmegaConf.load(run.config)
+    for key in ("peft", "weights", "train_examples", "evaluate_first"):
+        del config[key]
+    OmegaConf.save(config, run.config)
+    run.versions.unlink()
+    assert fedshare("resume", str(folder), "--rounds", "2") == 0
+    assert len(run.rows()) == 2
+
+
+def test_a_client_s_own_weights_are_where_its_node_config_says(tmp_path: Path) -> None:
+    pytest.importorskip("flwr", reason="needs the extra deploy")
+    from fedshare.experiments import federation
+
+    path = backbone(tmp_path / "here.safetensors")
+    config = resolved([*SMALL, "strategy=fedpeft", "weights=/where/the/server/has/it.safetensors"])
+    text, population = federation.population({"config": OmegaConf.to_yaml(config)}, {"weights": str(path)})
+    assert text == federation.agreed(config)
+    assert torch.equal(population.scratch.whole["pos_embed"], load_file(path)["pos_embed"])
+
+
+def test_a_sweep_finds_what_is_wrong_with_a_partition_or_weights_before_its_first_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for overrides, line in (
+        (["peft=adapter", "peft.reduction=8,0"], "reduction must be at least 1, not 0"),
+        (["weights=null,nowhere"], "weights=nowhere: there is no"),
+    ):
+        assert fedshare("run", "-m", *SMALL, *overrides) == 2
+        assert line in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 LINES: dict[str, tuple[list[str], str]] = {

@@ -18,6 +18,7 @@ from test_runs import fedshare
 from torch import nn
 
 from fedshare import checkpoint, seeds, weights
+from fedshare.client import Training
 from fedshare.data.augment import CropFlip
 from fedshare.data.dataset import Examples
 from fedshare.errors import RunHalted, UserError
@@ -187,6 +188,18 @@ def test_muon_steps_matrices_and_adamw_the_rest_at_one_rate() -> None:
                 parameter.grad = torch.cos(parameter.detach() * (step + 1))
             optimizer.step()
     assert all(torch.equal(one, other) for one, other in zip(ours, apart, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
+def test_muon_on_vectors_alone_is_refused_in_one_line() -> None:
+    said = "MuonAdamW: none of the parameters is a matrix; flat=true makes vectors of them"
+    with pytest.raises(ValueError, match=said):
+        MuonAdamW([nn.Parameter(torch.zeros(3))])
+    with pytest.raises(UserError) as raised:
+        Training(optimizer=MuonAdamW)
+    assert str(raised.value) == f"optimizer: {said}; try flat=false"
+    assert not Training(optimizer=MuonAdamW, flat=False).flat
+    MuonAdamW([nn.Parameter(torch.zeros(2, 3, 1, 1)), nn.Parameter(torch.zeros(3))])  # of a CNN
 
 
 def test_a_memory_of_another_model_is_refused() -> None:

@@ -1,7 +1,8 @@
 """Differential privacy of a client's examples: what is computed, what it spends, and who can undo it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,18 @@ from torch import Tensor, nn
 
 import world
 from fedshare import peft, privacy, seeds
-from fedshare.client import Client, Training
+from fedshare.client import Client, Training, check_private
 from fedshare.clipping import Clipping, losses
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
+from fedshare.flower.memory import Ledger
 from fedshare.models import TextTransformer, ViT
 from fedshare.network import Task
 from fedshare.noise import Stream
 from fedshare.payload import Payload
 from fedshare.poisson import Poisson
 from fedshare.privacy import Privacy, noise_for
-from fedshare.rounds import Round, Schedule, run_server
+from fedshare.rounds import Round, Schedule, _averages, run_server
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.tensors import Tensors
@@ -71,10 +73,10 @@ def run(made: Population, schedule: Schedule = SCHEDULE) -> tuple[list[Round], S
     return list(run_server(made.strategy, network, state, schedule)), network
 
 
-def fitted(made: Population, id: int = 0, secret: str = "", start: Tensors | None = None) -> Tensors:
+def fitted(made: Population, id: int = 0) -> Tensors:
     """What a client's training gives."""
-    client = made.client(id, {}, secret)
-    client.load(client.initial if start is None else start)
+    client = made.client(id, {})
+    client.load(client.initial)
     with seeds.scope("test"):  # dropout
         client.fit(1)
     return client.params()
@@ -324,7 +326,7 @@ def test_a_step_that_nobody_is_in_is_taken() -> None:
 
     made = population(None, optimizer=decay, batch_size=1, epochs=2)
     steps = 2 * len(made.shares[0].train)
-    assert any(not len(targets) for _, targets in made.client(0, {})._poisson(1, set()).batches())
+    assert any(not len(targets) for _, targets in made.client(0, {})._poisson((1, 0, 1), []).batches())
     before, after = made.scratch.initial["first.weight"], fitted(made)["first.weight"]
     torch.testing.assert_close(after, before * 0.9**steps, rtol=1e-4, atol=1e-6)
 
@@ -335,6 +337,25 @@ def test_fit_moves_only_the_names_given() -> None:
     client.fit(1, names=["last.weight", "first.bias"])
     moved = {name for name, value in client.params().items() if not torch.equal(value, client.initial[name])}
     assert moved == {"last.weight", "first.bias"}
+
+
+@pytest.mark.parametrize("made", [None, CUT], ids=["plain", "cut"])
+@pytest.mark.parametrize("flat", [True, False])
+def test_names_of_no_parameter_are_refused_and_frozen_ones_stay(flat: bool, made: Privacy | None) -> None:
+    def module() -> nn.Module:
+        net = Net()
+        net.first.requires_grad_(False)
+        return net
+
+    client = population(made, module=module, flat=flat).client(0, {})
+    client.load(client.initial)
+    with pytest.raises(KeyError, match=r"the model has no parameter first\.wight, nothing"):
+        client.fit(1, names=["last.weight", "nothing", "first.wight"])
+    every = list(client._scratch.shapes)
+    before = client.params(every)
+    client.fit(1, names=["last.weight", "first.weight"])
+    after = client.params(every)
+    assert {name for name in every if not torch.equal(after[name], before[name])} == {"last.weight"}
 
 
 # ---- noise
@@ -405,21 +426,26 @@ def test_a_simulation_repeats_and_no_noise_is_drawn_twice() -> None:
 
 
 @needs_opacus
-def test_noise_follows_secret_model_and_examples() -> None:
+def test_noise_follows_secret_terms_model_and_examples(tmp_path: Path) -> None:
     made = population(noisy(), batch_size=None)  # all examples in all steps
-    secret = "5" * 64
+    (tmp_path / "other").mkdir()
+    (tmp_path / "secret").write_text("5" * 64)
+    (tmp_path / "other" / "secret").write_text("6" * 64)
+    secret = Ledger(tmp_path)
 
-    def noise(secret: str, start: Tensors | None = None, population: Population = made) -> Tensor:
-        client = population.client(0, {}, secret)
+    def noise(ledger: Ledger | None, start: Tensors | None = None, population: Population = made) -> Tensor:
+        client = population.client(0, {}, ledger)
         client.load(client.initial if start is None else start)
-        return client._poisson(1, {"first.bias"})._noise.normal(4)
+        names = ["first.bias"]
+        return client._poisson(client._key(1, names), names)._noise.normal(4)
 
     other = {**made.scratch.initial, "last.bias": torch.full((world.CLASSES,), 1e-7)}
     fewer = Population(made.strategy, made.scratch, made.training, [Part(*world.shares()[1])], 0)
     assert torch.equal(noise(secret), noise(secret))
-    drawn = [noise(""), noise(secret), noise("6" * 64), noise(secret, other), noise(secret, population=fewer)]
+    drawn = [noise(None), noise(secret), noise(Ledger(tmp_path / "other")), noise(Ledger(tmp_path, b"terms"))]
+    drawn += [noise(secret, other), noise(secret, population=fewer)]
     assert len({float(draw[0]) for draw in drawn}) == len(drawn)
-    assert torch.equal(noise("", other), noise("")), "where nothing is secret, the key is what is known of the step"
+    assert torch.equal(noise(None, other), noise(None)), "where nothing is secret, the key is what is known of the step"
 
 
 # ---- what is spent
@@ -559,6 +585,16 @@ def test_an_upload_tells_no_loss_and_a_strategy_gets_no_examples() -> None:
         next(client.batches(1))
 
 
+def test_the_largest_is_that_of_those_who_report_it() -> None:
+    """A client whose epsilon is not finite, or of another kind, hides nobody's."""
+    reports = [{"examples": 1, "loss": 1.0, "max_epsilon": 2.0}, {"examples": 3, "loss": 2.0}, {"examples": 1}]
+    uploads = {id: Payload(metrics=report) for id, report in enumerate(reports)}
+    assert _averages(uploads) == {"max_epsilon": 2.0}
+    del uploads[2]
+    assert _averages(uploads) == {"loss": 1.75, "max_epsilon": 2.0}
+    assert _averages({}) == {}
+
+
 # ---- what is refused
 
 
@@ -632,6 +668,45 @@ def test_models_without_a_gradient_of_one_example_are_refused(how: str, line: st
     client = made.client(0, {})
     client.load(client.initial)
     assert same(client.params(), made.scratch.initial)
+    with unchanged(made.scratch), pytest.raises(UserError, match=r"^client\.privacy: the model "):
+        check_private(made.scratch, made.training, client.train_examples)
+
+
+@contextmanager
+def unchanged(scratch: Scratch) -> Iterator[None]:
+    """The bits, the tensors themselves, the mode, and torch's own generator."""
+
+    def everything() -> list[object]:
+        module = scratch.module
+        named = [*module.named_parameters(), *module.named_buffers()]
+        grads = [parameter.grad for parameter in module.parameters()]
+        held = [(name, id(tensor), tensor.requires_grad, tensor.tolist()) for name, tensor in named]
+        gradients = [(id(grad), None if grad is None else grad.tolist()) for grad in grads]
+        return [held, gradients, [inner.training for inner in module.modules()], torch.get_rng_state().tolist()]
+
+    before = everything()
+    yield
+    assert everything() == before
+
+
+@pytest.mark.parametrize("made", [None, CUT, "noisy"], ids=["plain", "cut", "noisy"])
+def test_a_step_is_tried_without_a_trace(made: Privacy | str | None) -> None:
+    if made == "noisy":
+        pytest.importorskip("opacus")
+    privacy = noisy() if isinstance(made, str) else made
+    fine = population(privacy, batch_size=None)
+    with unchanged(fine.scratch):
+        check_private(fine.scratch, fine.training, fine.shares[0].train)
+    shuffled = population(None, sampling="shuffle", module=lambda: Counting("adds them"))
+    with unchanged(shuffled.scratch):
+        check_private(shuffled.scratch, shuffled.training, shuffled.shares[0].train)
+
+    def module() -> nn.Module:
+        return nn.Sequential(nn.Linear(world.FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, world.CLASSES))
+
+    bad = population(privacy, module=module)
+    with unchanged(bad.scratch), pytest.raises(UserError, match=r"^client.sampling=poisson: 1 is a BatchNorm"):
+        check_private(bad.scratch, bad.training, bad.shares[0].train)
 
 
 @pytest.mark.parametrize("made", [None, CUT], ids=["plain", "cut"])
@@ -659,7 +734,6 @@ def test_in_a_deployment_each_client_has_a_secret_that_lasts(tmp_path: Path) -> 
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
     from fedshare import wire
     from fedshare._proto.payload_pb2 import Request
-    from fedshare.flower.memory import Memory
     from fedshare.flower.participant import Participant, Terms
 
     def participant(folder: str, made: Privacy | None) -> Participant:
@@ -698,11 +772,64 @@ def test_in_a_deployment_each_client_has_a_secret_that_lasts(tmp_path: Path) -> 
 
     path.write_text("short\n")
     with pytest.raises(UserError, match=r"the secret .*client-0/secret is damaged: it must be 64 hex digits"):
-        Memory(path.parent).secret()
+        Ledger(path.parent).secret  # noqa: B018
 
     public = participant("c", None)
     assert "train_loss" in trained(public).metrics
     assert not list((tmp_path / "c").rglob("secret"))
+
+
+@needs_opacus
+def test_in_a_deployment_every_answer_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came too late, or of a round that was done again, has been seen; the server has the client forget it."""
+    pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
+    from fedshare import wire
+    from fedshare._proto.payload_pb2 import Request
+    from fedshare.flower.participant import Participant, Terms
+
+    here = population(noisy())
+    who = Participant(here, Terms.of("config", here), tmp_path)
+    first = here.scratch.initial
+    second = {name: tensor + 0.01 for name, tensor in first.items()}
+    a_round = 2  # steps: 8 examples, 4 a step
+
+    def trained(round: int, base: int, params: Tensors) -> tuple[float, Tensors]:
+        """What the client says that it has spent, in rounds; and its upload."""
+        download, data = wire.pack(Payload({"params": params}))
+        request = Request(round=round, base=base, keep=0, run=bytes(8), terms=who.terms.short, download=download)
+        reply, tensors = who.answer(0, Task.TRAIN, request, bytes(data))
+        upload = wire.unpack(reply.upload, tensors)
+        rounds = {noisy().epsilon(a_round * count, 0.5): count for count in range(1, 9)}
+        return rounds[upload.metrics["max_epsilon"]], upload.tensors["params"]
+
+    spent, late = trained(1, 0, first)
+    assert spent == 1
+    (ledger,) = tmp_path.rglob("ledger")
+    assert ledger.stat().st_mode & 0o777 == 0o600
+    assert trained(1, 0, second)[0] == 2, "the same round, of another model"
+    spent, again = trained(1, 0, first)
+    assert (spent, same(again, late)) == (2, True), "the same question: the same bits, and nothing more to pay"
+    assert trained(2, 1, second)[0] == 3
+    assert trained(3, 1, second)[0] == 4, "the server never took round 2"
+    who = Participant(here, Terms.of("config", here), tmp_path)  # another process on the same disk
+    assert trained(3, 1, second)[0] == 4
+    assert trained(4, 0, first)[0] == 5, "the server has nothing of this client"
+    lines = ledger.read_text().splitlines()
+    assert [line.split()[::3] for line in lines] == [["1", "2"], ["1", "2"], ["2", "2"], ["3", "2"], ["4", "2"]]
+
+    def full(path: Path, *rest: object, **more: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedshare.flower.memory.write_atomically", full)
+        with pytest.raises(OSError, match="no space"):
+            trained(5, 4, first)
+    ledger.unlink()
+    with pytest.raises(UserError, match=r"client\.privacy: of 4 steps the client's ledger has 2: it is damaged"):
+        trained(5, 4, first)
+    ledger.write_text("".join(f"{line}\n" for line in [*lines, "6 1 x"]))
+    with pytest.raises(UserError, match=r"the ledger .*client-0/ledger is damaged: line 6 must be round, fit, SHA-256"):
+        trained(5, 4, first)
 
 
 def test_a_client_without_privacy_needs_no_secret() -> None:

@@ -108,7 +108,7 @@ def test_damaged_and_other_files(damaged: bytes, tmp_path: Path) -> None:
 def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
         Llama2cTokenizer(str(tmp_path))
-    with pytest.raises(UserError, match=r"none\.bin"):
+    with pytest.raises(UserError, match=r"^tokenizer\.path=none\.bin: there is no "):
         Llama2cTokenizer("none.bin")
 
 

@@ -54,8 +54,11 @@ def test_what_is_nowhere_names_both_places(tmp_path: Path, shared: Path) -> None
     assert str(raised.value) == f"weights=nothing/here: there is no nothing/here or {shared}/nothing/here"
     with pytest.raises(UserError, match=f"there is no {tmp_path}/none$"):
         weights.locate(f"{tmp_path}/none")
-    with pytest.raises(UserError, match="it is empty"):
+    with pytest.raises(UserError, match=r"^weights: must be .* it is empty"):
         weights.locate("")
+    for name in ("none", ""):
+        with pytest.raises(UserError, match=f"^checkpoint{'=none' if name else ''}: "):
+            weights.locate(name, "checkpoint")
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x80\x02}q\x00.", b"\xff" * 100])

@@ -2,7 +2,8 @@
 
 Checksums are those that publishers or common libraries record: MNIST, Fashion-MNIST and CIFAR as in torchvision, SST-2
 and the SST's archive as in torchtext, Movie Review as in Hugging Face's `datasets`. For Tiny Shakespeare it is the one
-that the many users of that address agree on.
+that the many users of that address agree on. For stories260K, of which nobody publishes any, they are those of the
+published files as they are used here.
 """
 
 from dataclasses import dataclass
@@ -110,4 +111,13 @@ TINY_SHAKESPEARE = Source(
     folder="tiny-shakespeare",
     files={"input.txt": "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
     addresses=("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",),
+)
+
+STORIES260K = Source(
+    folder="weights/stories260K",
+    files={  # the model first: where the tokenizer is, a download that was cut short has both
+        "stories260K.bin": "sha256:b0a507e7ad0f626624f17112325e66691f9076d622e1d3274d103d00299f2696",
+        "tok512.bin": "sha256:037cb335abb25d1fa9e8ecae30ed2a3a8ace9302862ebcdc05d51a6bbb10c312",
+    },
+    addresses=("https://huggingface.co/karpathy/tinyllamas/resolve/main/stories260K/",),
 )

@@ -5,6 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from fedshare.data.files import find
+from fedshare.data.sources import STORIES260K
 from fedshare.errors import UserError, brief, first_line
 from fedshare.weights import locate
 
@@ -31,11 +33,14 @@ class Llama2cTokenizer:
     """Byte pairs as llama2.c's `tokenizer.bin` or `tok512.bin` ranks them: the best-scored neighbours merge first.
 
     A text begins with `BOS` and a space of its own. A character that is no piece becomes its UTF-8 bytes. `path` is a
-    path, or a name below the data folder's ``weights``.
+    path, or a name below the data folder's ``weights``; ``stories260K/tok512.bin`` is downloaded where it is neither,
+    and so is the model that it belongs to.
     """
 
     def __init__(self, path: str) -> None:
-        self._pieces, scores = read_pieces(locate(path))
+        folder, name = STORIES260K.folder.removeprefix("weights/"), "tok512.bin"
+        published = path == f"{folder}/{name}" and not Path(path).exists()
+        self._pieces, scores = read_pieces(find(STORIES260K)[name] if published else locate(path, "tokenizer.path"))
         self.vocabulary = len(self._pieces)
         ranked = zip(self._pieces[PIECES:], range(PIECES, self.vocabulary), scores[PIECES:], strict=True)
         self._known: dict[str, tuple[int, float]] = {}

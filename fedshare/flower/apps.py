@@ -15,7 +15,8 @@ from fedshare.flower.records import unwrap, wrap
 from fedshare.network import Task
 from fedshare.simulation import Population
 
-Build = Callable[[UserConfig, str], tuple[str, Population]]  # from run config and device: the text to agree on, and all
+# From run config and node config, which is this host's alone: the text to agree on, and everyone who may take part.
+Build = Callable[[UserConfig, UserConfig], tuple[str, Population]]
 
 
 def server_app(serve: Callable[[Grid, UserConfig], None]) -> ServerApp:
@@ -38,16 +39,17 @@ class _OneLineErrors(ClientApp):
 def client_app(build: Build) -> ClientApp:
     """`build` is called once a process and config: a process that lives on keeps its model, its data and its device."""
     app = _OneLineErrors()
-    here: dict[tuple[str, str], Participant] = {}
+    here: dict[str, Participant] = {}
     lock = threading.Lock()
 
     def participant(context: Context) -> Participant:
         device = str(context.node_config.get("device", "cpu"))
-        key = (repr(sorted(context.run_config.items())), device)
+        own: UserConfig = {name: v for name, v in context.node_config.items() if name in ("device", "weights")}
+        key = repr((sorted(context.run_config.items()), sorted(own.items())))
         with lock:
             if key not in here:
                 here.clear()  # one config at a time: a client that stays for many runs would hold all their models
-                text, population = build(context.run_config, device)
+                text, population = build(context.run_config, own)
                 given = context.node_config.get("state-dir")
                 here[key] = Participant(
                     population,

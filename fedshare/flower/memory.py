@@ -1,4 +1,4 @@
-"""What a client remembers, on its own disk, a version for each round in which it trained."""
+"""What a client has on its own disk: what it remembers, a version for each round, and what its privacy has cost."""
 
 import hashlib
 import os
@@ -48,20 +48,6 @@ class Memory:
             write_atomically(self.folder / f"round-{round:06d}-{_sum(data)}.safetensors", data)
             self._latest = (round, data)
 
-    def secret(self) -> str:
-        """64 hex digits that nobody else knows: the system's own random bytes, drawn once, and kept for the whole run.
-
-        Raises UserError where the file that holds them is damaged.
-        """
-        path = self.folder / "secret"
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, f"{os.urandom(32).hex()}\n", mode=0o600)
-        text = path.read_text().strip()
-        if not re.fullmatch(r"[0-9a-f]{64}", text):
-            raise UserError(f"the secret {path} is damaged: it must be 64 hex digits")
-        return text
-
     def _versions(self) -> dict[int, Path]:
         found = {}
         for path in self.folder.glob("round-*.safetensors"):
@@ -77,6 +63,50 @@ class Memory:
         if _sum(data) != versions[round].stem.rpartition("-")[2]:
             raise UserError(f"the memory {versions[round]} is damaged: its SHA-256 is another")
         return data
+
+
+class Ledger:
+    """What a client's private training has cost in one run, and the secret that its noise comes of.
+
+    Nothing in it is ever taken back, whatever a server has its client forget. `terms` become part of the secret: what
+    is trained in another way gets other noise.
+    """
+
+    def __init__(self, folder: Path, terms: bytes = b"") -> None:
+        self._folder, self._terms = folder, terms
+
+    @property
+    def secret(self) -> str:
+        """Hex digits that nobody else knows: of the system's own random bytes, drawn once, and of the terms.
+
+        Raises UserError where the file that holds the bytes is damaged.
+        """
+        path = self._folder / "secret"
+        if not path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, f"{os.urandom(32).hex()}\n", mode=0o600)
+        text = path.read_text().strip()
+        if not re.fullmatch(r"[0-9a-f]{64}", text):
+            raise UserError(f"the secret {path} is damaged: it must be 64 hex digits")
+        return text + self._terms.hex()
+
+    def spend(self, round: int, fit: int, digest: str, steps: int) -> int:
+        """Enter the steps of a round's fit number `fit`, whose noise `digest` stands for; the steps of all fits so far.
+
+        On disk when this returns. What is entered already has the same noise, gives the same bits, and costs nothing.
+        Raises UserError where the ledger is damaged.
+        """
+        path = self._folder / "ledger"
+        entries = path.read_text(errors="replace").splitlines() if path.exists() else []
+        if wrong := [number for number, entry in enumerate(entries, 1) if not _ENTRY.fullmatch(entry)]:
+            raise UserError(f"the ledger {path} is damaged: line {wrong[0]} must be round, fit, SHA-256, steps")
+        if (entry := f"{round} {fit} {digest} {steps}") not in entries:
+            entries.append(entry)
+            write_atomically(path, "".join(f"{entry}\n" for entry in entries), mode=0o600)
+        return sum(int(entry.split()[-1]) for entry in entries)
+
+
+_ENTRY = re.compile(r"\d+ \d+ [0-9a-f]{64} \d+")
 
 
 def _sum(data: bytes) -> str:

@@ -9,7 +9,7 @@ import fedshare
 from fedshare import wire
 from fedshare._proto.payload_pb2 import Attendance, Invitation, Leaf, Reply, Request
 from fedshare.errors import UserError
-from fedshare.flower.memory import Memory
+from fedshare.flower.memory import Ledger, Memory
 from fedshare.network import Task
 from fedshare.simulation import Population
 from fedshare.state import digests
@@ -63,18 +63,18 @@ class Participant:
     def answer(self, id: int, task: Task, request: Request, data: bytes) -> tuple[Reply, bytearray]:
         """Do what is asked, starting from the memory that the server counts on.
 
-        What private training has spent is part of that memory, so the server is trusted not to ask for one round with
-        several models: all of them would be answered, each with a noise of its own, and one of them counted.
+        What private training has spent is counted beside that memory: an answer that the server never took is forgotten
+        there, and somebody may have seen it.
         """
         if request.terms != self.terms.short:
             raise UserError("its config or its initial model is not the server's")
         memory = self._memory(request.run.hex(), id)
         state = memory.recall(request.base, request.keep)
         download = wire.unpack(request.download, data)
-        # Everyone knows the seed, so it would undo the privacy.
-        secret = memory.secret() if self.population.training.private and task is Task.TRAIN else ""
+        private = self.population.training.private and task is Task.TRAIN
+        ledger = Ledger(memory.folder, self.terms.config) if private else None
         with threads(self.threads):
-            answer = self.population.answer(task, request.round, id, download, state, secret)
+            answer = self.population.answer(task, request.round, id, download, state, ledger)
         if task is Task.TRAIN:
             memory.save(request.round, answer.state)
         upload, tensors = wire.pack(answer.payload)

@@ -51,7 +51,7 @@ class Timm:
             if size and config.fixed_input_size:
                 arguments["img_size"] = size
             if checkpoint:
-                weights = described(locate(checkpoint), config)
+                weights = described(locate(checkpoint, "checkpoint"), config)
             elif pretrained:
                 weights = {"file": download(config)}
             model = timm.create_model(

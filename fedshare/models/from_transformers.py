@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,7 +28,8 @@ class Transformers(nn.Module):
     of the configuration. Weights are read from safetensors alone, and no code that comes with a model is run.
 
     Names of parameters begin with ``model.``; a classifier's head is ``model.classifier`` or ``model.score``. Some
-    architectures look at the values of a mask, and `torch.func.vmap` does not take those.
+    architectures look at the values of a mask, and `torch.func.vmap` does not take those; BERT and its kin do not look
+    at one that is square, and get such a one.
     """
 
     def __init__(
@@ -58,10 +61,14 @@ class Transformers(nn.Module):
                 config = transformers.AutoConfig.for_model(name, **entries)
             else:
                 config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False, **source, **entries)
+            if options:
+                with quiet(transformers.utils.logging):
+                    known(name, options, type(config))
             fit(name, config, vocabulary, length)
             config.use_cache = False
             if task == "classification" and config.pad_token_id is None:
-                config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
+                end = config.eos_token_id
+                config.pad_token_id = end if isinstance(end, int) and 0 <= end < config.vocab_size else 0
             if pretrained:
                 with quiet(transformers.utils.logging):
                     self.model, report = kind.from_pretrained(
@@ -81,13 +88,51 @@ class Transformers(nn.Module):
             raise UserError(f"Transformers: {name}: {brief(first_line(error))}") from error
         self.model.float()  # some are published in half precision
         self.task, self.classes, self.padding = task, classes, config.pad_token_id
+        self._square: type | None = None  # the kind of model to which a square mask may be given
+        if task == "classification":
+            with quiet(transformers.utils.logging):
+                self._square = type(self.model) if takes_square(self.model, vocabulary, length) else None
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.task == "language_model":
             return self.model(input_ids=tokens).logits[..., : self.classes]
         seen = (tokens != 0).flip(1).cumsum(1).flip(1) > 0
         seen = F.pad(seen[:, 1:], (1, 0), value=True)  # an empty text counts as one token, as in `TextTransformer`
-        return self.model(input_ids=tokens.masked_fill(~seen, self.padding), attention_mask=seen.long()).logits
+        # What peft puts in the model's place to learn prompts adds to a flat mask.
+        mask = square(seen) if type(self.model) is self._square else seen.long()
+        return self.model(input_ids=tokens.masked_fill(~seen, self.padding), attention_mask=mask).logits
+
+
+def square(seen: Tensor) -> Tensor:
+    """A mask ``[batch, length]`` as one of what each position may look at: ``[batch, 1, length, length]``."""
+    return seen[:, None, None, :].expand(-1, 1, seen.shape[1], -1)
+
+
+def takes_square(model: nn.Module, vocabulary: int, length: int) -> bool:
+    """Whether a square mask gives what a flat one gives, to the bit, and a mask makes any difference."""
+    tokens = torch.arange(2 * length).view(2, length) % vocabulary
+    seen = torch.ones(2, length, dtype=torch.bool)
+    seen[1, (length + 1) // 2 :] = False
+    training = model.training
+    try:
+        with torch.no_grad():
+            masks = (seen.long(), square(seen), torch.ones_like(seen).long())
+            flat, squared, unmasked = (model.eval()(input_ids=tokens, attention_mask=mask).logits for mask in masks)
+        return bool(flat.equal(squared) and not flat.equal(unmasked))
+    except Exception:  # of any kind: most architectures know flat masks only
+        return False
+    finally:
+        model.train(training)
+
+
+def known(name: str, options: Mapping[str, Any], kind: type) -> None:
+    """Raise `UserError` where an option is no entry of this kind of configuration: it would be taken and forgotten."""
+    entries = {"attn_implementation", *vars(kind()), *getattr(kind, "attribute_map", {})}
+    entries |= {key for key in dir(kind) if isinstance(getattr(kind, key, None), property)}
+    if unknown := sorted(set(options) - entries):
+        near = get_close_matches(unknown[0], entries, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"Transformers: options: {name} has no entry {unknown[0]}{hint}")
 
 
 def fit(name: str, config: Any, vocabulary: int, length: int) -> None:

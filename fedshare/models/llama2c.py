@@ -94,7 +94,7 @@ class Llama2c(Llama):
     """
 
     def __init__(self, vocabulary: int, length: int, classes: int, checkpoint: str) -> None:
-        config, tensors = read_llama2c(path := locate(checkpoint))
+        config, tensors = read_llama2c(path := locate(checkpoint, "checkpoint"))
         if vocabulary != config.vocabulary:
             raise UserError(f"{path}: vocabulary is {vocabulary}; allowed is {config.vocabulary}, as in the file")
         if length > config.length:

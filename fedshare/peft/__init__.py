@@ -1,6 +1,7 @@
 """Parameter-efficient fine-tuning: which few parameters of a model are trained and shared, and which are added."""
 
-from fedshare.peft.adapter import Adapter, Compacter
+from fedshare.peft.adapter import Adapter
+from fedshare.peft.compacter import Compacter
 from fedshare.peft.method import Method
 from fedshare.peft.prompt import Prompt
 from fedshare.peft.select import Bias, Full, Head

@@ -1,9 +1,8 @@
-"""Small layers behind each block: bottlenecks (Houlsby et al. 2019), and Compacter's hypercomplex ones."""
+"""Small layers behind each block (Houlsby et al. 2019, arXiv 1902.00751)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,7 +44,7 @@ class Adapter(Method):
 
     def _bottleneck(self, block: nn.Module) -> Bottleneck:
         dim = width(block)
-        down, up = nn.Linear(dim, _hidden(dim, self.reduction)), nn.Linear(_hidden(dim, self.reduction), dim)
+        down, up = nn.Linear(dim, hidden_size(dim, self.reduction)), nn.Linear(hidden_size(dim, self.reduction), dim)
         nn.init.kaiming_normal_(down.weight, nonlinearity="relu")
         for zero in (down.bias, up.weight, up.bias, *([down.weight] if self.init == "both" else [])):
             nn.init.zeros_(zero)
@@ -55,68 +54,8 @@ class Adapter(Method):
         return ".adapter." in name
 
 
-class Hypercomplex(nn.Module):
-    """A linear layer whose matrix is ``sum_i rule_i (x) (left_i right_i)``, x the Kronecker product (equation 5).
-
-    `rule` is ``[n, n, n]`` and shared by all layers, `left` ``[n, inputs/n, rank]``, `right` ``[n, rank, outputs/n]``.
-    """
-
-    def __init__(self, rule: nn.Parameter, inputs: int, outputs: int, rank: int, zero: bool) -> None:
-        super().__init__()
-        n = len(rule)
-        self.rule = rule
-        self.left = nn.Parameter(torch.randn(n, inputs // n, rank))
-        self.right = nn.Parameter(torch.randn(n, rank, outputs // n) * (0 if zero else (rank * inputs) ** -0.5))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        n = len(self.rule)
-        # (x M) by parts: x as [..., n, inputs / n], one factor of the Kronecker product for each of the two.
-        y = torch.einsum("...ac,nck,nkd,nab->...bd", x.unflatten(-1, (n, -1)), self.left, self.right, self.rule)
-        return y.flatten(-2) + self.bias
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compacter(Method):
-    """Adapters of low-rank hypercomplex layers (Karimi Mahabadi et al. 2021, arXiv 2106.04647)."""
-
-    group: ClassVar[str] = "compacter"
-    reduction: int = 8  # a block's vectors are so many times longer than the bottleneck's
-    n: int = 4  # terms of the sum, and the side of its shared matrices; divides both lengths
-    rank: int = 1  # of the other matrices
-    blocks: str = "blocks"  # the model's sequence of transformer blocks
-
-    def __post_init__(self) -> None:
-        for name in ("reduction", "n", "rank"):
-            if (value := getattr(self, name)) < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-
-    def insert(self, model: nn.Module) -> nn.Module:
-        layers = blocks(model, self.blocks)
-        dim = width(layers[0])
-        hidden = _hidden(dim, self.reduction)
-        if dim % self.n or hidden % self.n:
-            raise UserError(
-                f"peft.n={self.n}: must divide the lengths of the vectors, {dim}, and of the bottleneck, {hidden}"
-            )
-        rule = nn.Parameter(torch.randn(self.n, self.n, self.n) * self.n**-0.5)
-        attach(
-            layers,
-            [
-                Bottleneck(
-                    Hypercomplex(rule, dim, hidden, self.rank, zero=False),
-                    Hypercomplex(rule, hidden, dim, self.rank, zero=True),
-                )
-                for _ in layers
-            ],
-        )
-        return model
-
-    def trains(self, name: str) -> bool:
-        return ".adapter." in name
-
-
-def _hidden(dim: int, reduction: int) -> int:
+def hidden_size(dim: int, reduction: int) -> int:
+    """Of a bottleneck."""
     return max(1, dim // reduction)
 
 

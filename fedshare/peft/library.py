@@ -28,6 +28,8 @@ class Library(Method):
     def insert(self, model: nn.Module) -> nn.Module:
         if getattr(self.config, "modules_to_save", None):
             raise UserError("peft.config.modules_to_save: name the module in peft.head, which trains and shares it")
+        if getattr(self.config, "bias", "none") != "none":
+            raise UserError("peft.config.bias: must be none, for what is trained is said by peft.head and the method")
         try:
             if not self.config.is_prompt_learning:
                 inject_adapter_in_model(self.config, model)
@@ -62,8 +64,16 @@ class Library(Method):
             return ".prompt_encoder." in f".{name}"
         return any(part.startswith(self._prefix) for part in name.split("."))
 
-    def awake(self, model: nn.Module, before: set[str]) -> frozenset[str] | None:
-        return frozenset(name for name, _ in model.named_modules() if self.trains(name))
+    def awake(self, model: nn.Module, backbone: set[int]) -> frozenset[str] | None:
+        """Not all that is new: some of it has the backbone inside."""
+        return frozenset(n for n, _ in model.named_modules() if self.trains(n) or "modules_to_save" in n.split("."))
+
+    def group_of(self, name: str, in_head: bool) -> str | None:
+        """A method that learns prompts for a classifier puts a copy in the head's place, and keeps the original."""
+        parts = name.split(".")
+        if "original_module" in parts:
+            return None
+        return super().group_of(name, in_head or "modules_to_save" in parts)
 
 
 def _cut(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:

@@ -38,21 +38,40 @@ class Method(ABC):
     def trains(self, name: str) -> bool:
         """Whether the parameter `name`, which is not under the head, is trained."""
 
-    def awake(self, model: nn.Module, before: set[str]) -> frozenset[str] | None:
-        """The modules in training mode while a client trains, of which those called `before` are the backbone's."""
-        return frozenset(name for name, _ in model.named_modules() if name not in before)
+    def awake(self, model: nn.Module, backbone: set[int]) -> frozenset[str] | None:
+        """The modules in training mode while a client trains; `backbone` are the `id` of those that were there before.
+
+        None are all modules, and then the backbone's running statistics are shared, too.
+        """
+        return frozenset(name for name, module in model.named_modules() if id(module) not in backbone)
 
     def tune(self, model: nn.Module) -> tuple[nn.Module, Parts]:
-        """The model to train, and its partition. Raises UserError where the method does not fit the model."""
-        before = {name for name, _ in model.named_modules()}
-        self.check(before)
+        """The model to train, and its partition. Raises UserError where the method does not fit the model.
+
+        What the model itself has frozen stays so.
+        """
+        self.check({name for name, _ in model.named_modules()})
+        head = _inside(model, self.head)
+        backbone = {id(module) for module in model.modules()}
+        frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
         model = self.insert(model)
-        groups = {name: group for name, _ in model.named_parameters() if (group := self._group(name))}
-        awake = self.awake(model, before)
-        if awake is None:  # or the backbone's statistics stand still
-            groups |= {name: self._group(name) or self.group for name in moving_buffers(model)}
-        roles = {name: Role.SHARED if name in groups else Role.FROZEN for name, _ in model.named_parameters()}
-        roles |= {name: Role.SHARED if name in groups else Role.FROZEN for name in moving_buffers(model)}
+        awake = self.awake(model, backbone)
+        if awake is not None:
+            awake |= {name for name, module in model.named_modules() if id(module) in head}
+        groups = {}
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in frozen and (group := self.group_of(name, id(parameter) in head)):
+                groups[name] = group
+        buffers = dict(model.named_buffers())
+        for name in moving_buffers(model):
+            if awake is None or id(buffers[name]) in head:
+                groups[name] = "head" if id(buffers[name]) in head else self.group
+        if self.head is not None and head and "head" not in groups.values():
+            raise UserError(f"peft.head={self.head}: nothing of it is trained; null: train none beside the method's")
+        roles = {
+            name: Role.SHARED if name in groups else Role.FROZEN
+            for name in (*dict(model.named_parameters()), *moving_buffers(model))
+        }
         for role, patterns in ((Role.LOCAL, self.local), (Role.FROZEN, self.frozen)):
             for pattern in patterns:
                 roles |= dict.fromkeys(_matching(pattern, groups, role), role)
@@ -60,10 +79,20 @@ class Method(ABC):
             raise UserError("peft: it leaves nothing to train")
         return model, Parts(roles, groups, awake)
 
-    def _group(self, name: str) -> str | None:
-        if self.head is not None and name.startswith(f"{self.head}."):
-            return "head"
-        return self.group if self.trains(name) else None
+    def group_of(self, name: str, in_head: bool) -> str | None:
+        """What a parameter is called in the account of bytes; None where it is frozen."""
+        return "head" if in_head else self.group if self.trains(name) else None
+
+
+def _inside(model: nn.Module, path: str | None) -> set[int]:
+    """The `id` of all modules, parameters and buffers of the module `path`, whatever they are called later on."""
+    try:
+        module = model.get_submodule(path) if path else None
+    except AttributeError:
+        module = None
+    if module is None:
+        return set()
+    return {id(part) for parts in (module.modules(), module.parameters(), module.buffers()) for part in parts}
 
 
 def _matching(pattern: str, names: dict[str, str], role: Role) -> list[str]:

@@ -20,11 +20,8 @@ class Full(Method):
     def trains(self, name: str) -> bool:
         return True
 
-    def awake(self, model: nn.Module, before: set[str]) -> frozenset[str] | None:
+    def awake(self, model: nn.Module, backbone: set[int]) -> frozenset[str] | None:
         return None
-
-    def _group(self, name: str) -> str:
-        return "head" if self.head is not None and name.startswith(f"{self.head}.") else self.group
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,15 @@ def summary(rows: list[dict[str, Any]], folder: Path | str) -> str:
         among = {"mean of clients": "accuracy_mean", "worst 10 %": "accuracy_worst10"}
         parts = [f"{name} {decimal(last[key])}" for name, key in among.items() if key in last]
         aside = f" ({', '.join(parts)})" if parts else ""
-        lines.append(("accuracy", f"{decimal(last['accuracy'])} in round {last['round']}{aside}"))
+        before = rows[0].get("before", {})
+        first = f"; before round 1: {decimal(before['accuracy'])}" if "accuracy" in before else ""
+        lines.append(("accuracy", f"{decimal(last['accuracy'])} in round {last['round']}{aside}{first}"))
         if best["accuracy"] > last["accuracy"]:
             lines.append(("best", f"{decimal(best['accuracy'])} in round {best['round']}"))
         for name in ("loss", "perplexity"):
             if name in last:
-                before = rows[0].get("before", {}).get(name)
-                lines.append((name, decimal(last[name]) + (f" (before round 1: {decimal(before)})" if before else "")))
+                first = f"; before round 1: {decimal(before[name])}" if name in before else ""
+                lines.append((name, decimal(last[name]) + first))
     lines += [("traffic" if not number else "", text) for number, text in enumerate(_traffic(rows))]
     if spent := [row["max_epsilon"] for row in rows if row.get("max_epsilon") is not None]:
         lines.append(("privacy", f"epsilon {decimal(max(spent), 2)}, of the client that has spent most"))

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fedshare.client import Client, Share, Training
+from fedshare.client import Client, Ledger, Share, Training
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.data.partition.base import Partition, Split
 from fedshare.network import Task, answer
@@ -84,16 +84,18 @@ class Population:
     shares: Sequence[Sized]
     seed: int
 
-    def client(self, id: int, state: State, secret: str = "") -> Client:
-        return Client(id, self.seed, self.scratch, self.training, self.shares[id], state, secret)
+    def client(self, id: int, state: State, ledger: Ledger | None = None) -> Client:
+        return Client(id, self.seed, self.scratch, self.training, self.shares[id], state, ledger)
 
     def sizes(self) -> list[int]:
         """How many training examples each client has."""
         return [share.size for share in self.shares]
 
-    def answer(self, task: Task, round: int, id: int, download: Payload, state: State, secret: str = "") -> "Answer":
-        """`secret` is the client's own; in a simulation there is none, so that a run repeats and its noise is known."""
-        client = self.client(id, state, secret)
+    def answer(
+        self, task: Task, round: int, id: int, download: Payload, state: State, ledger: Ledger | None = None
+    ) -> "Answer":
+        """`ledger` is the client's own; in a simulation there is none, so that a run repeats and its noise is known."""
+        client = self.client(id, state, ledger)
         payload = answer(self.strategy, client, task, round, download)
         return Answer(payload, client.state, digests(client.state) if task is Task.TRAIN else {})
 

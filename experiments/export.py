@@ -1,0 +1,61 @@
+"""`fedshare export`: a whole model of a run, backbone included, as one file that needs nothing else."""
+
+import json
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+
+from fedshare import checkpoint
+from fedshare.checkpoint import Checkpoint
+from fedshare.errors import UserError
+from fedshare.files import write_atomically
+from fedshare.runs import RunFolder
+from fedshare.tensors import Tensors
+
+from . import build
+from .execute import check_model, stored, warn
+
+
+def export(run: str, file: str, client: int | None) -> None:
+    """The global model, or the one that `client` would use now. Raises UserError where there is none."""
+    folder, path = RunFolder.open(run), Path(file)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{file}: must end in .safetensors")
+    if path.exists():
+        raise UserError(f"{file}: is there already")
+    config = stored(folder)
+    population = build.population_of(config)
+    check_model(folder, population, config)
+    scratch = population.scratch
+    if client is None:
+        scratch.load(load_file(folder.model) if folder.model.exists() else _global(folder))
+    else:
+        last = _last(folder)
+        if last.remote:
+            raise UserError(f"{run}: its clients keep their own models")
+        if not 0 <= client < len(population.shares):
+            raise UserError(f"--client {client}: there are {len(population.shares)}, from 0 on")
+        one = population.client(client, last.clients.get(client, {}))
+        download = population.strategy.download(last.server, client)
+        if download is None:
+            raise UserError(f"--client {client}: gets no model any more")
+        population.strategy.apply(one, download)
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in scratch.module.state_dict().items()}
+    write_atomically(path, save_tensors(tensors, {"config": json.dumps(OmegaConf.to_container(config))}))
+    print(f"{file}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")
+
+
+def _last(folder: RunFolder) -> Checkpoint:
+    last = checkpoint.latest(folder.checkpoints, warn)
+    if last is None:
+        raise UserError(f"{folder.path}: has no checkpoint yet")
+    return last
+
+
+def _global(folder: RunFolder) -> Tensors:
+    params: Tensors | None = _last(folder).server.get("params")
+    if params is None:
+        raise UserError(f"{folder.path}: has no global model; --client N has one")
+    return params
