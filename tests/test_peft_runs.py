@@ -43,7 +43,7 @@ def fedshare(*arguments: str) -> int:
 
 @each_option
 def test_every_option_can_be_made_and_fits_the_vision_transformer(option: str) -> None:
-    fitting = {"shards": ["peft.budget=5"], "compacter": ["peft.reduction=4"]}  # to a model so small
+    fitting = {"shards": ["peft.budget=3"], "compacter": ["peft.reduction=4"]}  # to a model so small
     config = resolved([*SMALL, f"peft={option}", *fitting.get(option, [])])
     assert isinstance(make(config.peft, "peft"), Method)
     scratch = build.population_of(config).scratch

@@ -586,11 +586,13 @@ def test_an_upload_tells_no_loss_and_a_strategy_gets_no_examples() -> None:
 
 
 def test_the_largest_is_that_of_those_who_report_it() -> None:
-    """A client whose epsilon is not finite, or of another kind, hides nobody's."""
+    """A client whose epsilon is not finite hides nobody's; what one of many invents is no column."""
     reports = [{"examples": 1, "loss": 1.0, "max_epsilon": 2.0}, {"examples": 3, "loss": 2.0}, {"examples": 1}]
     uploads = {id: Payload(metrics=report) for id, report in enumerate(reports)}
+    assert _averages(uploads) == {}
+    uploads[3] = Payload(metrics={"examples": 1, "max_epsilon": 1.5})
     assert _averages(uploads) == {"max_epsilon": 2.0}
-    del uploads[2]
+    del uploads[2], uploads[3]
     assert _averages(uploads) == {"loss": 1.75, "max_epsilon": 2.0}
     assert _averages({}) == {}
 

@@ -53,7 +53,7 @@ class Shards(Method):
     group: ClassVar[str] = "shards"
     targets: list[str] | tuple[str, ...] = ("qkv",)  # the last names of the linear layers that are updated
     budget: int = 2  # trained numbers: those of a LoRA of this rank
-    rank: int = 8  # of each layer's update
+    rank: int = 4  # of each layer's update
     private: int = 1  # how many of its vectors no other layer shares
     shards: int = 4  # pieces of a vector; divides the layers' lengths
     alpha: float = 16.0  # the update is scaled by alpha / rank
