@@ -154,7 +154,8 @@ def test_a_run_does_not_go_on_with_another_backbone(tmp_path: Path, capsys: pyte
     assert fedshare("run", *overrides, f"folder={tmp_path / 'other'}") == 0
     same, line = verify(RunFolder.open(folder), RunFolder.open(tmp_path / "other"))
     assert not same
-    assert line.startswith("differ in the model that they began with")
+    assert line.startswith("differ first in round 1: server: params/")
+    assert "; so do the models that they began with" in line
     backbone(path, 0.25)
     assert fedshare("resume", str(folder), "--rounds", "3") == 0
     assert verify(RunFolder.open(folder))[0]
