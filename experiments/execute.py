@@ -28,7 +28,7 @@ from fedshare.simulation import Partitioned, Population, Simulation
 from fedshare.threads import one_thread
 
 from . import build
-from .config import check_complete, check_ranges
+from .config import Pretraining, Root, check_complete, check_ranges
 from .instantiate import make
 from .signals import terminable
 from .tracking import Tracker
@@ -69,16 +69,17 @@ def create(folder: RunFolder, config: DictConfig, population: Population | None 
     folder.create(OmegaConf.to_yaml(config), json.dumps(made_with) + "\n")
 
 
-def stored(folder: RunFolder, last: int | None = None) -> DictConfig:
+def stored(folder: RunFolder, last: int | None = None, root: type[Root] | type[Pretraining] = Root) -> DictConfig:
     """The config that a run was started with; with `last`, for another last round."""
     try:
         config = OmegaConf.load(folder.config)
         if not isinstance(config, DictConfig):
             raise ValueError("it holds no keys")
-        for key, meant in MEANT.items():
+        for key, meant in MEANT.items() if root is Root else ():
             config.setdefault(key, meant)
-        config.rounds = config.rounds if last is None else last
-        check_complete(config)
+        if last is not None:
+            config.rounds = last
+        check_complete(config, root)
         check_ranges(config)
     except UserError:
         raise

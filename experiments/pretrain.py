@@ -24,8 +24,8 @@ from fedshare.threads import one_thread, threads
 
 from . import build, instantiate
 from .cli import Parser
-from .config import Pretraining, check_complete, check_ranges
-from .execute import create, warn, warn_of_versions
+from .config import Pretraining
+from .execute import create, stored, warn, warn_of_versions
 from .instantiate import make
 from .run import Work, run
 from .signals import terminable
@@ -100,16 +100,9 @@ def resume(path: str) -> None:
     folder = Folder(path)
     if not folder.config.is_file():
         raise UserError(f"{path}: not a folder of `fedshare pretrain`: it has no {folder.config.name}")
-    try:
-        config = OmegaConf.load(folder.config)
-        if not isinstance(config, DictConfig):
-            raise ValueError("it holds no keys")
-        check_complete(config, Pretraining)
-        check_ranges(config)
-        if type(config.threads) is not int:
-            raise ValueError("its threads are no number")
-    except Exception as error:
-        raise UserError(f"{folder.config} is damaged: {first_line(error)}") from error
+    config = stored(folder, root=Pretraining)
+    if type(config.threads) is not int:
+        raise UserError(f"{folder.config} is damaged: its threads are no number")
     with folder.lock():
         start = checkpoint.latest(folder.checkpoints, warn)
         warn_of_versions(folder)
