@@ -14,6 +14,8 @@ from fedshare import peft, seeds
 from fedshare.client import Client, Training
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
+from fedshare.experiments.compose import resolved
+from fedshare.experiments.instantiate import make
 from fedshare.models import MLP, ResNet, TextTransformer, ViT
 from fedshare.network import Task
 from fedshare.parts import Parts, Role
@@ -119,6 +121,17 @@ VIT_B = {
     "compacter": (Compacter(), 108_068),
     "shards": (Shards(), 150_628),
 }
+
+
+@library
+@pytest.mark.parametrize(
+    ("name", "count"), [("lora", 224_356), ("ffa_lora", 187_492), ("fedsa_lora", 113_764), ("ia3", 104_548)]
+)
+def test_the_options_by_peft_share_so_many_parameters_of_vit_b_16(name: str, count: int) -> None:
+    method = make(resolved([f"peft={name}"]).peft, "peft", Method)
+    with torch.device("meta"):
+        model, roles = method.tune(ViT([3, 224, 224], 100, patch=16, dim=768, depth=12, heads=12))
+    assert sum(p.numel() for n, p in model.named_parameters() if roles.roles[n] is Role.SHARED) == count
 
 
 @pytest.mark.parametrize("name", VIT_B)
