@@ -261,8 +261,8 @@ def test_the_terms_of_a_deployment_cover_what_is_frozen() -> None:
     from fedshare.flower.participant import Terms
 
     config = resolved([*SMALL, "strategy=fedpeft"])
-    one, two = (build.population_of(config) for _ in range(2))
+    one, two, other = (build.population_of(config) for _ in range(3))
     assert Terms.of(federation.agreed(config), one) == Terms.of(federation.agreed(config), two)
-    name = next(name for name in one.scratch.whole if one.scratch.parts.roles[name] is Role.FROZEN)
-    one.scratch.whole[name].view(-1)[0] += 1e-6
-    assert Terms.of(federation.agreed(config), one) != Terms.of(federation.agreed(config), two)
+    name = next(name for name in other.scratch.whole if other.scratch.parts.roles[name] is Role.FROZEN)
+    other.scratch.whole[name].view(-1)[0] += 1e-6
+    assert Terms.of(federation.agreed(config), other) != Terms.of(federation.agreed(config), two)

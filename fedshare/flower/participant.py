@@ -12,7 +12,6 @@ from fedshare.errors import UserError
 from fedshare.flower.memory import Ledger, Memory
 from fedshare.network import Task
 from fedshare.simulation import Population
-from fedshare.state import digests
 from fedshare.threads import threads
 
 
@@ -26,8 +25,7 @@ class Terms:
     @classmethod
     def of(cls, config: str, population: Population) -> "Terms":
         """`config`: what of it everyone must have alike, as one text."""
-        leaves = digests({"initial": population.scratch.whole})
-        return cls(hashlib.sha256(config.encode()).digest(), hashlib.sha256(repr(leaves).encode()).digest())
+        return cls(hashlib.sha256(config.encode()).digest(), bytes.fromhex(population.scratch.fingerprint))
 
     @property
     def short(self) -> bytes:
