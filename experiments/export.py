@@ -42,6 +42,7 @@ def export(run: str, file: str, client: int | None) -> None:
         if download is None:
             raise UserError(f"--client {client}: gets no model any more")
         population.strategy.apply(one, download)
+        population.strategy.personalise(one, last.round)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in scratch.module.state_dict().items()}
     write_atomically(path, save_tensors(tensors, {"config": json.dumps(OmegaConf.to_container(config))}))
     print(f"{file}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")

@@ -109,6 +109,11 @@ class Client:
         return self._scratch.module
 
     @property
+    def local(self) -> list[str]:
+        """The names of what is trained here and never leaves: the local part of the model (`fedshare.parts`)."""
+        return self._scratch.local
+
+    @property
     def initial(self) -> Tensors:
         """What is shared of the model that everyone starts from. Read only."""
         return self._scratch.initial
@@ -124,8 +129,8 @@ class Client:
         """
         self._scratch.load(self.state.get("local", {}) | params)
 
-    def batches(self, round: int) -> Iterator[Batch]:
-        """The batches of this round: `epochs` passes, each in an order of its own.
+    def batches(self, round: int, epochs: int | None = None) -> Iterator[Batch]:
+        """The batches of this round: `epochs` passes, by default the config's, each in an order of its own.
 
         Raises UserError where training is private, for what a strategy makes of them has no noise.
         """
@@ -135,7 +140,7 @@ class Client:
             )
         order = seeds.generator(self.seed, "batches", round, self.id)
         count = len(self.train_examples)
-        for _ in range(self.training.epochs):
+        for _ in range(self.training.epochs if epochs is None else epochs):
             rows = torch.randperm(count, generator=order).to(self._scratch.device)
             for some in rows.split(self.training.batch_size or count):
                 yield self.train_examples.batch(some)
@@ -145,10 +150,20 @@ class Client:
         inputs, targets = batch
         return F.cross_entropy(self.model(inputs).flatten(0, -2), targets.flatten())
 
-    def fit(self, round: int, names: Iterable[str] | None = None) -> dict[str, float]:
+    def fit(
+        self,
+        round: int,
+        names: Iterable[str] | None = None,
+        *,
+        epochs: int | None = None,
+        toward: Tensors | None = None,
+        pull: float = 0.0,
+    ) -> dict[str, float]:
         """Train the model on the client's examples, only the parameters `names` where given; keep its local part.
 
-        Frozen ones among `names` stay as they are. Raises KeyError where a name is no parameter's.
+        It makes `epochs` passes over them, by default the config's. Frozen ones among `names` stay as they are. With
+        `toward`, the loss has a proximal term more: ``pull / 2`` times the squared distance of the parameters from
+        those. Raises KeyError where a name is no parameter's.
 
         Returns ``examples`` (how many the client has) and ``train_loss`` (averaged over the steps, before each). With
         `Training.privacy` there is no ``train_loss``, which would tell of the examples what the noise is to hide, but
@@ -168,12 +183,16 @@ class Client:
         total, count = torch.zeros((), device=scratch.device), 0
         scratch.train()
         key = self._key(round, names) if self.training.sampling == "poisson" else ()
-        poisson = self._poisson(key, names) if key else None
+        poisson = self._poisson(key, names, epochs) if key else None
         backward = poisson.backward if poisson else self._backward
-        for batch in poisson.batches() if poisson else self.batches(round):
+        anchors = {name: toward[name].to(scratch.device) for name in names if name in toward} if toward else {}
+        for batch in poisson.batches() if poisson else self.batches(round, epochs):
             for vector in vectors:
                 vector.grad.zero_()  # type: ignore[union-attr]
             loss = backward(batch)
+            for name, anchor in anchors.items():
+                parameter = scratch.parameters[name]
+                parameter.grad.add_(parameter.detach() - anchor, alpha=pull)  # type: ignore[union-attr]
             optimizer.step()
             total += loss * len(batch[1])
             count += len(batch[1])
@@ -202,11 +221,11 @@ class Client:
             key += (self._ledger.secret, repr(digests({"start": start, **examples})), repr(names))
         return key
 
-    def _poisson(self, key: tuple[int | str, ...], names: list[str]) -> Poisson:
+    def _poisson(self, key: tuple[int | str, ...], names: list[str], epochs: int | None) -> Poisson:
         training = self.training
         who, noise = (Stream(self.seed, purpose, *key) for purpose in ("poisson", "noise"))
         trained = {name: self._scratch.parameters[name] for name in names}
-        size = (training.epochs, training.batch_size)
+        size = (training.epochs if epochs is None else epochs, training.batch_size)
         return Poisson(self.model, trained, self.train_examples, *size, training.privacy, who, noise)
 
     def _spend(self, privacy: Privacy, poisson: Poisson, round: int, key: tuple[int | str, ...]) -> dict[str, float]:

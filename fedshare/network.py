@@ -61,4 +61,5 @@ def answer(strategy: Strategy, client: Client, task: Task, round: int, download:
         strategy.apply(client, download)
         if task is Task.TRAIN:
             return strategy.train(client, round)
+        strategy.personalise(client, round)
         return Payload(metrics=client.evaluate())

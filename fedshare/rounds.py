@@ -90,6 +90,7 @@ def run_server(
         clock.lap("digest")
         row: dict[str, Any] = (
             _averages(uploads)
+            | strategy.report(state)
             | before
             | {
                 "round": round,

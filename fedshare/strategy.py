@@ -1,6 +1,7 @@
 """A federated algorithm, both halves, as the five steps of a round."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from fedshare.client import Client
 from fedshare.payload import Payload
@@ -36,6 +37,13 @@ class Strategy(ABC):
     @abstractmethod
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         """The server's memory after the round. `uploads`, by client id, is never empty and holds only usable ones."""
+
+    def personalise(self, client: Client, round: int) -> None:  # noqa: B027  # most have nothing to do
+        """Before a test, after `apply`: make the model the client's own. What the client remembers stays as it is."""
+
+    def report(self, state: State) -> dict[str, Any]:
+        """What a person looks at after a round, beside accuracy and bytes: plain data, which its row then holds."""
+        return {}
 
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         """What this client's upload must look like: groups, names, shapes, types. One that does not is dropped."""
