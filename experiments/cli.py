@@ -14,6 +14,7 @@ _EPILOG = """examples:
   fedshare run --cfg job            show the whole config; --info defaults: where it comes from
   fedshare resume runs/A
   fedshare verify runs/A runs/B
+  fedshare compare runs/A runs/B runs/C --into clients.svg
   fedshare pretrain model=vit data=cifar100 epochs=20 folder=backbones/vit-cifar100
   fedshare keys keys --server host.example.org --clients 4
   fedshare server data=mnist partition.clients=4 --listen 0.0.0.0:9443 --keys keys
@@ -70,6 +71,11 @@ def _dispatch(arguments: list[str]) -> int:
 
         export(options.run, options.file, options.client)
         return 0
+    if options.command == "compare":
+        from .compare import compare
+
+        compare(options.runs, options.into)
+        return 0
     from fedshare.runs import RunFolder, verify
 
     if len(options.runs) > 2:
@@ -113,6 +119,9 @@ def _parser() -> Parser:
     resume.add_argument("--rounds", type=int, help="go on to this round instead of the one planned")
     verify = commands.add_parser("verify", help="say whether two runs are the same, or where they first differ")
     verify.add_argument("runs", nargs="+", metavar="RUN", help="one folder, which is held against itself, or two")
+    compare = commands.add_parser("compare", help="how well each client fares in several runs, side by side")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="two folders or more, of runs with the same clients")
+    compare.add_argument("--into", metavar="FILE", help="to be written: NAME.csv, a table, or NAME.svg, a picture")
     export = commands.add_parser("export", help="a run's whole model as one file, backbone included")
     export.add_argument("run", help="its folder")
     export.add_argument("file", help="to be written: NAME.safetensors")

@@ -19,6 +19,7 @@ from fedshare.data.partition import table
 from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.files import write_atomically
 from fedshare.network import Network
+from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress
 from fedshare.report.plots import accuracy_plot, partition_plot
 from fedshare.report.summary import summary
@@ -179,7 +180,8 @@ def rounds(
             tracker.finish(completed)
             rows = folder.rows()
             accuracy_plot(rows, folder.path / "accuracy.svg")
-    files = ["accuracy.svg", "partition.svg", folder.metrics.name]
+            collaborates = collaboration_plot(rows, folder.path / "collaboration.svg")
+    files = ["accuracy.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
     if "params" in state:
         write_atomically(folder.model, save_tensors({name: t.contiguous() for name, t in state["params"].items()}))
         files.append(folder.model.name)

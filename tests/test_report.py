@@ -10,8 +10,12 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from test_runs import SMALL, fedshare
 
+from fedshare.experiments import execute
 from fedshare.metrics import summarise, weighted_mean, worst_share
+from fedshare.report import collaboration
+from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress, fitting
 from fedshare.report.plots import accuracy_plot, partition_plot
 from fedshare.report.summary import summary
@@ -157,6 +161,132 @@ def test_drawing_leaves_no_trace_in_the_process(tmp_path):
         assert "matplotlib.pyplot" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def collaborating(number, clients=(0, 1, 2), most=0.5, **more):
+    """A round in which neighbours collaborate."""
+    values = [[1.0 if a == b else most / (1 + abs(a - b)) for b in clients] for a in clients]
+    return {
+        "round": number,
+        "overlap": {"clients": list(clients), "values": values},
+        "collaborators": {str(a): [b for b in clients if abs(a - b) == 1] for a in clients},
+        "threshold": 0.2,
+        "overlap_mean": 0.15,
+        "overlap_max": most / 2,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [collaborating(1, [5])],
+        [collaborating(number) for number in (1, 2, 3)],
+        [row(1), collaborating(2), row(3), evaluated(4) | collaborating(4, [0, 2, 3])],
+        [collaborating(1, most=0.0, threshold=None, overlap_mean=None)],
+        [collaborating(1) | {"overlap": None}],
+        [collaborating(1) | {"collaborators": None}],
+        [collaborating(number, range(number % 10, 1000, 10)) for number in range(1, 11)],
+        [collaborating(number, range(20)) for number in range(1, 51)],
+        [collaborating(number, range(100)) for number in range(1, 101)],
+    ],
+)
+def test_collaboration_plot_draws_what_there_is(tmp_path, rows):
+    for name in ("a.svg", "b.svg"):
+        assert collaboration_plot(rows, tmp_path / name)
+    picture = (tmp_path / "a.svg").read_bytes()
+    assert picture == (tmp_path / "b.svg").read_bytes()
+    assert len(picture) < 400_000
+    texts = {element.text for element in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")}
+    both = any(len((row.get("overlap") or {"clients": ()})["clients"]) > 1 for row in rows)
+    assert ({f"overlap in round {rows[-1]['round']}; dots: they collaborate", "threshold"} <= texts) == both
+    chosen = any(row.get("collaborators") for row in rows)
+    assert ({"collaborators", "rounds", "how many collaborators; grey: not in the round"} <= texts) == chosen
+    assert not re.search(rb' d="[^"]*nan', picture)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row(1), evaluated(2)],
+        [row(1, overlap=0.3, collaborators=4, threshold=0.1)],
+        [row(1, collaborators={"a": 1})],
+    ],
+)
+def test_nothing_is_drawn_of_rounds_that_do_not_tell(tmp_path, rows):
+    assert not collaboration_plot(rows, tmp_path / "a.svg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_fields_of_the_collaboration_plot_by_hand(tmp_path, monkeypatch):
+    fields, dots, heat_map, enlarged = [], [], collaboration.heat_map, collaboration.enlarged
+    monkeypatch.setattr(
+        collaboration, "heat_map", lambda *a, **k: fields.append((a[2], k.get("left"))) or heat_map(*a, **k)
+    )
+    monkeypatch.setattr(collaboration, "enlarged", lambda cells: dots.append(cells) or enlarged(cells))
+    rows = [
+        collaborating(3, [0, 4], collaborators={"0": [4], "4": []}),
+        row(4),
+        collaborating(5, [0, 4, 7], collaborators={"0": [4, 7], "4": [0], "7": []}),
+    ]
+    collaboration_plot(rows, tmp_path / "a.svg")
+    overlap, numbers, partners = [field.tolist() for field, _ in fields]
+    assert overlap == [[None, 0.1, 0.0625], [0.1, None, 0.125], [0.0625, 0.125, None]]
+    assert [field.tolist() for field in dots] == [[[False, True, True], [True, False, False], [False, False, False]]]
+    assert numbers == [[1, None, 2], [0, None, 1], [None, None, 0]]  # a row a client, a column a round
+    assert [left for _, left in fields] == [None, 3, None]  # from round 3 on
+    assert partners == [[None, 2, 1], [1, None, 0], [0, 0, None]]
+
+
+def test_the_collaboration_plot_shows_every_change_but_on_the_diagonal(tmp_path):
+    def drawn(**more):
+        collaboration_plot([collaborating(1), collaborating(2, **more)], tmp_path / "a.svg")
+        return (tmp_path / "a.svg").read_bytes()
+
+    diagonal = collaborating(2)["overlap"]
+    diagonal["values"] = [
+        [9.0 if a == b else value for b, value in enumerate(line)] for a, line in enumerate(diagonal["values"])
+    ]
+    assert drawn(overlap=diagonal) == drawn()
+    others = [
+        {"collaborators": {"0": [1], "1": [0], "2": []}},
+        {"threshold": 0.3},
+        {"overlap_mean": 0.1},
+        {"most": 0.4},
+    ]
+    assert len({drawn(**more) for more in [{}, *others]}) == 5
+
+
+def test_a_threshold_out_of_reach_leaves_room_for_the_overlaps(tmp_path):
+    def heights(threshold):
+        collaboration_plot([collaborating(number, threshold=threshold) for number in (1, 2)], tmp_path / "a.svg")
+        return re.search(r'<path d="([^"]*)"[^>]*stroke: #0072b2', (tmp_path / "a.svg").read_text()).group(1)
+
+    assert heights(0.2) == heights(1e6)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_draws_who_collaborates(tmp_path, monkeypatch, capfd, stopped):
+    def stop(*arguments):
+        yield from itertools.islice(rounds(*arguments), 2)
+        raise KeyboardInterrupt
+
+    rounds = execute.run_server
+    if stopped:
+        monkeypatch.setattr(execute, "run_server", stop)
+    folder = tmp_path / "run"
+    small = ["strategy=fedcac", "workers=0", *SMALL, "rounds=3"]
+    assert fedshare("run", f"folder={folder}", *small) == (130 if stopped else 0)
+    title = f"overlap in round {2 if stopped else 3}; dots"
+    assert title in (folder / "collaboration.svg").read_text()
+    assert (f"{folder}: accuracy.svg, collaboration.svg, partition.svg" in capfd.readouterr().out) != stopped
+
+
+def test_a_run_without_collaborators_draws_none(tmp_path, capfd):
+    assert fedshare("run", f"folder={tmp_path}/run", "strategy=local", "workers=0", *SMALL, "rounds=1") == 0
+    assert f"{tmp_path}/run: accuracy.svg, partition.svg" in capfd.readouterr().out
+    assert not (tmp_path / "run" / "collaboration.svg").exists()
 
 
 # ---------------------------------------------------------------------------------------------------- the table

@@ -15,6 +15,7 @@ from fedshare.report.units import human_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
 
 BLUE, RED, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#333333", "#8a8a8a"  # Okabe and Ito: safe for all eyes
@@ -54,7 +55,7 @@ def partition_plot(counts: np.ndarray, path: Path | str, title: str = "") -> Non
     height = 1.6 + min(6.0, max(1.5, 0.22 * classes))
     if sort := clients > MOST_NAMED:
         counts = counts[np.lexsort((-counts.max(axis=1), counts.argmax(axis=1)))]
-    with _figure(path, width, height) as figure:
+    with figure_at(path, width, height) as figure:
         above, middle = figure.subplots(2, 1, sharex=True, height_ratios=[0.7, height - 1.6])
         if clients <= MOST_BUBBLES:
             above.bar(np.arange(clients), counts.sum(axis=1), width=0.7, color=GREY)
@@ -70,8 +71,8 @@ def partition_plot(counts: np.ndarray, path: Path | str, title: str = "") -> Non
             _heat(figure, middle, counts)
         middle.set(xlabel="clients, sorted by their largest class" if sort else "client", ylabel="class")
         middle.set(xlim=(-0.5, clients - 0.5), ylim=(classes - 0.5, -0.5))
-        _whole_numbers(middle.xaxis, clients)
-        _whole_numbers(middle.yaxis, classes)
+        whole_numbers(middle.xaxis, clients)
+        whole_numbers(middle.yaxis, classes)
         figure.align_ylabels()
 
 
@@ -105,14 +106,26 @@ def _heat(figure: "Figure", axes: "Axes", counts: np.ndarray) -> None:
     """One cell per client and class; the colours follow the square root, so that small counts can be seen."""
     from matplotlib.colors import PowerNorm
 
-    # Each cell is several pixels: many viewers smooth the borders between pixels.
-    across, down = (max(1, math.ceil(1600 / cells)) for cells in counts.shape)
-    cells = np.ma.masked_equal(counts.T.repeat(down, axis=0).repeat(across, axis=1), 0)
     norm = PowerNorm(0.5, vmin=0, vmax=max(1, int(counts.max(initial=0))))
-    extent = (-0.5, counts.shape[0] - 0.5, counts.shape[1] - 0.5, -0.5)
-    image = axes.imshow(cells, aspect="auto", cmap="YlGnBu", norm=norm, interpolation="none", extent=extent)
-    bar = figure.colorbar(image, ax=axes, label="examples", pad=0.02, fraction=0.05, aspect=20)
+    heat_map(figure, axes, np.ma.masked_equal(counts.T, 0), label="examples", cmap="YlGnBu", norm=norm)
+
+
+def heat_map(
+    figure: "Figure", axes: "Axes", cells: np.ndarray, label: str, left: int = 0, **colours: Any
+) -> "Colorbar":
+    """Colour `cells`, ``[rows, columns]``, their middles at whole numbers, from `left` on; masked ones stay empty."""
+    rows, columns = cells.shape
+    extent = (left - 0.5, left + columns - 0.5, rows - 0.5, -0.5)
+    image = axes.imshow(enlarged(cells), aspect="auto", interpolation="none", extent=extent, **colours)
+    bar = figure.colorbar(image, ax=axes, label=label, pad=0.02, fraction=0.05, aspect=20)
     bar.outline.set_visible(False)
+    return bar
+
+
+def enlarged(cells: np.ndarray) -> np.ndarray:
+    """Each cell as several pixels: many viewers smooth the borders between pixels."""
+    down, across = (max(1, math.ceil(1600 / count)) for count in cells.shape)
+    return cells.repeat(down, axis=0).repeat(across, axis=1)
 
 
 def accuracy_plot(rows: list[dict[str, Any]], path: Path | str) -> None:
@@ -120,13 +133,13 @@ def accuracy_plot(rows: list[dict[str, Any]], path: Path | str) -> None:
 
     `rows` are those of ``metrics.jsonl``; a round without evaluation leaves no point.
     """
-    with _figure(path, 7.0, 4.8) as figure:
+    with figure_at(path, 7.0, 4.8) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
         evaluated = [row for row in rows if row.get("accuracy") is not None]
         _accuracy(above, evaluated)
         _traffic(below, rows)
         below.set(xlabel="round", xlim=(0, 1.02 * max([1, *(row["round"] for row in rows)])))
-        _whole_numbers(below.xaxis)
+        whole_numbers(below.xaxis)
         for axes in (above, below):
             axes.grid()
         figure.align_ylabels()
@@ -172,7 +185,7 @@ def _traffic(axes: "Axes", rows: list[dict[str, Any]]) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _whole_numbers(axis: "Axis", count: int | None = None) -> None:
+def whole_numbers(axis: "Axis", count: int | None = None) -> None:
     """Ticks at whole numbers: at each of `count` where these are few."""
     from matplotlib.ticker import MaxNLocator
 
@@ -183,7 +196,7 @@ def _whole_numbers(axis: "Axis", count: int | None = None) -> None:
 
 
 @contextmanager
-def _figure(path: Path | str, width: float, height: float) -> Iterator["Figure"]:
+def figure_at(path: Path | str, width: float, height: float) -> Iterator["Figure"]:
     """A figure of so many inches, written to `path` in one piece when the block ends."""
     import matplotlib  # 0.3 s, which a run without pictures need not wait
     from matplotlib.backends.backend_svg import FigureCanvasSVG
