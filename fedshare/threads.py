@@ -3,10 +3,17 @@
 It is also the faster for small tensors: on a busy machine, threads that wait for each other cost a thousandfold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import torch
+
+from fedshare.devices import cores
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -22,3 +29,12 @@ def threads(count: int) -> Iterator[None]:
 
 def one_thread() -> AbstractContextManager[None]:
     return threads(1)
+
+
+def spread(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """What `work` makes of each item, on all cores, an item on one thread: the same bits, however many cores there are.
+
+    Numpy and torch let other threads run while they compute, so that this is for items of a millisecond or so.
+    """
+    with one_thread(), ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(work, items))

@@ -20,11 +20,13 @@ SOURCES = {
 CORE = {
     "errors": set(),
     "files": set(),
-    "threads": set(),
+    "threads": {"devices"},
     "seeds": set(),
     "tensors": set(),
     "chain": set(),
     "metrics": set(),
+    "masks": {"threads"},
+    "mixing": {"masks", "tensors", "threads"},
     "state": {"tensors"},
     "payload": {"tensors"},
     "account": {"payload"},
@@ -79,7 +81,9 @@ CORE = {
         *("state", "strategy", "tensors", "threads"),
     },
     "report": {"report", "files"},
-    "strategies": {"strategies", "client", "strategy", "payload", "state", "tensors", "seeds"},
+    "strategies": {
+        *("strategies", "client", "errors", "masks", "mixing", "payload", "seeds", "state", "strategy", "tensors"),
+    },
     "__main__": {"experiments"},
 }
 # Third-party packages that stop at one door.

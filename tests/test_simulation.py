@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import world
+from fedshare import threads
 from fedshare.chain import Link
 from fedshare.client import Client
 from fedshare.errors import RunHalted
@@ -245,3 +246,11 @@ def test_a_scratch_of_two_types_is_refused() -> None:
     net.last.double()
     with pytest.raises(Exception, match=r"one type, not \['torch.float32', 'torch.float64'\]"):
         Scratch(net)
+
+
+def test_spread_keeps_the_order_uses_one_thread_each_and_passes_on_what_is_raised() -> None:
+    before = torch.get_num_threads()
+    assert threads.spread(lambda item: (item, torch.get_num_threads()), range(20)) == [(item, 1) for item in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        threads.spread(lambda item: 1 // item, [1, 0])
+    assert torch.get_num_threads() == before

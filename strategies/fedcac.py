@@ -1,0 +1,170 @@
+"""FedCAC: bold in what hardly matters to a client, where all are averaged; cautious in what is critical to its data.
+
+Wu et al., "Bold but Cautious: Unlocking the Potential of Personalized Federated Learning through Cautiously Aggressive
+Collaboration", ICCV 2023, arXiv 2309.11103. Parameters that are critical to a client are averaged only with clients to
+which much the same parameters are critical, and the longer a run lasts, the more alike these must be.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedshare import masks
+from fedshare.client import Client
+from fedshare.errors import UserError
+from fedshare.mixing import mix, overlay
+from fedshare.payload import Payload
+from fedshare.state import State
+from fedshare.strategy import Strategy
+from fedshare.tensors import Tensors, mean
+
+
+@dataclass(frozen=True)
+class FedCAC(Strategy):
+    """The server remembers a client as its mask and the values there; the rest is the global model of its last round.
+
+    Who is absent from a round is not touched by it: its model stays the one that it had. Who never took part has the
+    global model. Buffers are never critical.
+    """
+
+    tau: float = 0.5  # the share of each tensor's parameters that is critical
+    beta: float = 100.0  # the round in which only the most alike still collaborate, and after which nobody does
+    remember: bool = False  # whether the absent collaborate, by the last model and mask that they sent
+    refresh: bool = False  # whether the absent get the newest global model where nothing is critical to them
+    local_buffers: bool = True  # whether running statistics stay a client's own; else they are averaged over all
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau <= 1:
+            raise UserError(f"tau={self.tau}: must be from 0 to 1")
+        if not self.beta > 0:
+            raise UserError(f"beta={self.beta}: must be above 0; .inf: the threshold stays at the average overlap")
+
+    def init(self, params: Tensors) -> State:
+        return {"params": params, "round": 0, "former": {}, "clients": {}, "sent": {}}
+
+    def download(self, state: State, client_id: int) -> Payload | None:
+        params = state["params"]
+        if own := state["clients"].get(client_id):
+            params = overlay(state["former"].get(own["round"], params), own["values"], own["critical"])
+        return Payload({"params": params})
+
+    def apply(self, client: Client, download: Payload) -> None:
+        client.load(download.tensors["params"] | client.state.get("buffers", {}))
+
+    def train(self, client: Client, round: int) -> Payload:
+        before = client.params()
+        metrics = client.fit(round)
+        after = client.params()
+        parameters = dict(client.model.named_parameters())
+        if self.local_buffers:
+            client.state["buffers"] = {name: tensor for name, tensor in after.items() if name not in parameters}
+        critical = {
+            name: masks.pack(critical_to(before[name], after[name], self.tau if name in parameters else 0))
+            for name in after
+        }
+        return Payload({"params": after, "critical": critical}, metrics)
+
+    def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        uploads = dict(sorted(uploads.items()))
+        models = {client: upload.tensors["params"] for client, upload in uploads.items()}
+        average = mean(list(models.values()), [upload.metrics["examples"] for upload in uploads.values()])
+
+        sent = {client: upload.tensors for client, upload in uploads.items()}
+        everyone = dict(sorted((state["sent"] | sent).items()))
+        shared = overlaps([tensors["critical"] for tensors in everyone.values()])
+        collaborate = collaborators(shared, round, self.beta)
+        present = [position for position, client in enumerate(everyone) if client in uploads]
+
+        sets = (collaborate | torch.eye(len(everyone), dtype=torch.bool))[present]  # i itself is in its own average
+        critical = [upload.tensors["critical"] for upload in uploads.values()]
+        values = mix([tensors["params"] for tensors in everyone.values()], sets, critical)
+        customised = {
+            client: {"round": round, "critical": mask, "values": own}
+            for client, mask, own in zip(uploads, critical, values, strict=True)
+        }
+        clients = dict(sorted((state["clients"] | customised).items()))
+        held = set() if self.refresh else {own["round"] for own in clients.values()} - {round}
+        former = state["former"] | {state["round"]: state["params"]}
+        names = list(everyone)
+        return {
+            "params": average,
+            "round": round,
+            "former": {round: params for round, params in former.items() if round in held},
+            "clients": clients,
+            "sent": everyone if self.remember else {},
+            "overlap": {"clients": names, "shared": shared},
+            "collaborators": {
+                names[row]: [names[column] for column in collaborate[row].nonzero().flatten().tolist()]
+                for row in present
+            },
+        }
+
+    def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
+        params = state["params"]
+        bits = {name: torch.empty(masks.packed_size(t.numel()), dtype=torch.uint8) for name, t in params.items()}
+        return {"params": params, "critical": bits}
+
+    def report(self, state: State) -> dict[str, Any]:
+        """The overlap of each two clients, and with whom each has collaborated."""
+        if "overlap" not in state:
+            return {}
+        shared = state["overlap"]["shared"]
+        critical = max(1, int(shared.max()))  # as many for everyone
+        found: dict[str, Any] = {
+            "overlap": {
+                "clients": state["overlap"]["clients"],
+                "values": [[round(count / critical, 4) for count in row] for row in shared.tolist()],
+            },
+            "collaborators": {str(client): others for client, others in state["collaborators"].items()},
+        }
+        if len(shared) > 1:
+            average, most = spread(shared)
+            least = threshold(shared, state["round"], self.beta)
+            found |= {"overlap_mean": float(average / critical), "overlap_max": most / critical}
+            found |= {"threshold": float(least / critical)}
+        return found
+
+
+def critical_to(before: Tensor, after: Tensor, tau: float) -> Tensor:
+    """The ``floor(tau * size)`` entries whose sensitivity, |change * value|, is largest: what the loss would miss most.
+
+    A first-order estimate of how much it would move if they were 0, the change over the round in place of the gradient.
+    In float64 the product of two floats is exact, and none is too small for it.
+    """
+    sensitivity = ((after - before).double() * after.double()).abs()
+    return masks.top(sensitivity, masks.count(tau, after.numel()))
+
+
+def overlaps(critical: list[Mapping[str, Tensor]]) -> Tensor:
+    """How many critical parameters each two clients have in common, ``[n, n]``: the paper's overlap, times k."""
+    return masks.intersections([torch.cat([mask[name] for name in critical[0]]) for mask in critical])
+
+
+def spread(shared: Tensor) -> tuple[Fraction, int]:
+    """The average and the largest of what two different clients have in common."""
+    n = len(shared)
+    pairs = shared[~torch.eye(n, dtype=torch.bool)]
+    return Fraction(int(pairs.sum()), n * (n - 1)), int(pairs.max())
+
+
+def threshold(shared: Tensor, round: int, beta: float) -> Fraction:
+    """How much two clients must have in common: from the average it rises to the largest, which is reached at beta.
+
+    Exact, for where all overlaps are equal a rounding would decide whether all collaborate or nobody.
+    """
+    average, most = spread(shared)
+    progress = 0 if math.isinf(beta) else round / Fraction(str(beta))
+    return average + progress * (most - average)
+
+
+def collaborators(shared: Tensor, round: int, beta: float) -> Tensor:
+    """Who collaborates with whom, ``[n, n]``, nobody with itself."""
+    if len(shared) < 2:
+        return torch.zeros_like(shared, dtype=torch.bool)
+    enough = shared >= math.ceil(threshold(shared, round, beta))
+    return enough & ~torch.eye(len(shared), dtype=torch.bool)
