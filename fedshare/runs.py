@@ -143,7 +143,8 @@ def self_check(run: RunFolder) -> str | None:
         if wrong := _check_checkpoint(run, links, round):
             return f"round {round}: {wrong}"
     if run.model.exists() and links:
-        params = {path: digest for path, digest in links[-1].server.items() if path.startswith("params/")}
+        # Where nothing is shared, the one path is "params" itself.
+        params = {path: digest for path, digest in links[-1].server.items() if path.split("/")[0] == "params"}
         try:
             found = digests({"params": load_file(run.model)})
         except SafetensorError as error:
