@@ -179,7 +179,7 @@ class Client:
         vectors = scratch.slices(names) if self.training.flat else [scratch.parameters[name] for name in names]
         optimizer = self.training.optimizer(vectors)
         for group in optimizer.param_groups:
-            group["lr"] *= self.training.lr_decay ** (round - 1)
+            group["lr"] *= self.training.lr_decay ** max(round - 1, 0)  # round 0 is the test before round 1
         total, count = torch.zeros((), device=scratch.device), 0
         scratch.train()
         key = self._key(round, names) if self.training.sampling == "poisson" else ()

@@ -28,8 +28,8 @@ WRONG = {
     "folder=${strategy.mu}": "Interpolation key 'strategy.mu' not found",
     # options of a group
     "data=digtis": "data=digtis: no such data (did you mean digits?); allowed: cifar10, cifar100, digits,",
-    "strategy=sgd": "strategy=sgd: no such strategy; allowed: fedavg",
-    "strategy=null": "strategy=null: no such strategy; allowed: fedavg",
+    "strategy=sgd": "strategy=sgd: no such strategy; allowed: cfl, ditto, fedavg",
+    "strategy=null": "strategy=null: no such strategy; allowed: cfl, ditto, fedavg",
     "hydra=null": "hydra=null: no such hydra; allowed: config",
     "hydra/launcher=slrum": "hydra/launcher=slrum: no such hydra/launcher; allowed: basic",
     "hydra/sweeper=grid": "hydra/sweeper=grid: no such hydra/sweeper; allowed: basic",
@@ -77,7 +77,7 @@ WRONG = {
     "--config-dir nowhere": "--config-dir nowhere: no such directory",
     "--config-name mine strategy=mine": "Cannot find primary config 'mine'",
     # sweeps
-    "-m seed=0,1 strategy=fedavg,fedagv": "strategy=fedagv: no such strategy (did you mean fedavg?); allowed: fedavg,",
+    "-m seed=0,1 strategy=fedavg,fedagv": "strategy=fedagv: no such strategy (did you mean fedavg?); allowed: cfl,",
     "-m seed=0 model=null": "model=null: no such model; allowed: cnn,",
     "-m seed=0,1 partition.alpha=1,x": "partition.alpha=x: must be a number (job 1: seed=0 partition.alpha=x)",
     "-m client.optimizer.lr=0.1,-1": "client: optimizer: Invalid learning rate: -1 (job 1: client.optimizer.lr=-1)",
@@ -248,7 +248,7 @@ def test_help_names_the_flags_the_groups_and_the_keys(capfd: pytest.CaptureFixtu
     out = capfd.readouterr().out
     for line in (
         "-m,--multirun : ",
-        "strategy: fedavg, fedpeft, local\n",
+        "strategy: cfl, ditto, fedavg, fedcac, fedpeft, fedper, fedrep, finetune, local\n",
         "rounds: 50\n",
         "_target_: fedshare.data.mnist\n",
     ):
