@@ -248,7 +248,7 @@ def test_help_names_the_flags_the_groups_and_the_keys(capfd: pytest.CaptureFixtu
     out = capfd.readouterr().out
     for line in (
         "-m,--multirun : ",
-        "strategy: cfl, ditto, fedavg, fedcac, fedpeft, fedper, fedrep, finetune, local\n",
+        "strategy: cfl, ditto, fedavg, fedcac, fedpeft, fedper, fedrep, finetune, local, rffl\n",
         "rounds: 50\n",
         "_target_: fedshare.data.mnist\n",
     ):

@@ -27,6 +27,7 @@ CORE = {
     "metrics": set(),
     "masks": {"threads"},
     "mixing": {"masks", "tensors", "threads"},
+    "sparse": {"masks", "tensors"},
     "state": {"tensors"},
     "payload": {"tensors"},
     "account": {"payload"},
@@ -82,7 +83,8 @@ CORE = {
     },
     "report": {"report", "files"},
     "strategies": {
-        *("strategies", "client", "errors", "masks", "mixing", "payload", "seeds", "state", "strategy", "tensors"),
+        *("strategies", "client", "errors", "masks", "mixing", "payload", "seeds", "sparse", "state", "strategy"),
+        "tensors",
     },
     "__main__": {"experiments"},
 }
