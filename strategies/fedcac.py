@@ -84,7 +84,8 @@ class FedCAC(Strategy):
         critical = [upload.tensors["critical"] for upload in uploads.values()]
         values = mix([tensors["params"] for tensors in everyone.values()], sets, critical)
         customised = {
-            client: {"round": round, "critical": mask, "values": own}
+            # A copy: the mask that came may be a part of the whole message, which would stay in memory with it.
+            client: {"round": round, "critical": {name: bits.clone() for name, bits in mask.items()}, "values": own}
             for client, mask, own in zip(uploads, critical, values, strict=True)
         }
         clients = dict(sorted((state["clients"] | customised).items()))

@@ -493,6 +493,17 @@ def test_the_absent_collaborate_only_where_the_config_says_so() -> None:
         assert state["params"]["a"].tolist() == [2.5] * 4, "the global model is that of who took part"
 
 
+def test_what_is_remembered_holds_no_more_memory_than_it_needs() -> None:
+    fedcac, uploads = FedCAC(), drawn(3, 61)
+    message = torch.cat([*uploads[0].tensors["critical"].values(), torch.zeros(999).byte()])
+    pieces = message.split([8, 2, 999])
+    uploads[0] = Payload(uploads[0].tensors | {"critical": dict(zip("ab", pieces, strict=False))}, uploads[0].metrics)
+    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 1, uploads)
+    for one in state["clients"].values():
+        for tensor in (*one["critical"].values(), one["values"]):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 # Buffers, bytes, bad input
 
 
