@@ -8,15 +8,10 @@ Runs go one after another into folders below --into; one that is there already i
 
 import argparse
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from fedshare.experiments.compose import resolved
-from fedshare.runs import RunFolder
+from arms import rows
 
 METHODS = ("full", "head", "bias", "prompt", "adapter", "compacter", "shards", "lora")
 
@@ -30,15 +25,15 @@ def main() -> None:
     parser.add_argument("--into", default="runs/transfer", help="the folder of all runs")
     options = parser.parse_args()
     methods, seeds = options.methods.split(","), options.seeds.split(",")
-    rows = {
+    arms = {
         method: [_last(Path(options.into), method, seed, options.weights, options.overrides) for seed in seeds]
         for method in methods
     }
     print(
         f"| `peft=` | accuracy | of {methods[0]} | mean of clients | MB | of full sharing |\n|---|---|---|---|---|---|"
     )
-    whole = _mean(rows[methods[0]], "accuracy")
-    for method, last in rows.items():
+    whole = _mean(arms[methods[0]], "accuracy")
+    for method, last in arms.items():
         accuracy = _mean(last, "accuracy")
         spread = statistics.stdev(row["accuracy"] for row in last) if len(last) > 1 else 0.0
         sent, full = (statistics.fmean(row[key] for row in last) for key in ("sent", "full"))
@@ -50,22 +45,14 @@ def main() -> None:
 
 def _last(into: Path, method: str, seed: str, weights: str, overrides: list[str]) -> dict[str, Any]:
     """The last row of a run, and what the whole run sent, and would have sent."""
-    folder = RunFolder(into / f"{method}-{seed}")
     wanted = [f"weights={weights}", f"peft={method}", f"seed={seed}", *overrides]
-    command = ["run", "-cn", "transfer", *wanted, f"folder={folder.path}"]
-    if folder.config.exists():
-        if OmegaConf.load(folder.config) != resolved(wanted, "transfer"):
-            raise SystemExit(f"{folder.path}: holds a run of another config: say another --into")
-        command = ["resume", str(folder.path)]
-    if not folder.model.exists():
-        subprocess.run([sys.executable, "-m", "fedshare", *command], check=True, stdout=sys.stderr)
-    rows = folder.rows()
-    sent, full = (sum(row[f"bytes_up{kind}"] + row[f"bytes_down{kind}"] for row in rows) for kind in ("", "_full"))
-    return rows[-1] | {"sent": sent, "full": full}
+    found = rows(into / f"{method}-{seed}", "transfer", wanted)
+    sent, full = (sum(row[f"bytes_up{kind}"] + row[f"bytes_down{kind}"] for row in found) for kind in ("", "_full"))
+    return found[-1] | {"sent": sent, "full": full}
 
 
-def _mean(rows: list[dict[str, Any]], key: str) -> float:
-    return statistics.fmean(row[key] for row in rows)
+def _mean(last: list[dict[str, Any]], key: str) -> float:
+    return statistics.fmean(row[key] for row in last)
 
 
 if __name__ == "__main__":
