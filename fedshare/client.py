@@ -221,7 +221,7 @@ class Client:
             key += (self._ledger.secret, repr(digests({"start": start, **examples})), repr(names))
         return key
 
-    def _poisson(self, key: tuple[int | str, ...], names: list[str], epochs: int | None) -> Poisson:
+    def _poisson(self, key: tuple[int | str, ...], names: list[str], epochs: int | None = None) -> Poisson:
         training = self.training
         who, noise = (Stream(self.seed, purpose, *key) for purpose in ("poisson", "noise"))
         trained = {name: self._scratch.parameters[name] for name in names}

@@ -49,7 +49,7 @@ def test_every_option_can_be_made_and_fits_the_vision_transformer(option: str) -
     scratch = build.population_of(config).scratch
     assert scratch.shared
     assert (option == "full") == (len(scratch.shared) == len(scratch.shapes))
-    groups = {scratch.parts.groups[name] for name in scratch.shared}
+    groups = {scratch.parts.groups[name] for name in (*scratch.shared, *scratch.local)}
     assert "head" in groups
     assert len(groups) == (1 if option == "head" else 2)
 
