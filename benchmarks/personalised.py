@@ -1,7 +1,7 @@
 """Personalised methods side by side, each client tested on its own data: a table for the docs, over seeds.
 
     python benchmarks/personalised.py
-    python benchmarks/personalised.py --arms local,fedavg,fedcac --seeds 0 rounds=10
+    python benchmarks/personalised.py --arms "local fedavg fedcac" --seeds 0 rounds=10
 
 An arm is a strategy, or overrides that begin with one: ``fedcac,strategy.beta=10``, arms apart by spaces then. Runs go
 one after another into folders below --into; one that is there already is not made again.

@@ -74,18 +74,21 @@ class FedCAC(Strategy):
         models = {client: upload.tensors["params"] for client, upload in uploads.items()}
         average = mean(list(models.values()), [upload.metrics["examples"] for upload in uploads.values()])
 
-        sent = {client: upload.tensors for client, upload in uploads.items()}
+        # Bits beyond the last coordinate mean nothing, but a client may have set them.
+        sent = {
+            client: {"params": models[client], "critical": clean(upload.tensors["critical"], models[client])}
+            for client, upload in uploads.items()
+        }
         everyone = dict(sorted((state["sent"] | sent).items()))
         shared = overlaps([tensors["critical"] for tensors in everyone.values()])
         collaborate = collaborators(shared, round, self.beta)
         present = [position for position, client in enumerate(everyone) if client in uploads]
 
         sets = (collaborate | torch.eye(len(everyone), dtype=torch.bool))[present]  # i itself is in its own average
-        critical = [upload.tensors["critical"] for upload in uploads.values()]
+        critical = [sent[client]["critical"] for client in uploads]
         values = mix([tensors["params"] for tensors in everyone.values()], sets, critical)
         customised = {
-            # A copy: the mask that came may be a part of the whole message, which would stay in memory with it.
-            client: {"round": round, "critical": {name: bits.clone() for name, bits in mask.items()}, "values": own}
+            client: {"round": round, "critical": mask, "values": own}
             for client, mask, own in zip(uploads, critical, values, strict=True)
         }
         clients = dict(sorted((state["clients"] | customised).items()))
@@ -141,6 +144,11 @@ def critical_to(before: Tensor, after: Tensor, tau: float) -> Tensor:
     return masks.top(sensitivity, masks.count(tau, after.numel()))
 
 
+def clean(critical: Tensors, params: Tensors) -> Tensors:
+    """Packed masks without bits beyond the last coordinate, as copies: those that came may hold a whole message."""
+    return {name: masks.pack(masks.unpack(critical[name], tensor.numel())) for name, tensor in params.items()}
+
+
 def overlaps(critical: list[Mapping[str, Tensor]]) -> Tensor:
     """How many critical parameters each two clients have in common, ``[n, n]``: the paper's overlap, times k."""
     return masks.intersections([torch.cat([mask[name] for name in critical[0]]) for mask in critical])
@@ -167,5 +175,6 @@ def collaborators(shared: Tensor, round: int, beta: float) -> Tensor:
     """Who collaborates with whom, ``[n, n]``, nobody with itself."""
     if len(shared) < 2:
         return torch.zeros_like(shared, dtype=torch.bool)
-    enough = shared >= math.ceil(threshold(shared, round, beta))
+    # A beta close to 0 gives a threshold beyond the integers; beyond the largest overlap all are alike.
+    enough = shared >= min(math.ceil(threshold(shared, round, beta)), int(shared.max()) + 1)
     return enough & ~torch.eye(len(shared), dtype=torch.bool)

@@ -18,7 +18,7 @@ from fedshare.errors import UserError
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.strategy import Strategy
-from fedshare.tensors import Tensors, add, mean, scale, subtract, zeros_like
+from fedshare.tensors import Tensors, add, mean, subtract, zeros_like
 
 OWN = ("paper", "code", "cgsv")
 
@@ -92,22 +92,21 @@ class RFFL(Strategy):
         updates = {client: normalised(upload.tensors["update"], self.gamma) for client, upload in uploads.items()}
         reputation = admitted(state["reputation"], {c: upload.metrics["examples"] for c, upload in uploads.items()})
 
-        present = sum(reputation[client] for client in updates)
-        weights = {client: reputation[client] / present for client in updates}
+        weights = shares({client: reputation[client] for client in updates})
         average = mean(list(updates.values()), list(weights.values()))
         for client, update in updates.items():
             agreement = cosine(update, average)
             reputation[client] = max(0.0, self.alpha * reputation[client] + (1 - self.alpha) * agreement)
         reputation = shares(reputation)
+        best = max(reputation, key=lambda client: reputation[client])
 
         removed = dict(state["removed"])
         if round >= self.warmup:
             least = self.beta / len(reputation)
-            removed |= {client: round for client in updates if reputation[client] < least}
+            removed |= {client: round for client in updates if reputation[client] < least and client != best}
             reputation = shares({client: r for client, r in reputation.items() if client not in removed})
-        best = max(reputation.values())
         news = {
-            client: {"round": round, "weight": weights[client], "share": reputation[client] / best}
+            client: {"round": round, "weight": weights[client], "share": reputation[client] / max(reputation.values())}
             for client in updates
             if client not in removed
         }
@@ -132,7 +131,10 @@ class RFFL(Strategy):
 def normalised(update: Tensors, norm: float) -> Tensors:
     """`update`, scaled to that norm over all its tensors; nothing stays nothing."""
     length = math.sqrt(dot(update, update))
-    return scale(update, norm / length) if length > 0 else update
+    if not length > 0:
+        return update
+    # In float64: the factor of an update that is almost nothing is beyond float32.
+    return {name: (tensor.double() * (norm / length)).to(tensor.dtype) for name, tensor in update.items()}
 
 
 def cosine(a: Tensors, b: Tensors) -> float:
@@ -155,7 +157,8 @@ def admitted(reputation: dict[int, float], examples: dict[int, float]) -> dict[i
 
 def shares(values: dict[int, float]) -> dict[int, float]:
     total = math.fsum(values.values())
-    return {client: value / total for client, value in values.items()}
+    # Where nobody has any, all have alike.
+    return {client: value / total if total > 0 else 1 / len(values) for client, value in values.items()}
 
 
 def reward(update: Tensors, share: float) -> dict[str, Tensors]:

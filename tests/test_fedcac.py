@@ -493,6 +493,21 @@ def test_the_absent_collaborate_only_where_the_config_says_so() -> None:
         assert state["params"]["a"].tolist() == [2.5] * 4, "the global model is that of who took part"
 
 
+def test_bits_beyond_the_last_coordinate_mean_nothing() -> None:
+    fedcac, uploads = FedCAC(tau=0.4, beta=9), drawn(4, 61)
+    plain = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 2, uploads)
+    for liar in (0, 3):
+        bits = {name: mask.clone() for name, mask in uploads[liar].tensors["critical"].items()}
+        bits["a"][-1] |= 0b11100000  # 61 coordinates are 7 bytes and 5 bits
+        other = Payload(uploads[liar].tensors | {"critical": bits}, uploads[liar].metrics)
+        state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 2, uploads | {liar: other})
+        assert digests(state) == digests(plain)
+
+
+def test_a_beta_near_0_is_no_overflow() -> None:
+    assert not collaborators(shared_of([1, 2, 3], 3, 5), 30, 1e-300).any()
+
+
 def test_what_is_remembered_holds_no_more_memory_than_it_needs() -> None:
     fedcac, uploads = FedCAC(), drawn(3, 61)
     message = torch.cat([*uploads[0].tensors["critical"].values(), torch.zeros(999).byte()])
