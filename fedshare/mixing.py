@@ -24,6 +24,8 @@ def mix(models: Sequence[Tensors], sets: Tensor, masks: Sequence[Tensors]) -> li
 
     All coordinates of a block are averaged, and then the masked ones taken: taking them first costs more than it saves.
     """
+    if not models[0]:
+        return [torch.empty(0) for _ in masks]
     kind = next(iter(models[0].values())).dtype
     average = _Average(sets, kind)
     kept = [torch.empty(sum(map(ones, mask.values())), dtype=kind) for mask in masks]

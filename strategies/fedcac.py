@@ -42,7 +42,7 @@ class FedCAC(Strategy):
         if not 0 <= self.tau <= 1:
             raise UserError(f"tau={self.tau}: must be from 0 to 1")
         if not self.beta > 0:
-            raise UserError(f"beta={self.beta}: must be above 0; .inf: the threshold stays at the average overlap")
+            raise UserError(f"beta={self.beta}: must be above 0; inf: the threshold stays at the average overlap")
 
     def init(self, params: Tensors) -> State:
         return {"params": params, "round": 0, "former": {}, "clients": {}, "sent": {}}
@@ -61,8 +61,9 @@ class FedCAC(Strategy):
         metrics = client.fit(round)
         after = client.params()
         parameters = dict(client.model.named_parameters())
-        if self.local_buffers:
-            client.state["buffers"] = {name: tensor for name, tensor in after.items() if name not in parameters}
+        # A fit that diverged is dropped by the server; statistics that it spoilt would spoil every later one.
+        if self.local_buffers and all(bool(tensor.isfinite().all()) for tensor in after.values()):
+            client.state["buffers"] = {name: t.clone() for name, t in after.items() if name not in parameters}
         critical = {
             name: masks.pack(critical_to(before[name], after[name], self.tau if name in parameters else 0))
             for name in after
@@ -118,7 +119,7 @@ class FedCAC(Strategy):
         if "overlap" not in state:
             return {}
         shared = state["overlap"]["shared"]
-        critical = max(1, int(shared.max()))  # as many for everyone
+        critical = max(1, int(shared.diag().median()))  # as many for everyone whose mask is honest
         found: dict[str, Any] = {
             "overlap": {
                 "clients": state["overlap"]["clients"],
@@ -130,7 +131,8 @@ class FedCAC(Strategy):
             average, most = spread(shared)
             least = threshold(shared, state["round"], self.beta)
             found |= {"overlap_mean": float(average / critical), "overlap_max": most / critical}
-            found |= {"threshold": float(least / critical)}
+            # Beyond 1 nobody reaches it, and a beta close to 0 takes it beyond the floats.
+            found |= {"threshold": float(min(least / critical, Fraction(2)))}
         return found
 
 
@@ -140,7 +142,7 @@ def critical_to(before: Tensor, after: Tensor, tau: float) -> Tensor:
     A first-order estimate of how much it would move if they were 0, the change over the round in place of the gradient.
     In float64 the product of two floats is exact, and none is too small for it.
     """
-    sensitivity = ((after - before).double() * after.double()).abs()
+    sensitivity = ((after.double() - before.double()) * after.double()).abs()
     return masks.top(sensitivity, masks.count(tau, after.numel()))
 
 
@@ -151,7 +153,8 @@ def clean(critical: Tensors, params: Tensors) -> Tensors:
 
 def overlaps(critical: list[Mapping[str, Tensor]]) -> Tensor:
     """How many critical parameters each two clients have in common, ``[n, n]``: the paper's overlap, times k."""
-    return masks.intersections([torch.cat([mask[name] for name in critical[0]]) for mask in critical])
+    flat = [torch.cat([torch.empty(0, dtype=torch.uint8), *(mask[name] for name in critical[0])]) for mask in critical]
+    return masks.intersections(flat)
 
 
 def spread(shared: Tensor) -> tuple[Fraction, int]:

@@ -504,7 +504,61 @@ def test_bits_beyond_the_last_coordinate_mean_nothing() -> None:
         assert digests(state) == digests(plain)
 
 
+class Diverging(FedCAC):
+    """Client 2's fit of round 1 ends in NaN, in the model and in its running statistics."""
+
+    def train(self, client: Any, round: int) -> Payload:
+        fit = client.fit
+
+        def diverge(number: int) -> dict[str, float]:
+            metrics: dict[str, float] = fit(number)
+            with torch.no_grad():
+                for tensor in (*client.model.parameters(), client.model.seen):
+                    tensor.fill_(torch.nan)
+            return metrics
+
+        if (client.id, round) == (2, 1):
+            client.fit = diverge
+        return super().train(client, round)
+
+
+def test_one_diverged_fit_does_not_lock_a_client_out() -> None:
+    strategy = Diverging()
+    network = simulation(strategy)
+    done = rounds(network, strategy)
+    assert [list(one.row["dropped"]) for one in done] == [["2"], [], []]
+    for state in network.states.values():
+        for tensor in state["buffers"].values():
+            assert tensor.isfinite().all()
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes, "a view would hold the whole model in memory"
+
+
+def test_where_nothing_is_shared_everyone_trains_alone() -> None:
+    config = resolved(["strategy=fedcac", "peft.local=[*]", "model=mlp", "partition.clients=3", "client.epochs=1"])
+    population = build.population_of(config)
+    done = rounds(Simulation(lambda: population, 0), population.strategy, rounds=2, max_examples=2000)
+    assert done[-1].row["dropped"] == {}
+    assert done[-1].row["bytes_up"] == 0
+
+
+def test_a_lying_mask_does_not_change_the_scale_of_the_report() -> None:
+    fedcac, uploads = FedCAC(tau=0.4, beta=9), drawn(5, 61)
+    full = {name: torch.full_like(mask, 255) for name, mask in uploads[2].tensors["critical"].items()}
+    uploads[2] = Payload(uploads[2].tensors | {"critical": full}, uploads[2].metrics)
+    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 2, uploads)
+    values = fedcac.report(state)["overlap"]["values"]
+    assert [values[i][i] for i in (0, 1, 3, 4)] == [1, 1, 1, 1]
+
+
+def test_a_change_too_small_for_float32_still_decides() -> None:
+    before = torch.tensor([1e-8, -1e-8])
+    assert critical_to(before, torch.ones(2), 0.5).tolist() == [False, True]
+
+
 def test_a_beta_near_0_is_no_overflow() -> None:
+    fedcac, uploads = FedCAC(beta=1e-308), drawn(4, 61)
+    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 30, uploads)
+    assert fedcac.report(state)["threshold"] == 2
     assert not collaborators(shared_of([1, 2, 3], 3, 5), 30, 1e-300).any()
 
 
@@ -626,7 +680,7 @@ def test_a_mask_that_is_none_is_refused() -> None:
     [
         ({"tau": 1.2}, "tau=1.2: must be from 0 to 1"),
         ({"tau": math.nan}, "tau=nan: must be from 0 to 1"),
-        ({"beta": 0}, "beta=0: must be above 0; .inf: the threshold stays at the average overlap"),
+        ({"beta": 0}, "beta=0: must be above 0; inf: the threshold stays at the average overlap"),
         ({"beta": math.nan}, "beta=nan: must be above 0"),
     ],
 )
