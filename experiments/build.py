@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare import seeds, weights
 from fedshare.account import Account
+from fedshare.attacks import Attack
 from fedshare.client import Training, check_private
 from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition
@@ -20,6 +21,14 @@ from fedshare.threads import one_thread
 from . import instantiate
 from .instantiate import make
 from .tracking import Tracker
+
+_PARTS: dict[str, type] = {
+    "strategy": Strategy,
+    "peft": Method,
+    "client": Training,
+    "attack": Attack,
+    "tracking": Tracker,
+}
 
 
 def population(config: str) -> Population:
@@ -38,7 +47,10 @@ def population_of(config: DictConfig) -> Population:
         module, parts = tuned(config, dataset)
         scratch = Scratch(module, device, parts)
         check_private(scratch, training, dataset.pool)
-        return Population(strategy, scratch, training, shares, config.seed)
+        attack = make(config.attack, "attack", Attack)
+        attack.who(len(shares), config.seed)
+        attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
+        return Population(strategy, scratch, training, shares, config.seed, attack)
 
 
 def check(config: DictConfig, seen: set[str]) -> None:
@@ -51,7 +63,7 @@ def check(config: DictConfig, seen: set[str]) -> None:
         text = OmegaConf.to_yaml(OmegaConf.masked_copy(config, list(keys)))
         return text not in seen and not seen.add(text)  # type: ignore[func-returns-value]
 
-    for key, kind in (("strategy", Strategy), ("peft", Method), ("client", Training), ("tracking", Tracker)):
+    for key, kind in _PARTS.items():
         if new(key):
             make(config[key], key, kind)
     if new("model"):

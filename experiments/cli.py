@@ -15,6 +15,7 @@ _EPILOG = """examples:
   fedshare resume runs/A
   fedshare verify runs/A runs/B
   fedshare compare runs/A runs/B runs/C --into clients.svg
+  fedshare matrix attacks=none,sign_flip defences=fedavg,rffl seeds=0,1 folder=matrices/A
   fedshare pretrain model=vit data=cifar100 epochs=20 folder=backbones/vit-cifar100
   fedshare keys keys --server host.example.org --clients 4
   fedshare server data=mnist partition.clients=4 --listen 0.0.0.0:9443 --keys keys
@@ -57,6 +58,11 @@ def _dispatch(arguments: list[str]) -> int:
         from .pretrain import main as pretrain
 
         pretrain(rest)
+        return 0
+    if command == "matrix":  # and here
+        from .matrix import matrix
+
+        matrix(rest)
         return 0
     if command in ("server", "client", "flower-run", "keys", "doctor"):
         return _deploy(command, rest)
@@ -126,6 +132,7 @@ def _parser() -> Parser:
     export.add_argument("run", help="its folder")
     export.add_argument("file", help="to be written: NAME.safetensors")
     export.add_argument("--client", type=int, help="the model that this client would use, not the global one")
+    commands.add_parser("matrix", help="attacks by defences by partitions by seeds, in one table", add_help=False)
     commands.add_parser("pretrain", help="train a model on all data, for runs to start from", add_help=False)
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)
     commands.add_parser("client", help="be one client, or all clients of this host", add_help=False)

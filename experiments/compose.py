@@ -1,7 +1,8 @@
 """From overrides to resolved configs. What is wrong in them is said in one line, before anything is created."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,35 @@ def _by(choice: str, values: DictConfig) -> Any:
 def resolved(overrides: Sequence[str], name: str = "config", app: Hydra | None = None) -> DictConfig:
     """The config that one job would get, without hydra's own part. Raises UserError."""
     whole = _composed(app or hydra(), name, overrides, RunMode.RUN)
+    with _current(whole):
+        return settle(whole)
+
+
+def seeded(overrides: Sequence[str], seeds: Sequence[int], app: Hydra | None = None) -> list[DictConfig]:
+    """The config that a run would get with each of the seeds: hydra, which takes long, composes it once."""
+    whole = _composed(app or hydra(), "config", overrides, RunMode.RUN)
+    configs = []
+    with _current(whole):
+        for seed in seeds:
+            whole.seed = seed
+            configs.append(settle(whole))
+    return configs
+
+
+@contextmanager
+def _current(whole: DictConfig) -> Iterator[None]:
+    """Inside, what refers to hydra's own part finds that of `whole`."""
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(whole)
     try:
-        return settle(whole)
+        yield
     finally:
         HydraConfig.instance().cfg = before
 
 
-def folder(overrides: Sequence[str], name: str = "config") -> str | None:
+def folder(overrides: Sequence[str], name: str = "config", app: Hydra | None = None) -> str | None:
     """The folder that the overrides ask for."""
-    whole = _composed(hydra(), name, overrides, RunMode.RUN)
+    whole = _composed(app or hydra(), name, overrides, RunMode.RUN)
     return None if OmegaConf.is_missing(whole, "folder") else str(whole.folder)
 
 
@@ -98,7 +117,7 @@ def jobs(overrides: Sequence[str], name: str = "config", app: Hydra | None = Non
     app = app or hydra()
     settings = _composed(app, name, overrides, RunMode.MULTIRUN).hydra
     params = [f"{key}={value}" for key, value in (settings.sweeper.get("params") or {}).items()]
-    parsed = _parsed([*params, *settings.overrides.task], app)
+    parsed = parse([*params, *settings.overrides.task], app)
     if settings.sweeper._target_ != BasicSweeperConf._target_:
         parsed = [override for override in parsed if not override.is_sweep_override()]
     try:
@@ -111,14 +130,15 @@ def jobs(overrides: Sequence[str], name: str = "config", app: Hydra | None = Non
 
 
 def _composed(app: Hydra, name: str, overrides: Sequence[str], mode: RunMode) -> DictConfig:
-    parsed = _parsed(overrides, app)
+    parsed = parse(overrides, app)
     try:
         return app.compose_config(name, list(overrides), mode, from_shell=False)
     except Exception as error:  # hydra and OmegaConf raise many a type
         raise UserError(_explain(app, name, parsed, mode) or first_line(error)) from error
 
 
-def _parsed(overrides: Sequence[str], app: Hydra) -> list[Override]:
+def parse(overrides: Sequence[str], app: Hydra) -> list[Override]:
+    """Each override in its parts. Raises UserError for one that is none."""
     try:
         parsed: list[Override] = OverridesParser.create(app.config_loader).parse_overrides(list(overrides))
     except OverrideParseException as error:

@@ -20,6 +20,7 @@ class Root:
     partition: Any = MISSING
     model: Any = MISSING
     client: Any = MISSING
+    attack: Any = MISSING
     tracking: Any = MISSING
     name: str = MISSING
     folder: str = MISSING
@@ -60,6 +61,22 @@ class Pretraining:
     device: str = MISSING
 
 
+@dataclass
+class Matrix:
+    """The same for conf/matrix.yaml."""
+
+    base: list[str] = MISSING
+    attacks: dict[str, Any] = MISSING
+    defences: dict[str, Any] = MISSING
+    partitions: dict[str, Any] = MISSING
+    seeds: list[int] = MISSING
+    reference: list[str] | None = MISSING
+    workers: int | None = MISSING
+    timeout: float = MISSING
+    name: str = MISSING
+    folder: str = MISSING
+
+
 _RANGES = {
     "rounds": (1, math.inf),
     "clients_per_round": (1, math.inf),
@@ -92,3 +109,4 @@ def check_complete(config: Any, root: type[Root] | type[Pretraining] = Root) -> 
 def register() -> None:
     ConfigStore.instance().store(name="root", node=Root)
     ConfigStore.instance().store(name="pretraining", node=Pretraining)
+    ConfigStore.instance().store(name="matrices", node=Matrix)

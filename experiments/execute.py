@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save as save_tensors
 
 from fedshare import checkpoint, devices
+from fedshare.attacks.colluding import Colluding
 from fedshare.chain import START
 from fedshare.checkpoint import Checkpoint
 from fedshare.data.partition import table
@@ -23,9 +25,11 @@ from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress
 from fedshare.report.plots import accuracy_plot, partition_plot
 from fedshare.report.summary import summary
+from fedshare.robustness import observed
 from fedshare.rounds import Round, run_server
 from fedshare.runs import RunFolder
 from fedshare.simulation import Partitioned, Population, Simulation
+from fedshare.state import State
 from fedshare.threads import one_thread
 
 from . import build
@@ -35,7 +39,13 @@ from .signals import terminable
 from .tracking import Tracker
 
 # Keys that older versions had not, and what they did without them.
-MEANT = {"peft": {"_target_": "fedshare.peft.Full"}, "train_examples": None, "weights": None, "evaluate_first": False}
+MEANT = {
+    "peft": {"_target_": "fedshare.peft.Full"},
+    "train_examples": None,
+    "weights": None,
+    "evaluate_first": False,
+    "attack": {"_target_": "fedshare.attacks.Attack", "adversaries": 0},
+}
 
 
 def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> None:
@@ -148,15 +158,13 @@ def rounds(
         network.recall(start.clients, start.round)
         network.kept(checkpoint.rounds(folder.checkpoints)[-1])
     _draw_partition(population, folder, config.name)
-    schedule = build.schedule(config, population.sizes())
     tracker = make(config.tracking, "tracking", Tracker)
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
     with terminable(), Progress(config.rounds, first, header) as progress:
         tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
         completed = False
         try:
-            account = build.account(population.scratch)
-            for done in run_server(population.strategy, network, state, schedule, first - 1, digest, account):
+            for done in played(config, network, population, state, first - 1, digest):
                 state = done.state
                 folder.append(done.row, done.link)
                 tracker.log(done.row)
@@ -186,6 +194,18 @@ def rounds(
         write_atomically(folder.model, save_tensors({name: t.contiguous() for name, t in state["params"].items()}))
         files.append(folder.model.name)
     print(summary(rows, f"{folder.path}: {', '.join(files)}"))
+
+
+def played(
+    config: DictConfig, network: Network, population: Population, state: State, start: int = 0, digest: str = START
+) -> Iterator[Round]:
+    """The rounds after `start` with the config's adversaries, and in each row what is seen of them."""
+    liars = population.adversaries
+    if liars:
+        network = Colluding(network, population.attack, liars, population.scratch.initial, config.seed)
+    schedule, account = build.schedule(config, population.sizes()), build.account(population.scratch)
+    for done in run_server(population.strategy, network, state, schedule, start, digest, account):
+        yield replace(done, row=done.row | observed(done.row, liars))
 
 
 def _due(round: int, config: DictConfig) -> bool:

@@ -38,7 +38,7 @@ def export(run: str, file: str, client: int | None) -> None:
         if not 0 <= client < len(population.shares):
             raise UserError(f"--client {client}: there are {len(population.shares)}, from 0 on")
         one = population.client(client, last.clients.get(client, {}))
-        download = population.strategy.download(last.server, client)
+        download = population.strategy.test_download(last.server, client)
         if download is None:
             raise UserError(f"--client {client}: gets no model any more")
         population.strategy.apply(one, download)

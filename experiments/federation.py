@@ -32,7 +32,7 @@ RunConfig = Mapping[str, Any]
 RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
 # What a client's part depends on, and so what everyone must have alike. The rest is the server's own affair, but for
 # the weights, which may lie elsewhere on each host: the initial model's digest tells whether they are the same.
-SHARED = ("strategy", "peft", "data", "train_examples", "partition", "model", "client", "seed")
+SHARED = ("strategy", "peft", "data", "train_examples", "partition", "model", "client", "attack", "seed")
 
 
 @dataclass(frozen=True)

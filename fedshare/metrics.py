@@ -34,6 +34,7 @@ def summarise(per_client: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
 
     ``accuracy`` and ``loss`` are over all test examples, ``accuracy_mean`` over clients, ``accuracy_worst10`` over the
     worst tenth of the clients. Clients without examples are left out; where no client has any, the answer is empty.
+    Of clients who can say how far an attack reaches its aim at their models, ``per_client`` has the ``attack_success``.
     For language models, whose clients give a ``perplexity``, it is that of the loss: ``exp(loss)``.
     One client's NaN loss makes ``loss`` NaN, for a model that diverges anywhere must not look well; ``per_client``
     tells where.
@@ -46,6 +47,8 @@ def summarise(per_client: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     )
     whole = weighted_mean(loss, examples)
     language = all("perplexity" in client for client in clients.values())
+    aims = {str(id): client["attack_success"] for id, client in clients.items() if "attack_success" in client}
+    aims = {id: float(aim) for id, aim in aims.items() if 0 <= aim <= 1}
     return ({"perplexity": perplexity(whole)} if language else {}) | {
         "accuracy": weighted_mean(accuracy, examples),
         "accuracy_mean": weighted_mean(accuracy, [1.0] * len(accuracy)),
@@ -55,5 +58,6 @@ def summarise(per_client: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
             "accuracy": dict(zip(map(str, clients), accuracy, strict=True)),
             "loss": dict(zip(map(str, clients), loss, strict=True)),
             "examples": dict(zip(map(str, clients), map(int, examples), strict=True)),
-        },
+        }
+        | ({"attack_success": aims} if aims else {}),
     }

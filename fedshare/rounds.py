@@ -1,7 +1,7 @@
 """The server's loop. It yields after each round; whoever runs it prints, logs, checkpoints and draws."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def run_server(
             before = {"before": metrics.summarise(_evaluate(strategy, network, state, 0, everyone)[0])}
             clock.lap("evaluate")
         chosen = sample(everyone, schedule.clients_per_round, schedule.seed, round)
-        downloads = _downloads(strategy, state, chosen)
+        downloads = _downloads(strategy.download, state, chosen)
         clock.lap("download")
         answers = network.exchange(Task.TRAIN, round, downloads)
         clock.lap("train")
@@ -110,9 +110,11 @@ def run_server(
         yield Round(round, state, link, row | {"seconds": clock.laps})
 
 
-def _downloads(strategy: Strategy, state: State, clients: list[int]) -> dict[int, Payload]:
+def _downloads(
+    download: Callable[[State, int], Payload | None], state: State, clients: list[int]
+) -> dict[int, Payload]:
     with one_thread():
-        downloads = {client: strategy.download(state, client) for client in clients}
+        downloads = {client: download(state, client) for client in clients}
     return {client: download for client, download in downloads.items() if download is not None}
 
 
@@ -139,7 +141,7 @@ def _evaluate(
     strategy: Strategy, network: Network, state: State, round: int, clients: list[int]
 ) -> tuple[dict[int, dict[str, float]], dict[str, str]]:
     """Each client's test metrics with the model it would use now; and who gave none that can be used, and why."""
-    downloads = _downloads(strategy, state, clients)
+    downloads = _downloads(strategy.test_download, state, clients)
     answers = network.exchange(Task.EVALUATE, round, downloads)
     absent = network.absent()
     flaws = {

@@ -41,8 +41,16 @@ class Strategy(ABC):
     def personalise(self, client: Client, round: int) -> None:  # noqa: B027  # most have nothing to do
         """Before a test, after `apply`: make the model the client's own. What the client remembers stays as it is."""
 
+    def test_download(self, state: State, client_id: int) -> Payload | None:
+        """What the server sends this client for a test; None: it is not tested. By default as for training."""
+        return self.download(state, client_id)
+
     def report(self, state: State) -> dict[str, Any]:
-        """What a person looks at after a round, beside accuracy and bytes: plain data, which its row then holds."""
+        """What a person looks at after a round, beside accuracy and bytes: plain data, which its row then holds.
+
+        By convention ``weights`` is each client's share in the round's average, and ``removed`` who is out for good and
+        since which round, both by client id as a text.
+        """
         return {}
 
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:

@@ -29,7 +29,7 @@ class RFFL(Strategy):
 
     `own` is what becomes of a client's own update. "paper": it stays in the client's model, and its part of the average
     is taken out of the reward. "code": the released code's, where it stays in both. "cgsv": that of the authors'
-    later method, where the reward takes its place. A client that is removed is asked for nothing any more.
+    later method, where the reward takes its place. A client that is removed is asked for no update any more.
     """
 
     gamma: float = 0.5  # the norm to which every update is scaled
@@ -50,7 +50,14 @@ class RFFL(Strategy):
             raise UserError(f"own={self.own}: must be {', '.join(OWN)}")
 
     def init(self, params: Tensors) -> State:
-        return {"updates": {0: zeros_like(params)}, "round": 0, "reputation": {}, "earned": {}, "removed": {}}
+        return {
+            "updates": {0: zeros_like(params)},
+            "round": 0,
+            "reputation": {},
+            "weights": {},
+            "earned": {},
+            "removed": {},
+        }
 
     def download(self, state: State, client_id: int) -> Payload | None:
         """The largest entries of the average update, as many of each tensor as the client has earned."""
@@ -61,6 +68,10 @@ class RFFL(Strategy):
             return Payload()
         update = state["updates"][earned["round"]]
         return Payload(reward(update, earned["share"]), {"round": earned["round"], "weight": earned["weight"]})
+
+    def test_download(self, state: State, client_id: int) -> Payload | None:
+        """Who is removed is tested with the model it has."""
+        return self.download(state, client_id) or Payload()
 
     def apply(self, client: Client, download: Payload) -> None:
         params = client.state.get("params", client.initial)
@@ -79,11 +90,15 @@ class RFFL(Strategy):
         after = client.params()
         parameters = dict(client.model.named_parameters())
         change = {name: t if name in parameters else torch.zeros_like(t) for name, t in subtract(after, before).items()}
-        update = normalised(change, self.gamma)
+        update = self.scaled(change)
         # Running statistics are the client's own.
         start = {name: before[name] if name in parameters else after[name] for name in before}
         client.state |= {"params": start, "update": update, "round": round}
         return Payload({"update": update}, metrics)
+
+    def scaled(self, update: Tensors) -> Tensors:
+        """As it is uploaded."""
+        return normalised(update, self.gamma)
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         uploads = {client: uploads[client] for client in sorted(uploads) if client not in state["removed"]}
@@ -105,8 +120,9 @@ class RFFL(Strategy):
             least = self.beta / len(reputation)
             removed |= {client: round for client in updates if reputation[client] < least and client != best}
             reputation = shares({client: r for client, r in reputation.items() if client not in removed})
+        rewards = self.rewards(reputation)
         news = {
-            client: {"round": round, "weight": weights[client], "share": reputation[client] / max(reputation.values())}
+            client: {"round": round, "weight": weights[client], "share": rewards[client]}
             for client in updates
             if client not in removed
         }
@@ -116,16 +132,23 @@ class RFFL(Strategy):
             "updates": {r: update for r, update in (state["updates"] | {round: average}).items() if r in held},
             "round": round,
             "reputation": reputation,
+            "weights": weights,
             "earned": earned,
             "removed": removed,
         }
+
+    def rewards(self, reputation: dict[int, float]) -> dict[int, float]:
+        """How much of the common update each has earned, from 0 to 1."""
+        best = max(reputation.values())
+        return {client: r / best for client, r in reputation.items()}
 
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         return {"update": state["updates"][state["round"]]}
 
     def report(self, state: State) -> dict[str, Any]:
-        """Each client's reputation, of all that are left together 1, and who was removed in which round."""
-        return {name: {str(c): value for c, value in state[name].items()} for name in ("reputation", "removed")}
+        """Each client's reputation, of all that are left together 1, its weight in the round, and who is removed."""
+        told = ("reputation", "weights", "removed")
+        return {name: {str(client): value for client, value in state[name].items()} for name in told}
 
 
 def normalised(update: Tensors, norm: float) -> Tensors:

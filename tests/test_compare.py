@@ -40,19 +40,29 @@ def test_the_table_by_hand() -> None:
         "fedavg  runs/fedavg, round 9",
         "local   runs/local, round 10",
         "",
-        "            client  test examples  fedcac   fedavg    local",
-        "                 0             30  0.5000   0.6000*  0.1000",
-        "                 1          1,000  0.9000*  0.8000   0.9000*",
-        "                 2             70  0.7000   0.7000   0.7000",
+        "              client  test examples  fedcac   fedavg    local",
+        "                   0             30  0.5000   0.6000*  0.1000",
+        "                   1          1,000  0.9000*  0.8000   0.9000*",
+        "                   2             70  0.7000   0.7000   0.7000",
         "",
-        "   mean of clients                 0.7000*  0.7000*  0.5667",
-        "standard deviation                 0.1633   0.0816   0.3399",
-        "        worst 10 %                 0.5000   0.6000*  0.1000",
-        "      all examples          1,100  0.8764*  0.7882   0.8655",
+        "     mean of clients                 0.7000*  0.7000*  0.5667",
+        "  standard deviation                 0.1633   0.0816   0.3399",
+        "          worst 10 %                 0.5000   0.6000*  0.1000",
+        "        all examples          1,100  0.8764*  0.7882   0.8655",
+        "        Jain's index                 0.9484   0.9866   0.7354",
+        "fairness with fedcac                      -   100.00    96.08",
         "",
         "fedcac is better than fedavg for 1 of 3 clients, worse for 1",
         "fedcac is better than local for 1 of 3 clients, worse for 0",
     ]
+
+
+def test_fairness_that_is_not_defined_says_why() -> None:
+    lines = comparison([run("local", [0.1, 0.2, 0.3]), run("fedavg", [0.5] * 3), run("rffl", [0.6, 0.8, 0.7])])
+    (fairness,) = (line for line in lines.splitlines() if line.strip().startswith("fairness with local  "))
+    assert fairness.split() == ["fairness", "with", "local", "-", "nan", "50.00"]
+    assert "\n\nfairness with local is nan where accuracies do not spread\n\n" in lines
+    assert "do not spread" not in comparison([run("local", [0.1, 0.2]), run("rffl", [0.6, 0.8])])
 
 
 def test_of_many_clients_those_that_differ_most_are_shown() -> None:

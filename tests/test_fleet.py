@@ -1,5 +1,5 @@
 """Two apps on Flower's own SuperLink and SuperNodes over gRPC, TLS and node authentication: one that knows only Flower,
-and ours, with every strategy.
+and ours, with every client's half that a strategy has.
 
 All runs are started at once, for then the nodes do not sleep, and the apps' processes are forks: see `preloaded.py`.
 """
@@ -21,6 +21,7 @@ from fedshare.runs import RunFolder, verify
 from fleet import Fleet, copy_of_fedshare
 
 NODES, PATIENCE = 3, 900.0  # seconds for all runs
+PLAYED = world.halves()
 SMALL = ["data=digits", "model=logistic", f"partition.clients={NODES}"]
 TESTED = [*SMALL, "rounds=2", "evaluate_every=2"]
 UNTESTED = [*SMALL, "strategy=local", "rounds=2", "evaluate_every=0"]
@@ -49,7 +50,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, apps: Path) -> Iterator[d
     """Of all runs, by name."""
     runs, states = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("states")
     extras = {f"client-{client}": {"state-dir": str(states / str(client))} for client in range(NODES)}
-    overrides = {name: [*TESTED, f"strategy={name}"] for name in world.STRATEGIES}
+    overrides = {name: [*TESTED, f"strategy={name}"] for name in PLAYED}
     overrides |= dict.fromkeys(BROKEN, UNTESTED) | {"misspelt": ["strategy=nonsense"]}
     for number, (name, clients) in enumerate(BROKEN.items()):
         id = RUN_ID.replace("0", str(number))
@@ -64,7 +65,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, apps: Path) -> Iterator[d
         for name, keys in overrides.items():
             config = {"overrides": " ".join(keys), "folder": str(runs / name)}
             started[name] = fleet.submit(apps / "fedshare", config)
-            if name == world.STRATEGIES[0]:  # the first has installed the app before the next begins
+            if name == PLAYED[0]:  # the first has installed the app before the next begins
                 _until_exists(runs / name / "config.yaml")
         deadline = time.monotonic() + PATIENCE
         yield {
@@ -79,7 +80,7 @@ def _until_exists(path: Path) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("name", world.STRATEGIES)
+@pytest.mark.parametrize("name", PLAYED)
 def test_every_strategy_equals_its_simulation(name: str, outcomes: dict[str, Outcome], tmp_path: Path) -> None:
     outcome = outcomes[name]
     assert outcome.status == "finished:completed", outcome.log

@@ -77,14 +77,21 @@ CORE = {
     "models": {"models", "errors", "weights"},
     "weights": {"errors", "files", "tensors"},
     "pretrain": {"client", "errors", "scratch", "seeds", "state", "tensors"},
-    "simulation": {
-        *("simulation", "client", "data.dataset", "data.partition.base", "errors", "network", "payload", "scratch"),
-        *("state", "strategy", "tensors", "threads"),
+    "attacks": {
+        *("attacks", "client", "data.dataset", "errors", "network", "payload", "seeds", "state", "strategy", "tensors"),
+        "threads",
     },
-    "report": {"report", "files"},
+    "robustness": {"metrics"},
+    "fairness": set(),
+    "simulation": {
+        *("attacks", "simulation", "client", "data.dataset", "data.partition.base", "errors", "network", "payload"),
+        *("scratch", "state", "strategy", "tensors", "threads"),
+    },
+    "report": {"report", "fairness", "files"},
+    "rules": {"rules", "errors", "seeds", "tensors", "threads"},
     "strategies": {
-        *("strategies", "client", "errors", "masks", "mixing", "payload", "seeds", "sparse", "state", "strategy"),
-        "tensors",
+        *("strategies", "client", "errors", "masks", "mixing", "payload", "rules", "seeds", "sparse", "state"),
+        *("strategy", "tensors"),
     },
     "__main__": {"experiments"},
 }
@@ -109,6 +116,7 @@ FENCED = {
     "pickle": ("fedshare.data",),
     "opacus": ("fedshare.privacy",),
     "peft": ("fedshare.peft",),
+    "byzfl": ("fedshare.rules.byzfl",),
 }
 
 

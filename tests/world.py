@@ -30,6 +30,15 @@ def strategy_config(name: str) -> DictConfig:
     return config
 
 
+def halves() -> list[str]:
+    """Of the strategies with the same client's half one: to a deployment they are the same."""
+    known = {}
+    for name in STRATEGIES:
+        kind = type(strategy(name))
+        known.setdefault((kind.apply, kind.train, kind.personalise), name)
+    return list(known.values())
+
+
 def strategy(name: str) -> Strategy:
     """The strategy of one file in strategies/, with the values of its YAML."""
     made = make(strategy_config(name), "strategy")

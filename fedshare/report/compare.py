@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedshare.fairness import collaborative, jain
 from fedshare.report.plots import BLUE, GREEN, GREY, INK, RED, figure_at
 from fedshare.report.units import decimal
 
@@ -72,7 +74,8 @@ def titles(names: list[str], *others: list[str]) -> list[str]:
 def comparison(runs: list[Run]) -> str:
     """A line a client, its best marked; what that amounts to; for how many clients the first run is the better one."""
     heads = [run.name for run in runs]
-    if wide := 33 + sum(3 + max(7, len(head)) for head in heads) > WIDEST:
+    label = max(len("standard deviation"), len(_fairness_with(heads[0])))
+    if wide := label + 15 + sum(3 + max(7, len(head)) for head in heads) > WIDEST:
         heads = [f"({number})" for number in range(1, 1 + len(runs))]
     clients = sorted(runs[0].accuracy)
     shown = clients if len(clients) <= MOST_LINES else _most_different(runs)[:SOME_LINES]
@@ -80,6 +83,7 @@ def comparison(runs: list[Run]) -> str:
         [str(client), f"{runs[0].examples[client]:,}", *_marked([run.accuracy[client] for run in runs])]
         for client in shown
     ]
+    fair = [_fairness(runs[0], run) for run in runs[1:]]
     means, worst, all_examples = (
         _marked([run.overall[key] for run in runs]) for key in ("accuracy_mean", "accuracy_worst10", "accuracy")
     )
@@ -88,6 +92,8 @@ def comparison(runs: list[Run]) -> str:
         ["standard deviation", "", *(decimal(pstdev(run.accuracy.values())) + " " for run in runs)],
         ["worst 10 %", "", *worst],
         ["all examples", f"{sum(runs[0].examples.values()):,}", *all_examples],
+        ["Jain's index", "", *(decimal(jain(list(run.accuracy.values()))) + " " for run in runs)],
+        [_fairness_with(heads[0]), "", "- ", *(decimal(value, 2) + " " for value in fair)],
     ]
     table = _aligned([["client", "test examples", *(f"{head} " for head in heads)], *lines])
     table.insert(1 + len(shown), "")
@@ -97,7 +103,18 @@ def comparison(runs: list[Run]) -> str:
         f"{head:<{max(map(len, heads))}}  {f'{run.name}  ' * wide}{run.place}, round {run.round}"
         for head, run in zip(heads, runs, strict=True)
     ]
-    return "\n".join([*legend, "", *table, "", *(_duel(runs[0], run) for run in runs[1:])])
+    undefined = any(map(math.isnan, fair))
+    footnote = [f"{_fairness_with(heads[0])} is nan where accuracies do not spread", ""] if undefined else []
+    return "\n".join([*legend, "", *table, "", *footnote, *(_duel(runs[0], run) for run in runs[1:])])
+
+
+def _fairness_with(name: str) -> str:
+    return f"fairness with {name}"
+
+
+def _fairness(first: Run, run: Run) -> float:
+    clients = sorted(first.accuracy)
+    return collaborative([first.accuracy[client] for client in clients], [run.accuracy[client] for client in clients])
 
 
 def _most_different(runs: list[Run]) -> list[int]:

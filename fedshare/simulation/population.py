@@ -1,11 +1,14 @@
 """Everyone who may take part, on one scratch model: what a simulation holds, and each of its workers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from fedshare.attacks import Attack
+from fedshare.attacks.liar import Adversary, Liar
 from fedshare.client import Client, Ledger, Share, Training
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.data.partition.base import Partition, Split
@@ -83,8 +86,15 @@ class Population:
     training: Training
     shares: Sequence[Sized]
     seed: int
+    attack: Attack = field(default_factory=Attack)
+
+    @cached_property
+    def adversaries(self) -> list[int]:
+        """Their ids. Raises UserError where the attack names a client that there is not."""
+        return self.attack.who(len(self.shares), self.seed)
 
     def client(self, id: int, state: State, ledger: Ledger | None = None) -> Client:
+        """As it would be if nobody lied."""
         return Client(id, self.seed, self.scratch, self.training, self.shares[id], state, ledger)
 
     def sizes(self) -> list[int]:
@@ -95,9 +105,14 @@ class Population:
         self, task: Task, round: int, id: int, download: Payload, state: State, ledger: Ledger | None = None
     ) -> "Answer":
         """`ledger` is the client's own; in a simulation there is none, so that a run repeats and its noise is known."""
-        client = self.client(id, state, ledger)
-        payload = answer(self.strategy, client, task, round, download)
-        return Answer(payload, client.state, digests(client.state) if task is Task.TRAIN else {})
+        client, strategy = self.client(id, state, ledger), self.strategy
+        if id in self.adversaries:
+            attack = self.attack.at(round)
+            client, strategy = Adversary(client, attack), Liar(strategy, attack)
+        payload = answer(strategy, client, task, round, download)
+        if task is Task.TRAIN:
+            return Answer(payload, client.state, digests(client.state))
+        return Answer(Payload(metrics=payload.metrics | self.attack.success(client)), client.state, {})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""Adversaries who see what the others send: between the server and wherever the clients are."""
+
+from fedshare import seeds
+from fedshare.attacks.attack import Attack
+from fedshare.attacks.update import read, write
+from fedshare.network import Network, Task
+from fedshare.payload import Payload
+from fedshare.state import State
+from fedshare.tensors import Tensors
+from fedshare.threads import one_thread
+
+
+class Colluding:
+    """A `Network` in which the adversaries' uploads are what they agree on when they have seen all others.
+
+    It stands beside the server, which sees as much: so the clients may be anywhere. `initial` is what everyone starts
+    from. What an honest client sent that is no finite number tells them nothing.
+    """
+
+    def __init__(self, network: Network, attack: Attack, adversaries: list[int], initial: Tensors, seed: int) -> None:
+        self._network, self._attack, self._adversaries = network, attack, adversaries
+        self._initial, self._seed = initial, seed
+
+    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+        answers = self._network.exchange(task, round, downloads)
+        liars, attack = [client for client in self._adversaries if client in answers], self._attack.at(round)
+        if task is not Task.TRAIN or not liars or type(attack).collude is Attack.collude:
+            return answers
+        starts = {client: self._initial | downloads[client].tensors.get("params", {}) for client in answers}
+        updates = {client: read(answers[client], starts[client]) for client in sorted(answers)}
+        honest = {client: update for client, update in updates.items() if client not in liars and _finite(update)}
+        if honest and any(updates[client] for client in liars):
+            own = {client: updates[client] for client in liars}
+            generator = seeds.generator(self._seed, "collude", round)
+            with one_thread():  # or the last bits of sums would depend on how many there are
+                for client, update in attack.collude(honest, own, generator).items():
+                    answers[client] = write(answers[client], starts[client], update)
+        return answers
+
+    def client_ids(self) -> list[int]:
+        return self._network.client_ids()
+
+    def absent(self) -> dict[int, str]:
+        return self._network.absent()
+
+    def digests(self) -> dict[int, dict[str, str]]:
+        return self._network.digests()
+
+    @property
+    def remote(self) -> bool:
+        return self._network.remote
+
+    def remember(self) -> dict[int, State]:
+        return self._network.remember()
+
+    def recall(self, memories: dict[int, State], round: int) -> None:
+        self._network.recall(memories, round)
+
+    def kept(self, round: int) -> None:
+        self._network.kept(round)
+
+
+def _finite(update: Tensors) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in update.values())

@@ -1,0 +1,129 @@
+"""Poisoned examples: what is learnt from them is learnt honestly."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedshare.attacks.attack import Attack, Sight
+from fedshare.attacks.limits import limit
+from fedshare.client import Client
+from fedshare.data.dataset import Examples
+from fedshare.errors import UserError
+from fedshare.tensors import Tensors, scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFlip(Attack):
+    """Wrong labels: each class c becomes ``classes - 1 - c``, or only `source` becomes `target`.
+
+    It succeeds on a test example that the model takes for what its label would have become. The middle one of an odd
+    number of classes, which stays, is not counted.
+    """
+
+    classes: int  # how many there are
+    source: int | None = None  # the only class whose examples are mislabelled; null: all classes
+    target: int | None = None  # what they are called; null: the class opposite
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.source is None) != (self.target is None) or (self.source is not None and self.source == self.target):
+            raise UserError(f"source={self.source}, target={self.target}: must be two classes, or null both")
+        if self.source is not None:
+            limit(self, 0, self.classes - 1, "source", "target")
+
+    def suits(self, example: Examples, classes: int) -> None:
+        labelled(example)
+        if classes != self.classes:
+            raise UserError(f"attack: its classes are {self.classes}, those of the data {classes}")
+
+    def flipped(self, y: Tensor) -> Tensor:
+        if self.source is None or self.target is None:
+            return self.classes - 1 - y
+        return torch.where(y == self.source, self.target, y)
+
+    def poison(self, examples: Examples, generator: torch.Generator) -> Examples:
+        return replace(examples, y=self.flipped(examples.y))
+
+    def success(self, client: Client) -> dict[str, float]:
+        examples = client.test_examples
+        return reached(client, examples, self.flipped(examples.y))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backdoor(Attack):
+    """A trigger in the input, a patch in the lower right corner of an image, that stands for the class `target`.
+
+    Of features and tokens, the trigger is the first `size`. It succeeds on a test example of another class that the
+    model takes for `target` when the trigger is put into it.
+    """
+
+    target: int = 0  # the class that the trigger is to stand for
+    fraction: float = 0.5  # of an adversary's examples that get the trigger and the target
+    size: int = 2  # pixels along an edge of the patch; or how many features or tokens
+    value: float = 255  # of a pixel in the patch, of such a feature, or the token's number
+    boost: float = 1.0  # how many times its update is sent; clients of a round / liars among them replaces the model
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limit(self, 0, math.inf, "target")
+        limit(self, 0, 1, "fraction")
+        limit(self, 1, math.inf, "size")
+        limit(self, -math.inf, math.inf, "value", "boost")
+
+    def suits(self, example: Examples, classes: int) -> None:
+        labelled(example)
+        if self.target >= classes:
+            raise UserError(f"attack: its target is {self.target}, but the data's classes are 0 to {classes - 1}")
+        shape, kind = list(example.x.shape[1:]), example.x.dtype
+        if len(shape) not in (1, 3) or self.size > min(shape[-2:]):
+            raise UserError(f"attack: a trigger of size {self.size} does not fit into inputs of shape {shape}")
+        if not kind.is_floating_point and torch.tensor(self.value).to(kind).item() != self.value:
+            raise UserError(f"attack: its value {self.value} is no {str(kind).removeprefix('torch.')}, as inputs are")
+
+    def triggered(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        if x.ndim == 4:
+            x[..., -self.size :, -self.size :] = self.value
+        else:
+            x[:, : self.size] = self.value
+        return x
+
+    def poison(self, examples: Examples, generator: torch.Generator) -> Examples:
+        count = math.ceil(self.fraction * len(examples))
+        rows = torch.randperm(len(examples), generator=generator)[:count]
+        x, y = examples.x.clone(), examples.y.clone()
+        x[rows], y[rows] = self.triggered(x[rows]), self.target
+        return replace(examples, x=x, y=y)
+
+    def forge(self, update: Tensors, sight: Sight) -> Tensors:
+        return scale(update, self.boost)
+
+    def success(self, client: Client) -> dict[str, float]:
+        examples = client.test_examples
+        triggered = replace(examples, x=self.triggered(examples.x))
+        return reached(client, triggered, torch.full_like(examples.y, self.target))
+
+
+def labelled(example: Examples) -> None:
+    """Raise UserError where examples have not one label each."""
+    if example.y.ndim != 1:
+        raise UserError("attack: needs examples that have one label each")
+
+
+def reached(client: Client, examples: Examples, aims: Tensor) -> dict[str, float]:
+    """On how many of the examples, by their share, the client's model says what it is to say, and not what is true.
+
+    Those where this is the same are left out; where no others are left, the answer is empty.
+    """
+    rows = (aims != examples.y).nonzero().flatten()
+    if not len(rows):
+        return {}
+    hits = 0
+    client.model.eval()
+    with torch.no_grad():
+        for some in rows.split(client.training.evaluation_batch_size):
+            inputs, _ = examples.batch(some)
+            hits += int((client.model(inputs).argmax(-1) == aims[some]).sum())
+    return {"attack_success": hits / len(rows)}

@@ -1,0 +1,21 @@
+"""Rules by which a server makes one update of many, of which some may be lies."""
+
+from fedshare.rules.byzfl import ByzFL
+from fedshare.rules.centre import CentredClipping, GeometricMedian
+from fedshare.rules.coordinates import Median, TrimmedMean
+from fedshare.rules.krum import Bulyan, Krum, MultiKrum
+from fedshare.rules.neighbours import NearestNeighbourMixing
+from fedshare.rules.rule import Rule
+
+__all__ = [
+    "Bulyan",
+    "ByzFL",
+    "CentredClipping",
+    "GeometricMedian",
+    "Krum",
+    "Median",
+    "MultiKrum",
+    "NearestNeighbourMixing",
+    "Rule",
+    "TrimmedMean",
+]

@@ -1,0 +1,54 @@
+"""The rules of the ByzFL library (https://byzfl.epfl.ch), of which it has more than we."""
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fedshare import seeds
+from fedshare.errors import UserError, first_line
+from fedshare.rules.rule import withstood
+from fedshare.tensors import digest
+
+
+@dataclass(frozen=True)
+class ByzFL:
+    """One of the library's aggregators. As with our own, its `f` is no more than the number of clients allows.
+
+    What it draws at random (CAF, SMEA, Bucketing) it draws by the updates themselves.
+    """
+
+    name: str  # an aggregator: CAF, MDA, Meamed, MoNNA, SMEA, ...
+    options: dict[str, Any] = field(default_factory=dict)  # its arguments
+    before: str | None = None  # a pre-aggregator before it: ARC, Bucketing, Clipping or NNM
+    before_options: dict[str, Any] = field(default_factory=dict)  # its arguments
+
+    def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, None]:
+        with seeds.scope("byzfl", digest(updates)):
+            try:
+                vectors = updates.clone()  # some write into what they are given
+                if self.before is not None:
+                    vectors = made("preaggregators", self.before, self.before_options, len(vectors) - 1)(vectors)
+                rule = made("aggregators", self.name, self.options, (len(vectors) - 1) // 2)
+                if hasattr(rule, "m"):  # CenteredClipping, whose constructor refuses it
+                    rule.m = centre
+                return rule(vectors).to(updates.dtype), None
+            except (TypeError, ValueError) as error:
+                raise UserError(f"byzfl {self.name}: {first_line(error)}") from error
+
+
+def made(module: str, name: str, options: dict[str, Any], most: int) -> Any:
+    """The library's rule called `name`, made to withstand no more than `most` adversaries."""
+    try:
+        importlib.import_module("byzfl")
+        library = importlib.import_module(f"byzfl.aggregators.{module}")
+    except ModuleNotFoundError as error:
+        if error.name != "byzfl":
+            raise UserError(f"byzfl needs {error.name}: pip install 'fedshare[byzfl]'") from error
+        raise UserError("byzfl is not installed: pip install 'fedshare[byzfl]'") from error
+    rules = {key: value for key, value in vars(library).items() if getattr(value, "__module__", "") == library.__name__}
+    if name not in rules:
+        raise UserError(f"byzfl has no {name}; allowed: {', '.join(sorted(rules))}")
+    capped = {"f": withstood(options["f"], most)} if isinstance(options.get("f"), int) and options["f"] >= 0 else {}
+    return rules[name](**options | capped)

@@ -1,0 +1,55 @@
+"""FLTrust: one participant's data are trusted, and others count as far as their updates point where its own does.
+
+Cao, Fang, Liu and Gong, "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021, arXiv
+2012.13995, algorithm 2.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fedshare.errors import UserError
+from fedshare.payload import Payload
+from fedshare.rules.matrix import lengths, moved, products, updates_of, weighted
+from fedshare.state import State
+from fedshare.strategies.robust import Guarded
+
+
+@dataclass(frozen=True)
+class FLTrust(Guarded):
+    """The paper's server has a small root data set; here that is the examples of one participant, the root.
+
+    As in the paper its update is what others are measured by, and no part of the average. Without it, and where nobody
+    is trusted, the model stays as it is.
+    """
+
+    root: int = 0  # the id of the client whose examples are trusted
+    alpha: float = 1.0  # how far the model moves along the average, the paper's global learning rate
+
+    def __post_init__(self) -> None:
+        if self.root < 0:
+            raise UserError(f"root={self.root}: must be at least 0")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"alpha={self.alpha}: must be above 0")
+
+    def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        if self.root not in uploads:
+            return state | {"weights": {}}
+        clients = [self.root, *sorted(uploads.keys() - {self.root})]
+        updates = updates_of([uploads[client].tensors["params"] for client in clients], state["params"])
+        norms = lengths(updates, torch.zeros_like(updates[0]))
+        towards = products(updates, updates[:1]).flatten()
+
+        # The trust in a client is the cosine of its update with the root's, where that is positive.
+        trust = (towards / (norms * norms[0])).nan_to_num(0).clamp(min=0)
+        trust[0] = 0
+        if not trust.any():
+            return state | {"weights": dict.fromkeys(sorted(clients), 0.0)}
+        # The average by trust of updates that are made as long as the root's.
+        shares = trust / trust.sum()
+        scales = torch.where(shares > 0, shares * norms[0] / norms, 0)
+        return {
+            "params": moved(state["params"], self.alpha * weighted(updates, scales)),
+            "weights": dict(sorted(zip(clients, shares.tolist(), strict=True))),
+        }

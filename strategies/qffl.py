@@ -1,0 +1,74 @@
+"""q-FFL: clients on whose examples the model is bad count for more, so that it becomes about as good for everyone.
+
+Li, Sanjabi, Beirami and Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020, arXiv 1905.10497, algorithm
+2 (q-FedAvg). With q = 0 it is the mean of the models; the larger q is, the more the worst client's loss is all that
+counts.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fedshare.client import Client
+from fedshare.errors import UserError
+from fedshare.payload import Payload
+from fedshare.rules.matrix import lengths, moved, updates_of, weighted
+from fedshare.state import State
+from fedshare.strategies.robust import Guarded
+
+_LEAST = 1e-10  # a loss that is no smaller has all its powers
+
+
+@dataclass(frozen=True)
+class QFFL(Guarded):
+    """How far the model moves goes by `lr`: it must be what the clients train with, at least about.
+
+    Who tells a loss that is too high counts for too much: fairness, and no defence.
+    """
+
+    q: float = 1.0  # how much a high loss counts: the objective is the mean of its powers q + 1
+    lr: float = 0.05  # the clients' learning rate, client.optimizer.lr: the paper's L is 1 / lr
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.q < math.inf:
+            raise UserError(f"q={self.q}: must be at least 0")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"lr={self.lr}: must be above 0")
+
+    def train(self, client: Client, round: int) -> Payload:
+        before = loss(client)
+        upload = super().train(client, round)
+        return Payload(upload.tensors, upload.metrics | {"loss_before": before})
+
+    def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        clients = sorted(uploads)
+        updates = updates_of([uploads[client].tensors["params"] for client in clients], state["params"])
+        told = [uploads[client].metrics.get("loss_before", 0.0) for client in clients]
+        losses = torch.tensor(told, dtype=torch.float64).clamp(min=_LEAST)
+        # Divided by the largest, which is in both sums alike, lest the powers be endless.
+        highest = losses.max()
+        ratios = losses / highest
+        powers = ratios**self.q
+
+        lipschitz = 1 / self.lr
+        squares = (lipschitz * lengths(updates, torch.zeros_like(updates[0]))) ** 2
+        curvature = self.q * ratios ** (self.q - 1) / highest * squares + lipschitz * powers
+        return {
+            "params": moved(state["params"], weighted(updates, lipschitz * powers / curvature.sum())),
+            "weights": dict(zip(clients, (powers / powers.sum()).tolist(), strict=True)),
+        }
+
+
+def loss(client: Client) -> float:
+    """Of the model as it is, over the client's examples. Raises UserError where training is private."""
+    if client.training.private:
+        raise UserError("client.privacy: protects what `fit` makes of the examples, and q-FFL tells their loss without")
+    examples, total, count = client.train_examples, 0.0, 0
+    with torch.no_grad():
+        for rows in torch.arange(len(examples)).split(client.training.evaluation_batch_size):
+            batch = examples.batch(rows)
+            if targets := int((batch[1] != -100).sum()):
+                total += float(client.loss(batch)) * targets
+                count += targets
+    return total / max(count, 1)

@@ -1,0 +1,49 @@
+"""Robust averaging: FedAvg, where the server makes of the updates something that a few lies cannot move far.
+
+Which rule it goes by, and whose it is, `fedshare.rules` says: medians, Krum, clipping and others.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fedshare.payload import Payload
+from fedshare.rules import Rule
+from fedshare.rules.matrix import moved, updates_of
+from fedshare.state import State
+from fedshare.strategies.fedavg import FedAvg
+from fedshare.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Guarded(FedAvg):
+    """FedAvg, with an average that does not go by the number of examples, which a liar may claim to be large."""
+
+    weighted: ClassVar[bool] = False  # no longer a field
+
+    def init(self, params: Tensors) -> State:
+        return {"params": params, "weights": {}}
+
+    def report(self, state: State) -> dict[str, Any]:
+        """Each client's share in the round's average, where it has one."""
+        weights = state["weights"]
+        return {"weights": {str(client): weight for client, weight in weights.items()}} if weights else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robust(Guarded):
+    """An update is what a client has changed in all that is shared: running statistics count, too."""
+
+    rule: Rule  # what becomes of the updates: one of fedshare.rules
+
+    def init(self, params: Tensors) -> State:
+        return super().init(params) | {"update": updates_of([params], params)[0]}
+
+    def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        clients = sorted(uploads)
+        updates = updates_of([uploads[client].tensors["params"] for client in clients], state["params"])
+        update, shares = self.rule(updates, state["update"])
+        return {
+            "params": moved(state["params"], update),
+            "weights": {} if shares is None else dict(zip(clients, shares.tolist(), strict=True)),
+            "update": update,
+        }
