@@ -202,7 +202,9 @@ def played(
     """The rounds after `start` with the config's adversaries, and in each row what is seen of them."""
     liars = population.adversaries
     if liars:
-        network = Colluding(network, population.attack, liars, population.scratch.initial, config.seed)
+        network = Colluding(
+            network, population.strategy, population.attack, liars, population.scratch.initial, config.seed
+        )
     schedule, account = build.schedule(config, population.sizes()), build.account(population.scratch)
     for done in run_server(population.strategy, network, state, schedule, start, digest, account):
         yield replace(done, row=done.row | observed(done.row, liars))

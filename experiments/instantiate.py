@@ -20,6 +20,7 @@ _EXTRAS = {  # which brings what
     **dict.fromkeys(("flwr", "grpc"), "deploy"),
     "timm": "timm",
     "opacus": "dp",
+    "byzfl": "byzfl",
     "flwr_datasets": "partitioners",
     "wandb": "tracking",
 }

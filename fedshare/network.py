@@ -60,6 +60,6 @@ def answer(strategy: Strategy, client: Client, task: Task, round: int, download:
     with seeds.scope(client.seed, task.value, round, client.id):
         strategy.apply(client, download)
         if task is Task.TRAIN:
-            return strategy.train(client, round)
+            return strategy.pack(strategy.train(client, round))
         strategy.personalise(client, round)
         return Payload(metrics=client.evaluate())

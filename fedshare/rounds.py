@@ -100,8 +100,8 @@ def run_server(
                 "digest": digest,
             }
         )
-        bad = [answers[client] for client in answers.keys() & dropped.keys()]
-        row |= account.row(uploads.values(), bad, downloads.values())
+        good, bad = ([answers[client] for client in answers.keys() & some] for some in (uploads, dropped))
+        row |= account.row(good, bad, downloads.values())
         last = round == schedule.rounds
         if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
             tested, untested = _evaluate(strategy, network, state, round, everyone)
@@ -130,10 +130,17 @@ def _usable(
     for client in sorted(downloads):
         if client not in answers:
             dropped[client] = "no answer"
-        elif reason := flaw(answers[client], strategy.expects(state, client), max_examples):
-            dropped[client] = reason
         else:
-            usable[client] = answers[client]
+            expected = strategy.expects(state, client)
+            try:
+                upload = strategy.unpack(answers[client], expected)
+                reason = flaw(upload, expected, max_examples)
+            except ValueError as error:
+                reason = str(error)
+            if reason:
+                dropped[client] = reason
+            else:
+                usable[client] = upload
     return usable, dropped
 
 

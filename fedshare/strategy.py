@@ -53,6 +53,17 @@ class Strategy(ABC):
         """
         return {}
 
+    def pack(self, upload: Payload) -> Payload:
+        """What `train` gave, as it is to travel."""
+        return upload
+
+    def unpack(self, upload: Payload, expected: dict[str, Tensors]) -> Payload:
+        """What has travelled, as `train` gave it; `expected` is as `expects` has it.
+
+        Anyone may have sent it: raises ValueError, saying what is wrong, where nobody's `pack` gives such a thing.
+        """
+        return upload
+
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
-        """What this client's upload must look like: groups, names, shapes, types. One that does not is dropped."""
+        """What this client's upload must look like, unpacked: groups, names, shapes, types; or else it is dropped."""
         return {"params": state["params"]}

@@ -142,6 +142,17 @@ class RFFL(Strategy):
         best = max(reputation.values())
         return {client: r / best for client, r in reputation.items()}
 
+    def pack(self, upload: Payload) -> Payload:
+        """Sparse, where that is smaller: of an embedding, only the words that a client has change."""
+        update = upload.tensors["update"]
+        packed = Payload(sparse.encode(update, {name: t != 0 for name, t in update.items()}), upload.metrics)
+        return packed if packed.nbytes < upload.nbytes else upload
+
+    def unpack(self, upload: Payload, expected: dict[str, Tensors]) -> Payload:
+        if "update" in upload.tensors:
+            return upload
+        return Payload({"update": sparse.decode(upload.tensors, expected["update"])}, upload.metrics)
+
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         return {"update": state["updates"][state["round"]]}
 

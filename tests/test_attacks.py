@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,11 +29,13 @@ from fedshare.attacks.vectors import deviation, dot, norm, rms
 from fedshare.client import Training
 from fedshare.data.dataset import Examples
 from fedshare.errors import RunHalted, UserError
+from fedshare.experiments.cli import main
 from fedshare.experiments.compose import CONF, resolved
 from fedshare.experiments.instantiate import check, make
 from fedshare.network import Network, Task
 from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_server
+from fedshare.runs import RunFolder, verify
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import State, digests, pack, unpack
@@ -118,7 +121,12 @@ def simulation(strategy: str, attack: Attack, training: Training | None = None) 
 def colluding(network: Simulation, wrapped: Network | None = None) -> Colluding:
     population = network.population
     return Colluding(
-        wrapped or network, population.attack, population.adversaries, population.scratch.initial, population.seed
+        wrapped or network,
+        population.strategy,
+        population.attack,
+        population.adversaries,
+        population.scratch.initial,
+        population.seed,
     )
 
 
@@ -136,7 +144,8 @@ def uploads(network: Simulation, round: int = 1) -> dict[int, Payload]:
     state = strategy.init(network.population.scratch.initial)
     downloads = {client: strategy.download(state, client) for client in network.client_ids()}
     asked = {client: download for client, download in downloads.items() if download is not None}
-    return colluding(network).exchange(Task.TRAIN, round, asked)
+    answers = colluding(network).exchange(Task.TRAIN, round, asked)
+    return {client: strategy.unpack(upload, strategy.expects(state, client)) for client, upload in answers.items()}
 
 
 def bits(payload: Payload) -> dict[str, str]:
@@ -762,3 +771,26 @@ def test_byzfl_by_name_and_options() -> None:
         ByzFL(name="Average")
     with pytest.raises(UserError, match=r"options=\{'tau': 1\}: tau must be a float"):
         ByzFL(name="ALittleIsEnough", options={"tau": 1})
+
+
+def test_a_run_tells_what_the_attack_reached_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """By way of the command: what a rider remembers lies in the checkpoint."""
+    keys = ["data=digits", "model=logistic", "partition=iid", "partition.clients=5", "strategy=rffl", "workers=0"]
+    keys += ["strategy.warmup=3", "attack=rider_delta_noise", "attack.adversaries=[1,3]", "checkpoint_every=2"]
+
+    def fedshare(*arguments: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        assert not ended.value.code
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fedshare("run", *keys, "rounds=4", f"folder={whole}")
+    fedshare("run", *keys, "rounds=2", f"folder={parts}")
+    fedshare("resume", str(parts), "--rounds", "4")
+    same, sentence = verify(RunFolder(whole), RunFolder(parts))
+    assert same, sentence
+    row = RunFolder(whole).rows()[-1]
+    assert row["adversaries"] == [1, 3]
+    honest = [row["per_client"]["accuracy"][client] for client in "024"]
+    assert row["accuracy_honest"] == pytest.approx(sum(honest) / 3)
+    assert row["adversaries_removed"] + row["honest_removed"] == len(row["removed"])

@@ -28,8 +28,8 @@ WRONG = {
     "folder=${strategy.mu}": "Interpolation key 'strategy.mu' not found",
     # options of a group
     "data=digtis": "data=digtis: no such data (did you mean digits?); allowed: cifar10, cifar100, digits,",
-    "strategy=sgd": "strategy=sgd: no such strategy; allowed: cfl, ditto, fedavg",
-    "strategy=null": "strategy=null: no such strategy; allowed: cfl, ditto, fedavg",
+    "strategy=sgd": "strategy=sgd: no such strategy; allowed: bulyan, centred_clipping, cfl, cgsv",
+    "strategy=null": "strategy=null: no such strategy; allowed: bulyan, centred_clipping, cfl, cgsv",
     "hydra=null": "hydra=null: no such hydra; allowed: config",
     "hydra/launcher=slrum": "hydra/launcher=slrum: no such hydra/launcher; allowed: basic",
     "hydra/sweeper=grid": "hydra/sweeper=grid: no such hydra/sweeper; allowed: basic",
@@ -248,7 +248,7 @@ def test_help_names_the_flags_the_groups_and_the_keys(capfd: pytest.CaptureFixtu
     out = capfd.readouterr().out
     for line in (
         "-m,--multirun : ",
-        "strategy: cfl, ditto, fedavg, fedcac, fedpeft, fedper, fedrep, finetune, local, rffl\n",
+        "strategy: bulyan, centred_clipping, cfl, cgsv, ditto, fedavg, fedcac, fedpeft, fedper, ",
         "rounds: 50\n",
         "_target_: fedshare.data.mnist\n",
     ):

@@ -26,7 +26,7 @@ LANGUAGE = {"language_model", "stories260k", "text_cnn", "text_transformer", "tr
 def test_every_option_composes_and_fits_what_it_names(group: str, option: str) -> None:
     text = ["data=sst_trees"] if option in LANGUAGE else []
     config = resolved([*text, f"{group}={option}"])
-    for key in ("strategy", "peft", "partition", "model", "client", "tracking"):
+    for key in ("strategy", "peft", "partition", "model", "client", "attack", "tracking"):
         check(config[key], key)
     check(config.data.load, "data.load")
     for key, kind in (("strategy", Strategy), ("partition", Partition), ("client", Training)):

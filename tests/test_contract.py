@@ -40,7 +40,14 @@ def one_round(name: str) -> tuple[Simulation, State, dict[int, Payload], dict[in
     strategy = network.population.strategy
     downloads = {i: strategy.download(state, i) for i in network.client_ids()}
     known = {i: download for i, download in downloads.items() if download is not None}
-    return network, state, known, network.exchange(Task.TRAIN, 2, known)
+    return network, state, known, sent(network, state, 2, known)
+
+
+def sent(network: Simulation, state: State, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+    """The uploads as the server unpacks them."""
+    strategy = network.population.strategy
+    answers = network.exchange(Task.TRAIN, round, downloads)
+    return {client: strategy.unpack(upload, strategy.expects(state, client)) for client, upload in answers.items()}
 
 
 def payload_digests(payload: Payload) -> dict[str, str]:
@@ -206,7 +213,7 @@ def test_a_bad_upload_is_dropped_and_the_round_goes_on(name: str, corruption: st
     _, state, _, uploads = simulation(name), begin(inner), None, None
     honest = simulation(name)
     downloads = {i: strategy.download(begin(honest), i) for i in honest.client_ids()}
-    uploads = honest.exchange(Task.TRAIN, 1, {i: d for i, d in downloads.items() if d is not None})
+    uploads = sent(honest, state, 1, {i: d for i, d in downloads.items() if d is not None})
     del uploads[2]
     assert digests(done.state) == digests(strategy.aggregate(state, 1, uploads)), "the others are averaged alone"
 

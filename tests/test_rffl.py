@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import world
 from fedshare import masks, seeds, sparse
+from fedshare.attacks.lies import SignFlip
 from fedshare.errors import UserError
 from fedshare.network import Task
 from fedshare.payload import Payload
@@ -348,3 +350,65 @@ def test_sparse_tensors_come_back_and_are_as_small_as_can_be(size: int, share: f
 def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         RFFL(**fields)
+
+
+def test_who_is_removed_is_tested_and_sends_nothing() -> None:
+    population = replace(world.build("rffl"), strategy=RFFL(warmup=1, alpha=0.0), attack=SignFlip(adversaries=[1]))
+    strategy, schedule = population.strategy, Schedule(rounds=3, seed=0)
+    with Simulation(lambda: population, population=population) as network:
+        rows = [done.row for done in run_server(strategy, network, strategy.init(population.scratch.initial), schedule)]
+    removed = [row["removed"] for row in rows]
+    assert removed == [{"1": 1}] * 3
+    assert [row["clients"] for row in rows] == [[0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 2, 3, 4]]
+    assert all("1" in row["per_client"]["accuracy"] and not row["untested"] for row in rows)
+
+
+def test_an_upload_of_which_most_is_zero_travels_sparse_and_is_counted_so() -> None:
+    strategy = RFFL()
+    update = {"w": torch.zeros(40, 30), "b": torch.arange(30.0)}
+    update["w"][3, 5] = 2.0
+    packed = strategy.pack(upload(update))
+    assert packed.nbytes == 4 + 4 + 30 * 4
+    assert packed.metrics == {"examples": 600}
+    unpacked = strategy.unpack(packed, {"update": update})
+    assert digests(unpacked.tensors) == digests({"update": update})
+    dense = upload({"w": torch.ones(3, 4)})
+    assert strategy.pack(dense) is dense
+    assert strategy.unpack(dense, {"update": dense.tensors["update"]}) is dense
+
+
+SPARSE = sparse.encode({"w": torch.arange(400.0) * (torch.arange(400) % 100 == 7)}, {"w": torch.arange(400) % 100 == 7})
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"other": {}}, "groups: has unknown other"),
+        ({"values": 1}, "values is a int, not named tensors"),
+        ({"values": {"v": torch.ones(4)}}, "values: has unknown v"),
+        ({"values": {}}, "values: lacks w"),
+        ({"values": {"w": [1.0]}}, "values: w is a list, not a dense tensor"),
+        ({"values": {"w": torch.ones(4).double()}}, "values: w is torch.float64, not torch.float32"),
+        ({"values": {"w": torch.ones(2, 2)}}, r"values: w has shape \[2, 2\], not one axis"),
+        ({"values": {"w": torch.ones(3)}}, "values: w has 3 values for 4 places"),
+        ({"indices": {}}, r"values: w has shape \[4\], not \[400\]"),
+        ({"indices": {"w": torch.tensor([7, 107, 207, 400]).int()}}, "indices: w are not ascending from 0 to 399"),
+        ({"indices": {"w": torch.tensor([-7, 107, 207, 307]).int()}}, "indices: w are not ascending from 0 to 399"),
+        ({"indices": {"w": torch.tensor([7, 7, 207, 307]).int()}}, "indices: w are not ascending from 0 to 399"),
+        ({"indices": {"w": torch.tensor([7, 107, 207, 307])}}, "indices: w is torch.int64, not torch.int32"),
+        ({"bits": {"w": torch.zeros(50, dtype=torch.uint8)}}, "values: w has 4 values for 0 places"),
+        ({"bits": {"w": torch.zeros(49, dtype=torch.uint8)}}, r"bits: w has shape \[49\], not \[50\]"),
+    ],
+)
+def test_a_sparse_upload_that_nobody_packs_is_dropped_with_its_reason(groups: dict[str, Any], said: str) -> None:
+    assert SPARSE.keys() == {"values", "indices"}
+    strategy = RFFL()
+    with pytest.raises(ValueError, match=said):
+        strategy.unpack(Payload(SPARSE | groups, {"examples": 600}), {"update": {"w": torch.zeros(400)}})
+    network = Simulation(lambda: world.build("rffl"))
+    altered = world.Altered(network, {2: lambda p: Payload(SPARSE | groups, p.metrics)})
+    schedule = Schedule(rounds=1, seed=0, evaluate_every=0)
+    state = strategy.init(network.population.scratch.initial)
+    (done,) = run_server(strategy, altered, state, schedule)
+    assert list(done.row["dropped"]) == ["2"]
+    assert done.row["clients"] == [0, 1, 3, 4]

@@ -2,10 +2,11 @@
 
 from fedshare import seeds
 from fedshare.attacks.attack import Attack
-from fedshare.attacks.update import read, write
+from fedshare.attacks.update import CHANGE, MODEL, read, write
 from fedshare.network import Network, Task
 from fedshare.payload import Payload
 from fedshare.state import State
+from fedshare.strategy import Strategy
 from fedshare.tensors import Tensors
 from fedshare.threads import one_thread
 
@@ -14,11 +15,19 @@ class Colluding:
     """A `Network` in which the adversaries' uploads are what they agree on when they have seen all others.
 
     It stands beside the server, which sees as much: so the clients may be anywhere. `initial` is what everyone starts
-    from. What an honest client sent that is no finite number tells them nothing.
+    from. What an honest client sent that is of no use tells them nothing.
     """
 
-    def __init__(self, network: Network, attack: Attack, adversaries: list[int], initial: Tensors, seed: int) -> None:
-        self._network, self._attack, self._adversaries = network, attack, adversaries
+    def __init__(
+        self,
+        network: Network,
+        strategy: Strategy,
+        attack: Attack,
+        adversaries: list[int],
+        initial: Tensors,
+        seed: int,
+    ) -> None:
+        self._network, self._strategy, self._attack, self._adversaries = network, strategy, attack, adversaries
         self._initial, self._seed = initial, seed
 
     def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
@@ -26,16 +35,23 @@ class Colluding:
         liars, attack = [client for client in self._adversaries if client in answers], self._attack.at(round)
         if task is not Task.TRAIN or not liars or type(attack).collude is Attack.collude:
             return answers
-        starts = {client: self._initial | downloads[client].tensors.get("params", {}) for client in answers}
-        updates = {client: read(answers[client], starts[client]) for client in sorted(answers)}
+        uploads = {client: upload for client in sorted(answers) if (upload := self._unpacked(answers[client]))}
+        starts = {client: self._initial | downloads[client].tensors.get(MODEL, {}) for client in uploads}
+        updates = {client: read(upload, starts[client]) for client, upload in uploads.items()}
         honest = {client: update for client, update in updates.items() if client not in liars and _finite(update)}
-        if honest and any(updates[client] for client in liars):
-            own = {client: updates[client] for client in liars}
+        own = {client: updates[client] for client in liars if updates.get(client)}
+        if honest and own:
             generator = seeds.generator(self._seed, "collude", round)
             with one_thread():  # or the last bits of sums would depend on how many there are
                 for client, update in attack.collude(honest, own, generator).items():
-                    answers[client] = write(answers[client], starts[client], update)
+                    answers[client] = self._strategy.pack(write(uploads[client], starts[client], update))
         return answers
+
+    def _unpacked(self, upload: Payload) -> Payload | None:
+        try:
+            return self._strategy.unpack(upload, {CHANGE: self._initial})
+        except ValueError:
+            return None
 
     def client_ids(self) -> list[int]:
         return self._network.client_ids()

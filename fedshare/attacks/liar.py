@@ -45,6 +45,9 @@ class Liar(Strategy):
             client.state["attack"] = memory
         return upload
 
+    def pack(self, upload: Payload) -> Payload:
+        return self.honest.pack(upload)
+
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         return self.honest.aggregate(state, round, uploads)
 
