@@ -43,7 +43,7 @@ class FoolsGold(Guarded):
         clients = sorted(uploads)
         updates = updates_of([uploads[client].tensors["params"] for client in clients], state["params"])
         histories = dict(state["histories"])
-        for client, update in zip(clients, updates, strict=True):
+        for client, update in zip(clients, updates.double(), strict=True):  # a sum of float32 may be endless
             histories[client] = histories[client] + update if client in histories else update.clone()
         histories = dict(sorted(histories.items()))
 

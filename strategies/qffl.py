@@ -53,7 +53,7 @@ class QFFL(Guarded):
 
         lipschitz = 1 / self.lr
         squares = (lipschitz * lengths(updates, torch.zeros_like(updates[0]))) ** 2
-        curvature = self.q * ratios ** (self.q - 1) / highest * squares + lipschitz * powers
+        curvature = self.q * powers / losses * squares + lipschitz * powers
         return {
             "params": moved(state["params"], weighted(updates, lipschitz * powers / curvature.sum())),
             "weights": dict(zip(clients, (powers / powers.sum()).tolist(), strict=True)),

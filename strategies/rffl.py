@@ -25,7 +25,8 @@ OWN = ("paper", "code", "cgsv")
 
 @dataclass(frozen=True)
 class RFFL(Strategy):
-    """Who is absent from a round keeps reputation and reward. Who is new enters with the mean reputation.
+    """Who is absent from a round keeps its reward; its reputation shrinks as that of the others grows, for all together
+    are 1. Who is new enters with the mean reputation.
 
     `own` is what becomes of a client's own update. "paper": it stays in the client's model, and its part of the average
     is taken out of the reward. "code": the released code's, where it stays in both. "cgsv": that of the authors'
@@ -81,7 +82,11 @@ class RFFL(Strategy):
             params = add(params, own)
         elif own is not None:
             kept = {"paper": 1 - download.metrics["weight"], "code": 1.0, "cgsv": 0.0}[self.own]
-            params = add(add(params, own, alpha=kept), sparse.decode(download.tensors, own))
+            parameters = dict(client.model.named_parameters())
+            earned = sparse.decode(download.tensors, own)
+            # Nobody honest sends running statistics.
+            earned = {name: t if name in parameters else torch.zeros_like(t) for name, t in earned.items()}
+            params = add(add(params, own, alpha=kept), earned)
         client.load(params)
 
     def train(self, client: Client, round: int) -> Payload:
@@ -93,7 +98,8 @@ class RFFL(Strategy):
         update = self.scaled(change)
         # Running statistics are the client's own.
         start = {name: before[name] if name in parameters else after[name] for name in before}
-        client.state |= {"params": start, "update": update, "round": round}
+        if all(bool(tensor.isfinite().all()) for tensor in after.values()):  # or it would never find back
+            client.state |= {"params": start, "update": update, "round": round}
         return Payload({"update": update}, metrics)
 
     def scaled(self, update: Tensors) -> Tensors:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedshare import sparse
 from fedshare.errors import UserError
 from fedshare.payload import Payload
+from fedshare.rules.matrix import products
 from fedshare.state import State
 from fedshare.strategies.rffl import RFFL, dot, reward, shares
 from fedshare.tensors import Tensors, mean, scale
@@ -32,11 +32,11 @@ class RFFLPlus(RFFL):
     once; it is 0 for an update that repeats what the client was sent. Reputation is the moving average of scores, and
     gives weight and reward, as in RFFL.
 
-    A score is *bad* where it is no better than none and far below the others', or for a repetition. Removal is a
-    sequential test of "an honest client has a bad score in at most the share `tolerance` of its rounds, whatever came
-    before" (a likelihood ratio, which Ville's inequality bounds): of clients for which that is true, at most the share
-    `risk` is ever put on probation. There a client is asked for updates, which count for nothing, and gets nothing; it
-    is removed if the test, begun anew, fails it again, and is back after `probation` rounds if not.
+    A score is *bad* where it is no better than none and far below the others'. Removal is a sequential test of "an
+    honest client has a bad score in at most the share `tolerance` of its rounds, whatever came before" (a likelihood
+    ratio, which Ville's inequality bounds): of clients for which that is true, at most the share `risk` is ever put on
+    probation. There a client is asked for updates, which count for nothing, and gets nothing; it is removed if the
+    test, begun anew, fails it again, and is back after `probation` rounds in which it took part if not.
     """
 
     warmup: int = 3  # the first round in which a score may be bad
@@ -45,7 +45,7 @@ class RFFLPlus(RFFL):
     spread: float = 4.0  # a score is far below the others' from so many median deviations below their median
     tolerance: float = 0.25  # the share of rounds in which an honest client may score badly
     risk: float = 0.05  # the share of honest clients that may be put on probation in the whole run
-    probation: int = 10  # rounds
+    probation: int = 10  # rounds in which a client takes part
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,14 +69,19 @@ class RFFLPlus(RFFL):
         uploads = {client: uploads[client] for client in sorted(uploads) if client not in state["removed"]}
         if not uploads:
             return state
-        updates = clipped({client: upload.tensors["update"] for client, upload in uploads.items()})
-        voters = [client for client in updates if client not in state["probation"]] or list(updates)
+        sent = {client: upload.tensors["update"] for client, upload in uploads.items()}
+        voters = [client for client in uploads if client not in state["probation"]]
+        if not voters:
+            return state
+        cuts = clips(sent)
+        updates = {client: scale(update, cuts[client]) for client, update in sent.items()}
 
         echoes = {client for client, update in updates.items() if self.echoes(update, state, client)}
-        likeness = cosines(list(updates.values()))
-        votes = self.votes(likeness, [client in voters and client not in echoes for client in updates])
-        score = dict(zip(updates, scores(likeness, lengths(updates.values()), votes, self.duplicate), strict=True))
-        score |= dict.fromkeys(echoes, 0.0)
+        gram = inner([*updates.values()])
+        alike = self.alike(gram, [client in voters for client in updates])
+        counted = torch.tensor([client in voters and client not in echoes for client in updates])
+        votes = counted / (alike & counted).sum(dim=1).clamp(min=1).double()
+        score = dict(zip(updates, scores(gram, votes, alike), strict=True)) | dict.fromkeys(echoes, 0.0)
 
         entry = {client: max(0.0, s) for client, s in score.items()}
         reputation = state["reputation"] | {
@@ -84,18 +89,20 @@ class RFFLPlus(RFFL):
             for client in updates
         }
         standing = {client: vote * reputation[client] for client, vote in zip(updates, votes.tolist(), strict=True)}
-        weights = shares({client: standing[client] for client in updates if client in voters})
+        weights = shares({client: standing[client] for client in voters})
         average = mean([updates[client] for client in weights], list(weights.values()))
 
         bad = self.outliers(score) if round >= self.warmup else set()
         evidence, probation, removed = self.tried(state, round, list(updates), bad)
         reputation = {client: r for client, r in sorted(reputation.items()) if client not in removed}
-        best = max((r for client, r in reputation.items() if client not in probation), default=0.0) or 1.0
+        trusted = [client for client in voters if client not in probation and client not in removed]
+        best = max((reputation[client] for client in trusted), default=0.0)
         news = {
             client: {
                 "round": round,
-                "weight": weights.get(client, 0.0),
-                "share": 0.0 if client in probation else min(1.0, reputation[client] / best),
+                "weight": weights.get(client, 0.0) * cuts[client],  # of what it has sent, not of what is left of that
+                # Where nobody has any reputation, everybody gets everything.
+                "share": 0.0 if client not in trusted else reputation[client] / best if best else 1.0,
             }
             for client in updates
             if client not in removed
@@ -122,14 +129,17 @@ class RFFLPlus(RFFL):
         length = math.sqrt(dot(sent, sent) * dot(update, update))
         return length > 0 and dot(sent, update) > self.duplicate * length
 
-    def votes(self, likeness: Tensor, counted: list[bool]) -> Tensor:
-        """One for each group of near-duplicates, shared among its members; none for who is not counted."""
-        count = torch.tensor(counted)
-        near = (likeness > self.duplicate) & count & count[:, None]
-        near.fill_diagonal_(True)
+    def alike(self, gram: Tensor, voters: list[bool]) -> Tensor:
+        """``[n, n]``: who is in one group of near-duplicates. Where most voters are in one, honest clients just agree,
+        and each stands for itself."""
+        likeness = cosines(gram)
+        near = (likeness > self.duplicate).fill_diagonal_(True)
         while not torch.equal(wider := (near.double() @ near.double()) > 0, near):
             near = wider
-        return count.double() / near.sum(dim=1)
+        voting = torch.tensor(voters)
+        most = 2 * (near & voting).sum(dim=1) > voting.sum()
+        near[most & (near.sum(dim=1) > 1)] = False
+        return near.fill_diagonal_(True)
 
     def outliers(self, score: dict[int, float]) -> set[int]:
         """Who agrees with nobody, while the others agree."""
@@ -142,59 +152,57 @@ class RFFLPlus(RFFL):
     def tried(
         self, state: State, round: int, clients: list[int], bad: set[int]
     ) -> tuple[dict[int, float], dict[int, int], dict[int, int]]:
-        """The evidence (log likelihood ratio), who is on probation until which round, who is removed since which."""
-        evidence, removed = dict(state["evidence"]), dict(state["removed"])
-        probation = {client: end for client, end in state["probation"].items() if end >= round}
-        evidence |= dict.fromkeys(state["probation"].keys() - probation.keys(), 0.0)
+        """The evidence (log likelihood ratio), how many rounds who is on probation yet, who is removed since which."""
+        evidence, probation, removed = (dict(state[name]) for name in ("evidence", "probation", "removed"))
         if round >= self.warmup:
             for client in clients:
                 much = SUSPICIOUS / self.tolerance if client in bad else (1 - SUSPICIOUS) / (1 - self.tolerance)
                 evidence[client] = evidence.get(client, 0.0) + math.log(much)
-                if evidence[client] < -math.log(self.risk):
-                    continue
-                if client in probation:
+                failed = evidence[client] >= -math.log(self.risk)
+                if client not in probation:
+                    if failed:
+                        probation[client], evidence[client] = self.probation, 0.0
+                elif failed:
                     del probation[client], evidence[client]
                     removed[client] = round
+                elif probation[client] > 1:
+                    probation[client] -= 1
                 else:
-                    probation[client], evidence[client] = round + self.probation, 0.0
+                    del probation[client]
+                    evidence[client] = 0.0
         return dict(sorted(evidence.items())), dict(sorted(probation.items())), dict(sorted(removed.items()))
 
     def report(self, state: State) -> dict[str, Any]:
-        """As RFFL's, and who is on probation until which round."""
-        probation = {str(client): end for client, end in state["probation"].items()}
+        """As RFFL's, and for how many rounds who is on probation yet."""
+        probation = {str(client): left for client, left in state["probation"].items()}
         return super().report(state) | {"probation": probation}
 
 
-def lengths(updates: Any) -> Tensor:
-    return torch.tensor([math.sqrt(dot(update, update)) for update in updates], dtype=torch.float64)
-
-
-def clipped(updates: dict[int, Tensors]) -> dict[int, Tensors]:
-    """The longer ones shortened to the median length of all that have one."""
-    length = dict(zip(updates, lengths(updates.values()).tolist(), strict=True))
+def clips(updates: dict[int, Tensors]) -> dict[int, float]:
+    """By how much each is shortened to the median length of all that have one; 1 for who is no longer."""
+    length = {client: math.sqrt(dot(update, update)) for client, update in updates.items()}
     known = torch.tensor([value for value in length.values() if value > 0], dtype=torch.float64)
     most = float(known.median()) if len(known) else 0.0
-    return {
-        client: scale(update, most / length[client]) if length[client] > most else update
-        for client, update in updates.items()
-    }
+    return {client: most / value if value > most else 1.0 for client, value in length.items()}
 
 
-def cosines(updates: list[Tensors]) -> Tensor:
+def inner(updates: list[Tensors]) -> Tensor:
+    """``[n, n]``: their inner products."""
+    rows = torch.stack([torch.cat([tensor.flatten() for tensor in update.values()]) for update in updates])
+    return products(rows, rows)
+
+
+def cosines(gram: Tensor) -> Tensor:
     """``[n, n]``, 0 where one is nothing."""
-    rows = torch.stack([torch.cat([t.double().flatten() for t in update.values()]) for update in updates])
-    rows = F.normalize(rows, eps=1e-300)
-    return rows @ rows.T
+    length = gram.diagonal().sqrt()
+    return (gram / length.outer(length)).nan_to_num(0)
 
 
-def scores(likeness: Tensor, length: Tensor, votes: Tensor, duplicate: float) -> list[float]:
+def scores(gram: Tensor, votes: Tensor, alike: Tensor) -> list[float]:
     """Each one's cosine with the sum of the others by votes, its own near-duplicates left out; 0 with nothing."""
-    gram = likeness * length * length[:, None]
     found = []
-    for row in range(len(votes)):
-        others = votes * (likeness[row] <= duplicate)
-        others[row] = 0.0
-        along = float(gram[row] @ others)
-        norm = math.sqrt(max(float(others @ gram @ others), 0.0)) * float(length[row])
-        found.append(max(-1.0, min(1.0, along / norm)) if norm > 0 else 0.0)
+    for row, near in enumerate(alike):
+        others = votes * ~near
+        norm = math.sqrt(max(float(others @ gram @ others) * float(gram[row, row]), 0.0))
+        found.append(max(-1.0, min(1.0, float(gram[row] @ others) / norm)) if norm > 0 else 0.0)
     return found

@@ -348,6 +348,14 @@ def test_foolsgold_compares_histories_of_all_who_ever_came() -> None:
     assert state["weights"] == {0: 1, 2: 0}, "2 is like 1, who is absent"
 
 
+def test_foolsgold_remembers_sums_beyond_float32() -> None:
+    strategy = FoolsGold()
+    state = begun(strategy, 0, 0)
+    for _ in range(3):
+        state = play(strategy, state, {0: [1, 0], 1: [0, 1], 2: [3e38, 3e38], 3: [3e38, 3e38]})
+        assert state["weights"] == {0: 0.5, 1: 0.5, 2: 0, 3: 0}
+
+
 def test_foolsgold_stays_where_all_are_alike_and_lets_one_alone_be() -> None:
     strategy = FoolsGold()
     state = begun(strategy, 1, 1)
@@ -380,7 +388,10 @@ def test_qffl_without_q_is_the_mean_and_with_much_the_worst() -> None:
     assert much["weights"][1] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("losses", [{0: 1e299, 1: 1.0}, {0: -5.0, 1: 1.0}, {0: 1.0}, {}, {0: 0.0, 1: 0.0}])
+@pytest.mark.parametrize(
+    "losses",
+    [{0: 1e299, 1: 1.0}, {0: 9e299, 1: 0.0}, {0: -5.0, 1: 1.0}, {0: 1.0}, {}, {0: 0.0, 1: 0.0}],
+)
 @pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 50.0])
 def test_qffl_stays_finite_whatever_is_told(losses: dict[int, float], q: float) -> None:
     state = play(QFFL(q=q), begun(QFFL(), 0), {0: [1], 1: [-1]}, loss_before=losses)

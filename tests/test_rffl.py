@@ -412,3 +412,38 @@ def test_a_sparse_upload_that_nobody_packs_is_dropped_with_its_reason(groups: di
     (done,) = run_server(strategy, altered, state, schedule)
     assert list(done.row["dropped"]) == ["2"]
     assert done.row["clients"] == [0, 1, 3, 4]
+
+
+def test_a_client_whose_training_diverged_once_is_back_in_the_next_round() -> None:
+    network = Simulation(lambda: world.build("rffl"))
+    strategy, state = network.population.strategy, network.population.strategy.init(network.population.scratch.initial)
+    state = list(run_server(strategy, network, state, Schedule(rounds=1, seed=0)))[-1].state
+    kept = digests(network.states[2])
+    broken, download = network.population.client(2, dict(network.states[2])), strategy.download(state, 2)
+    assert download is not None
+    strategy.apply(broken, download)
+    with torch.no_grad():
+        next(iter(broken.model.parameters())).fill_(math.nan)
+    lost = strategy.train(broken, 2)
+    assert not all(tensor.isfinite().all() for tensor in lost.tensors["update"].values())
+    assert digests(broken.state) == kept
+    strategy.apply(broken, download)
+    assert all(tensor.isfinite().all() for tensor in broken.params().values())
+
+
+def test_running_statistics_that_somebody_sends_reach_nobody() -> None:
+    network = Simulation(lambda: world.build("rffl"))
+    strategy = network.population.strategy
+
+    def poisoned(payload: Payload) -> Payload:
+        update = strategy.unpack(payload, {"update": network.population.scratch.initial}).tensors["update"]
+        return Payload({"update": update | {"norm.running_var": torch.full((8,), -1e3)}}, payload.metrics)
+
+    altered = world.Altered(network, {2: poisoned})
+    state = strategy.init(network.population.scratch.initial)
+    *_, done = run_server(strategy, altered, state, Schedule(rounds=2, seed=0))
+    assert (done.state["updates"][2]["norm.running_var"] < 0).all()
+    one, download = network.population.client(0, network.states[0]), strategy.download(done.state, 0)
+    assert download is not None
+    strategy.apply(one, download)
+    assert (one.params()["norm.running_var"] > 0).all()

@@ -11,7 +11,7 @@ from fedshare import seeds
 from fedshare.errors import UserError
 from fedshare.payload import Payload
 from fedshare.state import State, digests
-from fedshare.strategies.rffl_plus import RFFLPlus, clipped, cosines, scores
+from fedshare.strategies.rffl_plus import RFFLPlus, clips, inner, scores
 from fedshare.tensors import Tensors
 
 WIDTH = 400
@@ -48,9 +48,7 @@ def play(strategy: RFFLPlus, rounds: int, liars: object, clients: int = 8, alike
 
 def test_a_score_is_the_cosine_with_the_sum_of_the_others_by_hand() -> None:
     updates: list[Tensors] = [{"w": torch.tensor(v)} for v in ([1.0, 0.0], [0.0, 2.0], [3.0, 4.0])]
-    likeness = cosines(updates)
-    assert likeness[0, 2].item() == pytest.approx(0.6)
-    found = scores(likeness, torch.tensor([1.0, 2.0, 5.0]).double(), torch.ones(3).double(), 0.99)
+    found = scores(inner(updates), torch.ones(3).double(), torch.eye(3) > 0)
     assert found == pytest.approx([3 / math.sqrt(45), 4 / math.sqrt(32), (3 + 8) / (5 * math.sqrt(5))])
 
 
@@ -65,8 +63,8 @@ def test_a_reputation_does_not_feed_the_reference() -> None:
 
 def test_longer_updates_are_clipped_to_the_median_length_and_nothing_stays_nothing() -> None:
     updates = {c: {"w": torch.tensor([length, 0.0])} for c, length in enumerate([0.0, 1.0, 2.0, 100.0])}
-    assert [update["w"][0].item() for update in clipped(updates).values()] == [0.0, 1.0, 2.0, 2.0]
-    assert [update["w"][0].item() for update in clipped({0: {"w": torch.zeros(2)}}).values()] == [0.0]
+    assert list(clips(updates).values()) == [1.0, 1.0, 1.0, 0.02]
+    assert clips({0: {"w": torch.zeros(2)}}) == {0: 1.0}
 
 
 def test_rescaling_by_any_factor_changes_nothing_but_the_length_of_short_ones() -> None:
@@ -79,8 +77,8 @@ def test_rescaling_by_any_factor_changes_nothing_but_the_length_of_short_ones() 
 def test_near_duplicates_share_one_vote() -> None:
     copies = dict.fromkeys(range(8, 12), noise(99))
     state = STRATEGY.aggregate(begin(), 1, sent(honest(1) | copies))
-    votes = STRATEGY.votes(cosines([{"w": v} for v in (honest(1) | copies).values()]), [True] * 12)
-    assert votes.tolist() == [1.0] * 8 + [0.25] * 4
+    alike = STRATEGY.alike(inner([{"w": v} for v in (honest(1) | copies).values()]), [True] * 12)
+    assert alike.sum(dim=1).tolist() == [1] * 8 + [4] * 4
     assert sum(state["weights"][client] for client in copies) < 0.05
 
 
@@ -132,11 +130,59 @@ def test_who_behaves_on_probation_comes_back() -> None:
         return {8: -good if round <= 3 else good}
 
     states = play(dataclasses.replace(STRATEGY, probation=4), 12, once)
-    on = [number for number, state in enumerate(states) if 8 in state["probation"]]
-    assert on == [3, 4, 5, 6, 7]
+    assert [number for number, state in enumerate(states) if 8 in state["probation"]] == [3, 4, 5, 6]
     assert not states[-1]["removed"]
-    assert states[8]["weights"].get(8, 0.0) == 0 < states[9]["weights"][8]
-    assert states[-1]["earned"][8]["share"] > 0
+    assert [8 in state["weights"] for state in states[1:10]] == [True] * 3 + [False] * 4 + [True] * 2
+    assert [states[n]["earned"][8]["share"] > 0 for n in range(3, 10)] == [False] * 5 + [True] * 2
+
+
+def test_who_is_silent_on_probation_is_on_it_still() -> None:
+    def hides(round: int, state: State) -> dict[int, torch.Tensor]:
+        return {} if 8 in state["probation"] and round < 40 else {8: -noise(round)}
+
+    states = play(STRATEGY, 60, hides)
+    assert 8 in states[39]["probation"]
+    assert states[-1]["removed"].keys() == {8}
+
+
+def test_honest_clients_who_all_but_agree_do_not_hand_the_average_to_others() -> None:
+    def two(round: int, state: State) -> dict[int, torch.Tensor]:
+        common = noise(round, 55)
+        return {client: common + 0.1 * noise(round, client) for client in (9, 10)}
+
+    states = play(STRATEGY, 8, two, clients=9, alike=0.9999)
+    assert sum(states[-1]["weights"][client] for client in range(9)) > 0.9
+
+
+def test_where_nobody_has_any_reputation_everybody_gets_everything() -> None:
+    apart = {0: noise(1), 1: -noise(1)}
+    state = STRATEGY.aggregate(begin(), 1, sent(apart))
+    assert set(state["reputation"].values()) == {0.0}
+    assert [earned["share"] for earned in state["earned"].values()] == [1.0, 1.0]
+    alone = STRATEGY.aggregate(begin(), 1, sent({0: noise(1)}))
+    assert alone["earned"][0]["share"] == 1.0
+    torch.testing.assert_close(alone["updates"][1]["w"], noise(1))
+
+
+def test_who_left_while_reputations_were_high_is_nobodys_yardstick() -> None:
+    state = play(STRATEGY, 3, lambda round, state: {}, alike=0.9)[-1]
+    for round in range(4, 40):
+        updates = {client: update for client, update in honest(round, alike=0.3).items() if client}
+        state = STRATEGY.aggregate(state, round, sent(updates))
+    assert max(state["reputation"].values()) == state["reputation"][0]
+    assert max(state["earned"][client]["share"] for client in range(1, 8)) == 1.0
+
+
+def test_where_all_who_are_there_are_on_probation_nothing_happens() -> None:
+    state = play(STRATEGY, 3, LIES["opposite"])[-1]
+    assert state["probation"].keys() == {8}
+    assert STRATEGY.aggregate(state, 4, sent({8: noise(4)})) is state
+
+
+def test_of_a_clipped_update_only_what_is_left_is_taken_out_of_the_reward() -> None:
+    updates = honest(1)
+    state = STRATEGY.aggregate(begin(), 1, sent(updates | {3: 20 * updates[3]}))
+    assert state["earned"][3]["weight"] == pytest.approx(state["weights"][3] / 20, rel=0.2)
 
 
 def test_the_share_of_honest_clients_on_probation_is_bounded_at_the_very_rate_that_is_tolerated() -> None:

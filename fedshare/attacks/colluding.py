@@ -35,23 +35,31 @@ class Colluding:
         liars, attack = [client for client in self._adversaries if client in answers], self._attack.at(round)
         if task is not Task.TRAIN or not liars or type(attack).collude is Attack.collude:
             return answers
-        uploads = {client: upload for client in sorted(answers) if (upload := self._unpacked(answers[client]))}
-        starts = {client: self._initial | downloads[client].tensors.get(MODEL, {}) for client in uploads}
-        updates = {client: read(upload, starts[client]) for client, upload in uploads.items()}
+        known = {
+            client: found for client in sorted(answers) if (found := self._read(answers[client], downloads[client]))
+        }
+        updates = {client: update for client, (_, _, update) in known.items()}
         honest = {client: update for client, update in updates.items() if client not in liars and _finite(update)}
         own = {client: updates[client] for client in liars if updates.get(client)}
         if honest and own:
             generator = seeds.generator(self._seed, "collude", round)
             with one_thread():  # or the last bits of sums would depend on how many there are
                 for client, update in attack.collude(honest, own, generator).items():
-                    answers[client] = self._strategy.pack(write(uploads[client], starts[client], update))
+                    upload, start, _ = known[client]
+                    answers[client] = self._strategy.pack(write(upload, start, update))
         return answers
 
-    def _unpacked(self, upload: Payload) -> Payload | None:
+    def _read(self, upload: Payload, download: Payload) -> tuple[Payload, Tensors, Tensors] | None:
+        """It unpacked, the model it began with, and the update; None for what the server will drop."""
+        start = self._initial | download.tensors.get(MODEL, {})
         try:
-            return self._strategy.unpack(upload, {CHANGE: self._initial})
-        except ValueError:
+            upload = self._strategy.unpack(upload, {CHANGE: self._initial})
+            update = read(upload, start)
+        except (ValueError, KeyError, RuntimeError, AttributeError, TypeError):
             return None
+        likes = {path: start.get(path.split("/", 1)[1]) for path in update}
+        fits = all(like is not None and like.shape == update[path].shape for path, like in likes.items())
+        return (upload, start, update) if fits else None
 
     def client_ids(self) -> list[int]:
         return self._network.client_ids()
