@@ -33,7 +33,7 @@ WRONG = {
     "hydra=null": "hydra=null: no such hydra; allowed: config",
     "hydra/launcher=slrum": "hydra/launcher=slrum: no such hydra/launcher; allowed: basic",
     "hydra/sweeper=grid": "hydra/sweeper=grid: no such hydra/sweeper; allowed: basic",
-    "hydra/lancher=basic": "hydra/lancher=basic: no such group (did you mean hydra/launcher?); allowed: client, data,",
+    "hydra/lancher=basic": "hydra/lancher=basic: no such group (did you mean hydra/launcher?); allowed: attack, client, data,",
     # values of another type
     "rounds=many": "rounds=many: value 'many' of type 'str' could not be converted to Integer",
     "partition.alpha=x": "partition.alpha=x: must be a number",
@@ -77,7 +77,7 @@ WRONG = {
     "--config-dir nowhere": "--config-dir nowhere: no such directory",
     "--config-name mine strategy=mine": "Cannot find primary config 'mine'",
     # sweeps
-    "-m seed=0,1 strategy=fedavg,fedagv": "strategy=fedagv: no such strategy (did you mean fedavg?); allowed: cfl,",
+    "-m seed=0,1 strategy=fedavg,fedagv": "strategy=fedagv: no such strategy (did you mean fedavg?); allowed: bulyan,",
     "-m seed=0 model=null": "model=null: no such model; allowed: cnn,",
     "-m seed=0,1 partition.alpha=1,x": "partition.alpha=x: must be a number (job 1: seed=0 partition.alpha=x)",
     "-m client.optimizer.lr=0.1,-1": "client: optimizer: Invalid learning rate: -1 (job 1: client.optimizer.lr=-1)",
