@@ -86,9 +86,9 @@ def test_a_matrix_leaves_what_a_person_needs(made: Path) -> None:
 
 def test_a_cell_is_the_run_of_its_config_to_the_bit(made: Path, tmp_path: Path) -> None:
     cell = cells(made)["sign_flip fedavg"]
-    overrides = ["data=digits", "model=mlp", "clients_per_round=null", "client.batch_size=32", *TINY[:5]]
-    options = ["partition=rffl_uniform", "partition.faithful=false", "partition.samples=null", "attack=sign_flip"]
-    assert fedshare("run", f"folder={tmp_path}/run", "workers=0", *overrides, *options) == 0
+    whole = OmegaConf.load(made / "config.yaml")
+    axes = [*whole.base, *whole.partitions.iid, *whole.attacks.sign_flip, *whole.defences.fedavg]
+    assert fedshare("run", f"folder={tmp_path}/run", "workers=0", f"seed={cell['seed']}", *axes) == 0
     last = RunFolder.open(tmp_path / "run").rows()[-1]
     assert cell["row"]["digest"] == last["digest"]
     assert cell["row"]["accuracy_honest"] == last["accuracy_honest"]
