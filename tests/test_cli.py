@@ -33,7 +33,7 @@ WRONG = {
     "hydra=null": "hydra=null: no such hydra; allowed: config",
     "hydra/launcher=slrum": "hydra/launcher=slrum: no such hydra/launcher; allowed: basic",
     "hydra/sweeper=grid": "hydra/sweeper=grid: no such hydra/sweeper; allowed: basic",
-    "hydra/lancher=basic": "hydra/lancher=basic: no such group (did you mean hydra/launcher?); allowed: attack, client, data,",
+    "hydra/lancher=basic": "hydra/lancher=basic: no such group (did you mean hydra/launcher?); allowed: attack,",
     # values of another type
     "rounds=many": "rounds=many: value 'many' of type 'str' could not be converted to Integer",
     "partition.alpha=x": "partition.alpha=x: must be a number",
