@@ -96,7 +96,8 @@ def wanted(app: Hydra, name: str, overrides: Sequence[str]) -> tuple[DictConfig,
         elif key in AXES and not override.is_delete():
             axes[key] = values or override.value()
         else:
-            own.append(f"{key}=[{','.join(values)}]" if values else line)
+            one = key == "seeds" and not values and isinstance(override.value(), int)
+            own.append(f"{key}=[{','.join(values or [str(override.value())])}]" if values or one else line)
     if "attacks" not in compose.resolved([], name, app):
         raise UserError(f"--config-name {name}: is no matrix: its defaults must begin with matrices")
     config = compose.resolved(own, name, app)

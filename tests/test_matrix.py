@@ -246,6 +246,7 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
     assert folder == Path("matrices/mine")
     (tmp_path / "mine.yaml").write_text("defaults: [matrix, _self_]\nseeds: [7]\n")
     assert wanted(hydra(str(tmp_path)), "mine", [])[0].seeds == [7]
+    assert wanted(hydra(str(tmp_path)), "mine", ["seeds=3"])[0].seeds == [3]
 
 
 def test_a_dry_run_creates_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
