@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from fedshare.errors import RunHalted, UserError, first_line
+from fedshare.simulation.workers import START_DEADLINE, ctrl_c_ignored, death
 
 from .cell import Cell, Result, play
 
-START_DEADLINE = 300.0  # seconds for a worker to import torch
-GRACE = 5.0  # seconds for a dead one to be reaped
 Outcome = Result | str  # or why there is no result
 
 
@@ -71,11 +70,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other,), daemon=True)
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child takes it over: only its parent hears Ctrl-C
-        try:
+        with ctrl_c_ignored():  # the child takes it over: only its parent hears Ctrl-C
             self.process.start()
-        finally:
-            signal.signal(signal.SIGINT, before)
         other.close()  # so that the death of the process ends the connection
         self.cell: Cell | None = None
         self.round, self.idle, self.gone = 0, False, False
@@ -93,20 +89,13 @@ class _Worker:
             said: Any = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             self.gone = True
-            return f"its worker process died ({self._cause()})"
+            return f"its worker process died ({death(self.process)})"
         if "round" in said:
             self.round = said["round"]
             return None
         self.idle, self.deadline = True, math.inf
         outcome: Outcome | None = said["outcome"]
         return outcome
-
-    def _cause(self) -> str:
-        self.process.join(GRACE)
-        code = self.process.exitcode
-        if code == -signal.SIGKILL:
-            return "killed; out of memory?"
-        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
     def end(self) -> None:
         """At once: what it has not sent is lost, and will be played again."""

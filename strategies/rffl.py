@@ -132,16 +132,8 @@ class RFFL(Strategy):
             for client in updates
             if client not in removed
         }
-        earned = {client: e for client, e in sorted((state["earned"] | news).items()) if client not in removed}
-        held = {e["round"] for e in earned.values()} | {round}
-        return {
-            "updates": {r: update for r, update in (state["updates"] | {round: average}).items() if r in held},
-            "round": round,
-            "reputation": reputation,
-            "weights": weights,
-            "earned": earned,
-            "removed": removed,
-        }
+        after = {"round": round, "reputation": reputation, "weights": weights, "removed": removed}
+        return after | outstanding(state, round, average, news, removed)
 
     def rewards(self, reputation: dict[int, float]) -> dict[int, float]:
         """How much of the common update each has earned, from 0 to 1."""
@@ -166,6 +158,16 @@ class RFFL(Strategy):
         """Each client's reputation, of all that are left together 1, its weight in the round, and who is removed."""
         told = ("reputation", "weights", "removed")
         return {name: {str(client): value for client, value in state[name].items()} for name in told}
+
+
+def outstanding(
+    state: State, round: int, average: Tensors, news: dict[int, dict[str, float]], removed: dict[int, int]
+) -> State:
+    """What everyone who is left has earned, by the last round they took part in, and the averages it is part of."""
+    earned = {client: e for client, e in sorted((state["earned"] | news).items()) if client not in removed}
+    held = {e["round"] for e in earned.values()} | {round}
+    updates = {r: update for r, update in (state["updates"] | {round: average}).items() if r in held}
+    return {"updates": updates, "earned": earned}
 
 
 def normalised(update: Tensors, norm: float) -> Tensors:

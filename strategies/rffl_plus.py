@@ -17,7 +17,7 @@ from fedshare.errors import UserError
 from fedshare.payload import Payload
 from fedshare.rules.matrix import products
 from fedshare.state import State
-from fedshare.strategies.rffl import RFFL, dot, reward, shares
+from fedshare.strategies.rffl import RFFL, dot, outstanding, reward, shares
 from fedshare.tensors import Tensors, mean, scale
 
 LEAST_SPREAD = 0.05  # of scores: clients that all but agree are no reason to call the next one an outlier
@@ -107,18 +107,9 @@ class RFFLPlus(RFFL):
             for client in updates
             if client not in removed
         }
-        earned = {client: e for client, e in sorted((state["earned"] | news).items()) if client not in removed}
-        held = {e["round"] for e in earned.values()} | {round}
-        return {
-            "updates": {r: update for r, update in (state["updates"] | {round: average}).items() if r in held},
-            "round": round,
-            "reputation": reputation,
-            "weights": weights,
-            "earned": earned,
-            "removed": removed,
-            "evidence": evidence,
-            "probation": probation,
-        }
+        after = {"round": round, "reputation": reputation, "weights": weights, "removed": removed}
+        after |= {"evidence": evidence, "probation": probation}
+        return after | outstanding(state, round, average, news, removed)
 
     def echoes(self, update: Tensors, state: State, client: int) -> bool:
         """Whether it is what the client was sent for this round."""

@@ -124,7 +124,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_serve, args=(other, build), daemon=True)
-        with _ctrl_c_ignored():  # the child takes it over: this process hears Ctrl-C and ends the others in order
+        with ctrl_c_ignored():  # the child takes it over: this process hears Ctrl-C and ends the others in order
             self.process.start()
         other.close()  # so that the death of the process ends the connection
         self.late = False
@@ -171,11 +171,7 @@ class _Worker:
         return Answer(Payload(reply["tensors"], reply["metrics"]), reply["state"], reply["digests"])
 
     def cause(self) -> str:
-        self.process.join(GRACE)
-        code = self.process.exitcode
-        if code == -signal.SIGKILL:
-            return "killed; out of memory?"
-        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return death(self.process)
 
     def stop(self) -> None:
         """Ask it to end."""
@@ -191,8 +187,17 @@ class _Worker:
         self.process.close()
 
 
+def death(process: SpawnProcess) -> str:
+    """How it ended, having ended."""
+    process.join(GRACE)
+    code = process.exitcode
+    if code == -signal.SIGKILL:
+        return "killed; out of memory?"
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
 @contextlib.contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
+def ctrl_c_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there may it be set
         yield
         return
