@@ -4,22 +4,28 @@ A message has up to eight probes, and they share one random byte a parameter, a 
 origin has any part of its directions, and never holds more of one than a block.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from functools import cache
 from operator import index
+from types import ModuleType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedshare import philox
 from fedshare.threads import spread
 
-BLOCK = 2**16  # parameters that are computed at a time: what they need stays in the cache
+BLOCK = 2**18  # parameters that are computed at a time: what they need stays in the cache
 PROBES = 8
 LIMIT = 2**36  # parameters of a model
+_FEW = 2**12
+_TAKEN = 2**16  # parameters that are looked up at a time: numpy makes an index of 8 bytes of each random one
 
 # What each probe's sign is for each byte: a bit that is set stands for +1.
-_SIGNS = np.array([[1 if byte >> probe & 1 else -1 for byte in range(256)] for probe in range(PROBES)])
+SIGNS = np.array([[1 if byte >> probe & 1 else -1 for byte in range(256)] for probe in range(PROBES)])
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,16 @@ class Origin:
             if not 0 <= index(value) < 1 << bits:
                 raise ValueError(f"{self}: {value} is not a number of {bits} bits")
 
+    @property
+    def words(self) -> tuple[int, int, int, int, int]:
+        """The key's two, the lower first, and the upper three of the counter."""
+        return self.run & philox.WORD, self.run >> 32, self.sequence & philox.WORD, self.sequence >> 32, self.peer
+
     def counters(self, first: int, last: int) -> NDArray[np.uint64]:
         """Philox's counters ``[4, last - first]``, a word a row, of the sixteens of parameters from `first` on."""
         rows = np.empty((4, last - first), dtype=np.uint64)
         rows[0] = np.arange(first, last)
-        rows[1:] = [[self.sequence & 0xFFFFFFFF], [self.sequence >> 32], [self.peer]]
+        rows[1:] = np.array(self.words[2:])[:, None]
         return rows
 
 
@@ -56,13 +67,61 @@ def blocks(size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + BLOCK, size)
 
 
+def compiled(size: int) -> ModuleType | None:
+    """`fedshare.kernels`, which does the same faster; None without numba, and with FEDSHARE_KERNELS=numpy.
+
+    None for a few parameters too: the first call compiles, for a second or more, where no other run has.
+    """
+    return None if size < _FEW or os.environ.get("FEDSHARE_KERNELS") == "numpy" else _kernels()
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    try:
+        from fedshare import kernels
+    except (ImportError, RuntimeError):  # RuntimeError: there is no folder for what is compiled
+        return None
+    return kernels
+
+
 def random_bytes(origin: Origin, start: int, count: int) -> NDArray[np.uint8]:
     """The random bytes of `count` parameters from `start` on."""
+    check_range(start, count)
+    result = np.empty(count, dtype=np.uint8)
+    fill(result, origin, start)
+    return result
+
+
+def check_range(start: int, count: int) -> None:
     if not 0 <= start <= start + count <= LIMIT:
         raise ValueError(f"parameters {start} to {start + count} of {LIMIT}")
-    first, last = start // 16, -(-(start + count) // 16)
-    words = philox.words(origin.run, origin.counters(first, last))
-    return words.reshape(-1).view(np.uint8)[start - 16 * first :][:count]
+
+
+def fill(out: NDArray[np.uint8], origin: Origin, start: int) -> None:
+    """Random bytes of the parameters from `start` on, as many as `out` takes."""
+    if kernels := compiled(len(out)):
+        kernels.draw(out, start, np.array(origin.words, dtype=np.uint32))
+        return
+    drawing = _Drawing(len(out))
+    for first, last in blocks(len(out)):
+        drawing.seek(start + first, start + last)
+        out[first:last] = drawing.random_bytes(origin)
+
+
+class _Drawing:
+    """The random bytes of some parameters, a block after the other, and there of one message after the other."""
+
+    def __init__(self, size: int) -> None:
+        self._counting = philox.Counting(min(size, BLOCK) // 16 + 2)
+
+    def seek(self, start: int, end: int) -> None:
+        self._part = slice(start % 16, start % 16 + end - start)
+        self._counting.seek(start // 16)
+
+    def random_bytes(self, origin: Origin) -> NDArray[np.uint8]:
+        """Valid until the next call."""
+        words = self._counting.words(origin.run, origin.words[2:])
+        return words.reshape(-1).view(np.uint8)[self._part]
 
 
 def signs(random: NDArray[np.uint8], probe: int) -> NDArray[np.int8]:
@@ -80,22 +139,50 @@ def accumulate(into: NDArray[np.integer], entries: Sequence[Entry], start: int =
     """
     if into.dtype not in (np.int32, np.int64):
         raise TypeError(f"integers are summed in int32 or int64, not {into.dtype}")
-    tables = [(origin, _table(integers, into.dtype)) for origin, integers in entries]
+    check_range(start, len(into))
+    if not entries:
+        return
+    origins = [origin for origin, _ in entries]
+    tables = np.array([byte_table(integers, into.dtype) for _, integers in entries])
+    if kernels := compiled(len(into)):
+        messages = np.array([origin.words for origin in origins], dtype=np.uint32)
+        if len(tables) % 2:
+            tables = np.concatenate([tables, np.zeros_like(tables[:1])])
 
-    def add(block: tuple[int, int]) -> None:
-        first, last = block
-        for origin, table in tables:
-            into[first:last] += table.take(random_bytes(origin, start + first, last - first))
+    def add(piece: tuple[int, int]) -> None:
+        part, at = into[slice(*piece)], start + piece[0]
+        if kernels:
+            kernels.accumulate(part, at, messages, tables)
+        else:
+            _accumulate(part, at, origins, tables)
 
-    if len(into) <= BLOCK:  # threads would cost more than they give
-        add((0, len(into)))
-    else:
-        spread(add, blocks(len(into)))
+    over(len(into), add)
 
 
-def _table(integers: Sequence[int] | NDArray[np.integer], dtype: np.dtype) -> NDArray[np.integer]:
+def _accumulate(into: NDArray[np.integer], start: int, origins: list[Origin], tables: NDArray[np.integer]) -> None:
+    drawing = _Drawing(len(into))
+    for first, last in blocks(len(into)):
+        drawing.seek(start + first, start + last)
+        for origin, table in zip(origins, tables, strict=True):
+            random = drawing.random_bytes(origin)
+            for at in range(first, last, _TAKEN):
+                end = min(at + _TAKEN, last)
+                into[at:end] += table.take(random[at - first : end - first])
+
+
+def over(size: int, work: Callable[[tuple[int, int]], None]) -> None:
+    """Do it to all of `size` parameters, in pieces on as many threads as torch computes on.
+
+    That is one in a simulation that has a process a core. A few blocks are one piece: threads would cost more.
+    """
+    count = torch.get_num_threads() if size > 4 * BLOCK else 1
+    length = -(-size // (4 * count * BLOCK)) * BLOCK if count > 1 else max(size, 1)
+    spread(work, ((first, min(first + length, size)) for first in range(0, size, length)), count)
+
+
+def byte_table(integers: Sequence[int] | NDArray[np.integer], dtype: np.dtype) -> NDArray[np.integer]:
     """What is added for each random byte."""
     exact = [index(integer) for integer in integers]
     if len(exact) > PROBES or sum(map(abs, exact)) > np.iinfo(dtype).max:
         raise ValueError(f"not up to {PROBES} integers whose sum is one of {dtype}: {exact}")
-    return (np.array(exact, dtype=np.int64) @ _SIGNS[: len(exact)]).astype(dtype)
+    return (np.array(exact, dtype=np.int64) @ SIGNS[: len(exact)]).astype(dtype)

@@ -31,10 +31,14 @@ def one_thread() -> AbstractContextManager[None]:
     return threads(1)
 
 
-def spread(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """What `work` makes of each item, on all cores, an item on one thread: the same bits, however many cores there are.
+def spread(work: Callable[[Item], Result], items: Iterable[Item], count: int | None = None) -> list[Result]:
+    """What `work` makes of each item, an item on one thread: the same bits, however many threads there are.
 
-    Numpy and torch let other threads run while they compute, so that this is for items of a millisecond or so.
+    They are `count`, or one a core. Numpy and torch let other threads run while they compute, so that this is for items
+    of a millisecond or so.
     """
-    with one_thread(), ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    if count == 1:
+        with one_thread():
+            return [work(item) for item in items]
+    with one_thread(), ThreadPoolExecutor(count or cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, items))
