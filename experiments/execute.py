@@ -30,6 +30,7 @@ from fedshare.rounds import Round, run_server
 from fedshare.runs import RunFolder
 from fedshare.simulation import Partitioned, Population, Simulation
 from fedshare.state import State
+from fedshare.strategy import Strategy
 from fedshare.threads import one_thread
 
 from . import build
@@ -157,6 +158,7 @@ def rounds(
         state, digest, first = start.server, start.digest, start.round + 1
         network.recall(start.clients, start.round)
         network.kept(checkpoint.rounds(folder.checkpoints)[-1])
+    _open_ledger(folder, population.strategy, state)
     _draw_partition(population, folder, config.name)
     tracker = make(config.tracking, "tracking", Tracker)
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
@@ -167,6 +169,7 @@ def rounds(
             for done in played(config, network, population, state, first - 1, digest):
                 state = done.state
                 folder.append(done.row, done.link)
+                _commit(folder, population.strategy, done)
                 tracker.log(done.row)
                 for client, reason in done.row["dropped"].items():
                     progress.note(f"round {done.number}: client {client} dropped: {reason}")
@@ -208,6 +211,23 @@ def played(
     schedule, account = build.schedule(config, population.sizes()), build.account(population.scratch)
     for done in run_server(population.strategy, network, state, schedule, start, digest, account):
         yield replace(done, row=done.row | observed(done.row, liars))
+
+
+def _open_ledger(folder: RunFolder, strategy: Strategy, state: State) -> None:
+    """Begin the run's ledger, if it has one, or see that it leads to where the run goes on."""
+    if (found := strategy.ledger(state)) is None:
+        return
+    manifest, transcript = found
+    if transcript.round == 0:
+        folder.ledger.create(manifest)
+    elif folder.ledger.read().head != transcript.head:
+        raise UserError(f"{folder.ledger.path}: does not lead to the checkpoint's round {transcript.round}")
+
+
+def _commit(folder: RunFolder, strategy: Strategy, done: Round) -> None:
+    found = strategy.ledger(done.state)
+    if found and found[1].round == done.number:  # else nobody was heard
+        folder.ledger.append(found[1].last, found[1].head)
 
 
 def _due(round: int, config: DictConfig) -> bool:

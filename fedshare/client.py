@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
 from fedshare.metrics import perplexity
 from fedshare.noise import Stream
+from fedshare.payload import Payload
 from fedshare.poisson import Poisson
 from fedshare.privacy import Privacy
 from fedshare.scratch import Scratch
@@ -25,6 +26,7 @@ from fedshare.training import Training
 
 __all__ = ["Client", "Ledger", "Share", "Training", "check_private"]
 Batch = tuple[Tensor, Tensor]
+Made = TypeVar("Made")
 
 
 def check_private(scratch: Scratch, training: Training, examples: Examples) -> None:
@@ -94,6 +96,7 @@ class Client:
         self._scratch = scratch
         self._share = share
         self._ledger = ledger
+        self.download = Payload()  # what the server has sent for this task
         self._fits = 0  # in this round: a client is made anew for each
 
     @cached_property
@@ -117,6 +120,23 @@ class Client:
     def initial(self) -> Tensors:
         """What is shared of the model that everyone starts from. Read only."""
         return self._scratch.initial
+
+    @property
+    def vector(self) -> Tensor:
+        """What the model shares of its parameters, as one vector in their order: a view, to be written in place."""
+        return self._scratch.vector
+
+    @property
+    def first(self) -> Tensor:
+        """`vector` of the model that everyone starts with. Read only."""
+        return self._scratch.first
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gave for `key` when first asked: a cache for all clients of this process, and no memory."""
+        cache: dict[Hashable, Made] = self._scratch.cache
+        if key not in cache:
+            cache[key] = make()
+        return cache[key]
 
     def params(self, names: list[str] | None = None) -> Tensors:
         """A copy of what the model shares (`fedshare.parts`), or of the parameters and buffers called `names`."""
@@ -149,6 +169,22 @@ class Client:
         """Cross-entropy, averaged over the batch's targets; logits are ``[..., classes]``."""
         inputs, targets = batch
         return F.cross_entropy(self.model(inputs).flatten(0, -2), targets.flatten())
+
+    def losses(self, batch: Batch, vectors: Tensor) -> Tensor:
+        """`loss` with each of `vectors` ``[n, size]`` in the place of `vector`, evaluated together: ``[n]``.
+
+        Where the model's code cannot be batched, they are evaluated one after the other, and `vector` is the last.
+        """
+        inputs, targets = batch
+
+        def loss(params: Tensors) -> Tensor:
+            logits = torch.func.functional_call(self.model, params, (inputs,))
+            return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+        try:
+            return torch.func.vmap(loss)(self._scratch.batched(vectors))
+        except RuntimeError:
+            return torch.stack([(self.vector.copy_(vector), self.loss(batch))[1] for vector in vectors])
 
     def fit(
         self,

@@ -52,12 +52,28 @@ class Network(Protocol):
         ...
 
 
+class Peers(Protocol):
+    """Where the others are, when there is no server."""
+
+    def ids(self) -> list[int]:
+        """Everyone, as stable small integers, sorted."""
+        ...
+
+    def gather(self, round: int, upload: Payload | None) -> dict[int, Payload]:
+        """What all have for this round, by id, one's own among it; None: one has nothing. Everybody gets the same.
+
+        Raises RunHalted, saying for whom it has waited, where somebody is silent for too long.
+        """
+        ...
+
+
 def answer(strategy: Strategy, client: Client, task: Task, round: int, download: Payload) -> Payload:
     """The client's side of an exchange, in every mode.
 
     Dropout, and all else that asks torch's own generator, gets a stream of this client, round and task.
     """
     with seeds.scope(client.seed, task.value, round, client.id):
+        client.download = download
         strategy.apply(client, download)
         if task is Task.TRAIN:
             return strategy.pack(strategy.train(client, round))

@@ -1,4 +1,4 @@
-"""The server's loop. It yields after each round; whoever runs it prints, logs, checkpoints and draws."""
+"""The two loops, a server's and a peer's. They yield after each round; who runs them prints, logs and draws."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from fedshare import chain, metrics, seeds
 from fedshare.account import Account
 from fedshare.chain import Link
 from fedshare.errors import RunHalted
-from fedshare.network import Network, Task
+from fedshare.network import Network, Peers, Task
 from fedshare.payload import Payload, evaluation_flaw, flaw
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
@@ -74,32 +74,14 @@ def run_server(
         clock.lap("download")
         answers = network.exchange(Task.TRAIN, round, downloads)
         clock.lap("train")
-        with one_thread():
-            uploads, dropped = _usable(strategy, state, answers, downloads, schedule.max_examples)
-            dropped |= {client: reason for client, reason in network.absent().items() if client in dropped}
-            if 2 * len(dropped) > len(downloads):
-                flawed = 2 * len(dropped.keys() & answers.keys()) > len(downloads)
-                hint = ", so the fault is the global model's or everyone's (a smaller learning rate?)" if flawed else ""
-                count = f"{len(dropped)} of {len(downloads)} uploads cannot be used{hint}"
-                raise RunHalted(f"round {round}: {count}: {_listing(dropped)}")
-            if uploads:
-                state = strategy.aggregate(state, round, uploads)
+        state, uploads, dropped = _concluded(
+            strategy, state, round, answers, downloads, network.absent(), schedule.max_examples
+        )
         clock.lap("aggregate")
         link = Link.extend(digest, round, digests(state), network.digests())
         digest = link.digest
         clock.lap("digest")
-        row: dict[str, Any] = (
-            _averages(uploads)
-            | strategy.report(state)
-            | before
-            | {
-                "round": round,
-                "clients": sorted(uploads),
-                "dropped": {str(client): reason for client, reason in dropped.items()},
-                "examples": int(sum(upload.metrics["examples"] for upload in uploads.values())),
-                "digest": digest,
-            }
-        )
+        row = _row(strategy, state, round, uploads, dropped, digest) | before
         good, bad = ([answers[client] for client in answers.keys() & some] for some in (uploads, dropped))
         row |= account.row(good, bad, downloads.values())
         last = round == schedule.rounds
@@ -108,6 +90,89 @@ def run_server(
             row |= metrics.summarise(tested) | {"untested": untested}
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
+
+
+def run_peer(
+    strategy: Strategy,
+    me: int,
+    play: Callable[[Task, int, Payload], Payload],
+    peers: Peers,
+    state: State,
+    schedule: Schedule,
+    start: int = 0,
+    digest: str = chain.START,
+    account: Account = Account(),  # noqa: B008  # frozen
+) -> Iterator[Round]:
+    """The same rounds with no server: every peer keeps the server's memory, and aggregates what all have gathered.
+
+    `play` is what peer `me` does with a download. The memory after a round is the same everywhere and the same as a
+    server's. A peer tests its own model alone, and its chain of digests covers the common memory alone.
+    """
+    for round in range(start + 1, schedule.rounds + 1):
+        clock = _Clock()
+        chosen = sample(peers.ids(), schedule.clients_per_round, schedule.seed, round)
+        downloads = _downloads(strategy.download, state, chosen)
+        clock.lap("download")
+        upload = play(Task.TRAIN, round, downloads[me]) if me in downloads else None
+        clock.lap("train")
+        answers = peers.gather(round, upload)
+        clock.lap("gather")
+        state, uploads, dropped = _concluded(strategy, state, round, answers, downloads, {}, schedule.max_examples)
+        clock.lap("aggregate")
+        link = Link.extend(digest, round, digests(state), {})
+        digest = link.digest
+        clock.lap("digest")
+        row = _row(strategy, state, round, uploads, dropped, digest)
+        mine = [upload] if upload else []
+        row |= account.row(*((mine, []) if me in uploads else ([], mine)), [])
+        if schedule.evaluate_every and (round == schedule.rounds or round % schedule.evaluate_every == 0):
+            download = strategy.test_download(state, me)
+            if download is not None:
+                row |= metrics.summarise({me: play(Task.EVALUATE, round, download).metrics})
+            clock.lap("evaluate")
+        yield Round(round, state, link, row | {"seconds": clock.laps})
+
+
+def _concluded(
+    strategy: Strategy,
+    state: State,
+    round: int,
+    answers: dict[int, Payload],
+    downloads: dict[int, Payload],
+    absent: dict[int, str],
+    max_examples: int,
+) -> tuple[State, dict[int, Payload], dict[int, str]]:
+    """The memory after the round, the uploads that it was made of, and why the others are not among them."""
+    with one_thread():
+        uploads, dropped = _usable(strategy, state, answers, downloads, max_examples)
+        dropped |= {client: reason for client, reason in absent.items() if client in dropped}
+        if 2 * len(dropped) > len(downloads):
+            flawed = 2 * len(dropped.keys() & answers.keys()) > len(downloads)
+            hint = ", so the fault is the global model's or everyone's (a smaller learning rate?)" if flawed else ""
+            count = f"{len(dropped)} of {len(downloads)} uploads cannot be used{hint}"
+            raise RunHalted(f"round {round}: {count}: {_listing(dropped)}")
+        return strategy.aggregate(state, round, uploads) if uploads else state, uploads, dropped
+
+
+def _row(
+    strategy: Strategy,
+    state: State,
+    round: int,
+    uploads: dict[int, Payload],
+    dropped: dict[int, str],
+    digest: str,
+) -> dict[str, Any]:
+    return (
+        _averages(uploads)
+        | strategy.report(state)
+        | {
+            "round": round,
+            "clients": sorted(uploads),
+            "dropped": {str(client): reason for client, reason in dropped.items()},
+            "examples": int(sum(upload.metrics["examples"] for upload in uploads.values())),
+            "digest": digest,
+        }
+    )
 
 
 def _downloads(

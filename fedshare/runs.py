@@ -17,13 +17,17 @@ from fedshare import chain, checkpoint
 from fedshare.chain import Link
 from fedshare.errors import UserError
 from fedshare.files import write_atomically
+from fedshare.ledger_file import LedgerFile
 from fedshare.state import digests
 
 Row = dict[str, Any]
 
 
 class RunFolder:
-    """``config.yaml``, ``metrics.jsonl`` and ``digests.jsonl`` (a line a round), ``checkpoints/``, the model, plots."""
+    """``config.yaml``, ``metrics.jsonl`` and ``digests.jsonl`` (a line a round), ``checkpoints/``, the model, plots.
+
+    And the ledger, where the strategy has one.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -33,6 +37,7 @@ class RunFolder:
         self.links_file = self.path / "digests.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model.safetensors"
+        self.ledger = LedgerFile(self.path / "ledger")
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":
@@ -87,6 +92,8 @@ class RunFolder:
         """Forget what was logged after `round`, what was made of it, and a line that a crash cut short."""
         logs = (self.metrics, self.links_file)
         kept = {path: [line for line, entry in _lines(path) if entry["round"] <= round] for path in logs}
+        if self.ledger.exists():
+            self.ledger.rewind(round)
         self.model.unlink(missing_ok=True)  # only now: a damaged line has raised before anything was lost
         for stray in self.path.glob(".*.tmp"):
             stray.unlink()
@@ -142,6 +149,8 @@ def self_check(run: RunFolder) -> str | None:
     for round in sorted(checkpoint.rounds(run.checkpoints)):
         if wrong := _check_checkpoint(run, links, round):
             return f"round {round}: {wrong}"
+    if wrong := _check_ledger(run, links):
+        return wrong
     if run.model.exists() and links:
         # Where nothing is shared, the one path is "params" itself.
         params = {path: digest for path, digest in links[-1].server.items() if path.split("/")[0] == "params"}
@@ -152,6 +161,22 @@ def self_check(run: RunFolder) -> str | None:
         if path := next(chain.differences(params, found), None):
             return f"{run.model.name}: {path}"
     return None
+
+
+def _check_ledger(run: RunFolder, links: list[Link]) -> str | None:
+    if not run.ledger.exists():
+        return None
+    try:
+        contents = run.ledger.read()
+    except UserError as error:
+        return str(error).removeprefix(f"{run.path}/")
+    heads = {place.commit.round: place.head for place in contents.places}
+    head = contents.manifest.head
+    for link in links:
+        head = heads.pop(link.round, head)
+        if link.server.get("ledger/head") != digests({"head": head})["head"]:
+            return f"round {link.round}: {run.ledger.path.name} leads to another head"
+    return f"round {min(heads)}: {run.ledger.path.name} has a commit, and there was no such round" if heads else None
 
 
 def _check_checkpoint(run: RunFolder, links: list[Link], round: int) -> str | None:

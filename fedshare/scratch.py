@@ -1,7 +1,9 @@
 """One model in memory, lent to each client in turn."""
 
 import hashlib
+from collections.abc import Hashable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +43,18 @@ class Scratch:
         self.gradient = self.flat.new_zeros(self._size(self.trainable))
         self._gradients = self._split(self.gradient, self.trainable)
         self._buffers = {name: self.views[name] for name in moving}
-        self._first = self._split(self.flat.clone())
+        # What is shared of the parameters, here and in the beginning, each as one vector.
+        first = self.flat.clone()
+        size = self._size([name for name in self.shared if name in self.parameters])
+        self.vector, self.first = self.flat[:size], first[:size]
+        self._first = self._split(first)
         self.whole = {name: tensor.cpu() for name, tensor in self._first.items()}
-        self.initial = {name: self.whole[name] for name in self.shared}
+        # A strategy may have to tell parameters from running statistics.
+        self.initial = {
+            name: nn.Parameter(self.whole[name], requires_grad=False) if name in self.parameters else self.whole[name]
+            for name in self.shared
+        }
+        self.cache: dict[Hashable, Any] = {}  # of what is made of it, for whoever asks again
         self._restore()
 
     @cached_property
@@ -118,6 +129,12 @@ class Scratch:
         if names == list(self.shapes)[: len(names)]:
             return self._split(self.flat[: self._size(names)].to("cpu", copy=True), names)
         return {name: self.views[name].to("cpu", copy=True) for name in names}
+
+    def batched(self, vectors: Tensor) -> Tensors:
+        """Several of `vector` ``[n, size]`` as parameters, each ``[n, ...]``."""
+        names = [name for name in self.shared if name in self.parameters]
+        pieces = vectors.split([self.shapes[name].numel() for name in names], dim=1)
+        return {name: piece.view(-1, *self.shapes[name]) for name, piece in zip(names, pieces, strict=True)}
 
     def slices(self, names: list[str]) -> list[Tensor]:
         """The trainable parameters `names` as few flat vectors as they allow, each with its gradient."""

@@ -4,9 +4,11 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from fedshare.client import Client
+from fedshare.ledger import Manifest
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.tensors import Tensors
+from fedshare.transcript import Transcript
 
 
 class Strategy(ABC):
@@ -52,6 +54,10 @@ class Strategy(ABC):
         since which round, both by client id as a text.
         """
         return {}
+
+    def ledger(self, state: State) -> tuple[Manifest, Transcript] | None:
+        """The ledger that is the model, where there is one. A run keeps all of its commits."""
+        return None
 
     def pack(self, upload: Payload) -> Payload:
         """What `train` gave, as it is to travel."""

@@ -1,0 +1,67 @@
+"""How a projected gradient travels, and which integer everyone adds up for it."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fedshare import codes
+
+
+class Coding(Protocol):
+    name: str  # in the manifest
+    bits: int  # of the integers behind the point
+
+    def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
+        """What travels for each value. `threshold` is as for `fedshare.codes.encode`."""
+        ...
+
+    def decode(self, sent: Tensor) -> Tensor:
+        """The values, float64; NaN for nothing."""
+        ...
+
+    def integers(self, said: bytes) -> NDArray[np.int64]:
+        """The integers that stand for what has travelled; 0 for nothing."""
+        ...
+
+
+class Byte:
+    """A sign and a magnitude in eight steps an octave (`fedshare.codes`)."""
+
+    name, bits = f"byte/{codes.DIGEST}", 13
+
+    def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
+        return torch.from_numpy(codes.encode(values.numpy(), threshold))
+
+    def decode(self, sent: Tensor) -> Tensor:
+        return torch.from_numpy(codes.VALUES[sent.numpy()])
+
+    def integers(self, said: bytes) -> NDArray[np.int64]:
+        return codes.INTEGERS[np.frombuffer(said, dtype=np.uint8)]
+
+
+class Sign(Byte):
+    """A byte that says no more than a sign: 1, -1, 0 or nothing."""
+
+    def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
+        return torch.from_numpy(codes.encode_sign(values.numpy()))
+
+
+class Float:
+    """Four bytes, in which a number is exact to a millionth, up to 1024: what a byte is held against."""
+
+    name, bits = "int32/2**-20", 20
+    _nothing, _most = np.iinfo(np.int32).min, 2**30
+
+    def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
+        scaled = (values.double() * 2**self.bits).clamp(-self._most, self._most).round()
+        return scaled.nan_to_num(self._nothing).where(values.isfinite(), self._nothing).to(torch.int32)
+
+    def decode(self, sent: Tensor) -> Tensor:
+        return torch.where(sent == self._nothing, torch.nan, sent.double() * 2.0**-self.bits)
+
+    def integers(self, said: bytes) -> NDArray[np.int64]:
+        whole = np.frombuffer(said, dtype="<i4").astype(np.int64)
+        return np.where(whole == self._nothing, 0, whole)

@@ -1,0 +1,83 @@
+"""What a commit's bytes mean by its ledger's manifest: which integers, times which directions."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedshare import seeds
+from fedshare.coding import Byte, Coding, Float
+from fedshare.directions import PROBES, Entry, Origin
+from fedshare.gaussian import Gaussian
+from fedshare.ledger import Commit, Manifest
+from fedshare.rademacher import Rademacher
+
+MESSAGES = 256  # of a peer in a round
+_POOL = 2**32 - 1  # nobody's number: who speaks for all where directions come from a pool
+
+
+class Directions(Protocol):
+    name: str  # in the manifest
+    bits: int  # of their integers behind the point
+    largest: int  # of their integers' magnitudes
+
+    def draw(self, origin: Origin, count: int, device: torch.device) -> Any:
+        """What `displace` needs for the directions of a message."""
+        ...
+
+    def displace(self, vector: Tensor, drawn: Any, coefficients: Sequence[float]) -> None:
+        """Add each probe's direction times its coefficient to the vector, in place."""
+        ...
+
+    def accumulate(self, into: Tensor, entries: Sequence[Entry]) -> None:
+        """Add every entry's directions, each times its integer, to the integers `into`."""
+        ...
+
+
+CODINGS: dict[str, Coding] = {kind.name: kind for kind in (Byte(), Float())}
+DIRECTIONS: dict[str, Directions] = {kind.name: kind for kind in (Rademacher(), Gaussian())}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    manifest: Manifest
+
+    def __post_init__(self) -> None:
+        for what, name, known in (
+            ("codes", self.manifest.codes, CODINGS.keys()),
+            ("directions", self.manifest.directions, DIRECTIONS.keys()),
+        ):
+            if name not in known:
+                raise ValueError(f"its {what} are {name}; this version knows {', '.join(known)}")
+
+    @classmethod
+    def of(cls, packed: str) -> "Meaning":
+        """By a manifest as text."""
+        return cls(Manifest.unpack(packed.encode()))
+
+    @cached_property
+    def coding(self) -> Coding:
+        return CODINGS[self.manifest.codes]
+
+    @cached_property
+    def directions(self) -> Directions:
+        return DIRECTIONS[self.manifest.directions]
+
+    def origin(self, peer: int, round: int, message: int) -> Origin:
+        """Where the directions of a peer's message come from: of a pool, where there is one, any may be drawn."""
+        if not 0 <= message < MESSAGES:
+            raise ValueError(f"message {message} of {MESSAGES} in a round")
+        if pool := self.manifest.pool:
+            drawn = seeds.number(self.manifest.run, "pool", round, peer, message)
+            return Origin(self.manifest.run, _POOL, drawn % pool)
+        return Origin(self.manifest.run, peer, round * MESSAGES + message)
+
+    def entries(self, commit: Commit) -> Iterator[Entry]:
+        """The steps go downhill, so the integers are the negative ones."""
+        for peer, said in sorted(commit.said.items()):
+            integers = self.coding.integers(said) * -commit.step
+            for start in range(0, len(integers), PROBES):
+                yield self.origin(peer, commit.round, start // PROBES), integers[start : start + PROBES]

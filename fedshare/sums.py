@@ -1,0 +1,63 @@
+"""The sums that a ledger is, exactly: integers, so that no order, batch, thread or device can change a bit."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedshare.directions import PROBES, Entry, Origin
+from fedshare.errors import RunHalted
+from fedshare.meaning import Directions
+
+_BATCH = 2**30  # of magnitudes that are added before the bound is looked at
+
+
+@dataclass
+class Sums:
+    """One integer a parameter. They are int32 until they might no longer fit, and then int64, by themselves."""
+
+    values: Tensor  # [parameters]
+    bound: int | None = None  # none has a larger magnitude; None: not known
+
+    @classmethod
+    def zeros(cls, size: int, device: torch.device | str = "cpu") -> "Sums":
+        return cls(torch.zeros(size, dtype=torch.int32, device=device), 0)
+
+    def clone(self) -> "Sums":
+        return Sums(self.values.clone(), self.bound)
+
+    def add(self, directions: Directions, entries: Iterable[Entry]) -> None:
+        """Every entry's directions, each times its integer, in place. Raises RunHalted where int64 is too small."""
+        for batch, weight in _batches(entries, directions.largest):
+            self._make_room(weight)
+            directions.accumulate(self.values, batch)
+            self.bound += weight  # type: ignore[operator]
+
+    def _make_room(self, weight: int) -> None:
+        if self.bound is None or self.bound + weight > torch.iinfo(self.values.dtype).max:
+            # The bound is as if all had pulled the same way, which they have not.
+            low, high = self.values.aminmax() if len(self.values) else (torch.zeros(()),) * 2
+            self.bound = max(abs(int(low)), abs(int(high)))
+        if self.bound + weight > torch.iinfo(torch.int64).max:
+            raise RunHalted(f"the ledger's sums overflow: {self.bound} and {weight} are beyond 64 bits")
+        if self.bound + weight > torch.iinfo(self.values.dtype).max:
+            self.values = self.values.to(torch.int64)
+
+
+def _batches(entries: Iterable[Entry], largest: int) -> Iterator[tuple[list[Entry], int]]:
+    """The entries in batches, and the sum of the magnitudes of each. Of a pool, the same directions are added once."""
+    batch, total = dict[Origin, NDArray[np.int64]](), 0
+    for origin, integers in entries:
+        whole = np.zeros(PROBES, dtype=np.int64)
+        whole[: len(integers)] = integers
+        weight = largest * int(np.abs(whole).sum())
+        if batch and total + weight > _BATCH:
+            yield list(batch.items()), total
+            batch, total = {}, 0
+        batch[origin] = batch[origin] + whole if origin in batch else whole
+        total += weight
+    if batch:
+        yield list(batch.items()), total

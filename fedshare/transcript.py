@@ -1,0 +1,118 @@
+"""What a participant has of a ledger: a snapshot of the sums, where it has one, and the commits after it.
+
+Both tell the same, so whichever weighs less is kept, and sent to those who were away.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedshare.ledger import Commit, Manifest, framed, unframed
+from fedshare.payload import Payload
+from fedshare.state import State
+
+_NONE = np.empty((0, 2), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    round: int  # of the last commit; 0 before the first
+    head: str  # the ledger's at that round
+    since: int = 0  # the round of the snapshot
+    sums: Tensor | None = None  # the snapshot; None: all are zero
+    commits: bytes = b""  # those after the snapshot, framed
+    index: NDArray[np.int64] = field(default_factory=lambda: _NONE)  # ``[n, 2]``: of each, its round and where it ends
+
+    @classmethod
+    def begin(cls, manifest: Manifest) -> "Transcript":
+        return cls(0, manifest.head)
+
+    @classmethod
+    def restore(cls, state: State, manifest: Manifest) -> "Transcript":
+        """What `save` gave; where nothing was saved, the beginning."""
+        if not state:
+            return cls.begin(manifest)
+        return cls(**state | {"commits": _bytes(state["commits"]), "index": state["index"].numpy()})
+
+    def save(self) -> State:
+        return vars(self) | {"commits": _tensor(self.commits), "index": torch.from_numpy(self.index)}
+
+    @property
+    def last(self) -> Commit:
+        """The commit of its round; there must be one after the snapshot."""
+        start = int(self.index[-2, 1]) if len(self.index) > 1 else 0
+        return next(commit for _, commit in unframed(self.commits[start:]))
+
+    def extended(self, *commits: Commit) -> "Transcript":
+        if not commits:
+            return self
+        head, data, index = self.head, [self.commits], list[tuple[int, int]]()
+        end = len(self.commits)
+        for commit in commits:
+            data.append(framed(commit))
+            end += len(data[-1])
+            head = commit.head(head)
+            index.append((commit.round, end))
+        joined = np.concatenate([self.index, np.array(index, dtype=np.int64)])
+        return replace(self, round=commits[-1].round, head=head, commits=b"".join(data), index=joined)
+
+    def snapshot(self, sums: Tensor) -> "Transcript":
+        """The same with `sums`, those at its round, in the place of commits."""
+        return Transcript(self.round, self.head, self.round, sums)
+
+    def trimmed(self, most: int) -> "Transcript":
+        """The last commits alone, of `most` bytes at most, but one at least: what a server tells, and not the sums."""
+        over = len(self.commits) - most
+        if over <= 0 or len(self.index) < 2:
+            return self
+        count = min(int(np.searchsorted(self.index[:, 1], over)) + 1, len(self.index) - 1)
+        since, end = map(int, self.index[count - 1])
+        index = self.index[count:] - np.array([0, end])
+        return replace(self, since=since, sums=None, commits=self.commits[end:], index=index)
+
+    def after(self, round: int) -> bytes:
+        """The commits after `round`, which is not before `since`, framed."""
+        known = int(np.searchsorted(self.index[:, 0], round, side="right"))
+        return self.commits[int(self.index[known - 1, 1]) if known else 0 :]
+
+    def entries(self) -> Iterator[Commit]:
+        """The commits after the snapshot."""
+        return (commit for _, commit in unframed(self.commits))
+
+    def heard(self, download: Payload) -> "tuple[Transcript, dict[str, list[Commit]]]":
+        """The transcript with what `download` tells; and, by each head on the way, the commits that were to come.
+
+        What is known already is passed over. Raises ValueError where something is lacking in between.
+        """
+        told = download.tensors["ledger"]
+        head = _bytes(told["head"]).hex()
+        if "sums" in told:
+            return Transcript(int(download.metrics["round"]), head).snapshot(told["sums"]), {head: []}
+        new = [commit for _, commit in unframed(_bytes(told["commits"])) if commit.round > self.round]
+        heads = [self.head]
+        for commit in new:
+            heads.append(commit.head(heads[-1]))
+        if heads[-1] != head:
+            raise ValueError(f"the ledger of round {self.round} does not lead to the head {head[:12]} that was sent")
+        return self.extended(*new), {here: new[position:] for position, here in enumerate(heads)}
+
+
+def telling(transcript: Transcript, sums: Tensor, round: int) -> Payload:
+    """What a participant needs who knows the ledger up to `round`: the commits after it, or if less, the sums."""
+    head = _tensor(bytes.fromhex(transcript.head))
+    lacking = transcript.after(round) if round >= transcript.since else None
+    if lacking is None or len(lacking) > sums.nbytes:
+        return Payload({"ledger": {"sums": sums, "head": head}}, {"round": transcript.round})
+    return Payload({"ledger": {"commits": _tensor(lacking), "head": head}})
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.numpy().tobytes()
+
+
+def _tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
