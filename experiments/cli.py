@@ -15,6 +15,8 @@ _EPILOG = """examples:
   fedshare resume runs/A
   fedshare verify runs/A runs/B
   fedshare compare runs/A runs/B runs/C --into clients.svg
+  fedshare replay runs/A --round 20 --into round20.safetensors
+  fedshare undo runs/A --peer 3 --peer 7 --from-round 10
   fedshare matrix attacks=none,sign_flip defences=fedavg,rffl seeds=0,1 folder=matrices/A
   fedshare pretrain model=vit data=cifar100 epochs=20 folder=backbones/vit-cifar100
   fedshare keys keys --server host.example.org --clients 4
@@ -24,7 +26,7 @@ _EPILOG = """examples:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit status: 0 done; 1 verify found a difference; 2 bad input; 3 the run halted; 130 stopped."""
+    """Exit status: 0 done; 1 verify or replay found a difference; 2 bad input; 3 the run halted; 130 stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         sys.exit(_dispatch(arguments))
@@ -77,6 +79,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         export(options.run, options.file, options.client)
         return 0
+    if options.command in ("ledger", "replay", "undo"):
+        return _ledger(options)
     if options.command == "compare":
         from .compare import compare
 
@@ -89,6 +93,20 @@ def _dispatch(arguments: list[str]) -> int:
     same, sentence = verify(*(RunFolder.open(path) for path in options.runs))
     print(sentence)
     return 0 if same else 1
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    if options.command == "ledger":
+        from .ledger_summary import ledger
+
+        ledger(options.run)
+        return 0
+    from .ledgers import replay, undo
+
+    if options.command == "replay":
+        return 0 if replay(options.run, options.round, options.into) else 1
+    undo(options.run, options.peer, options.from_round, options.into)
+    return 0
 
 
 def _deploy(command: str, arguments: list[str]) -> int:
@@ -132,6 +150,17 @@ def _parser() -> Parser:
     export.add_argument("run", help="its folder")
     export.add_argument("file", help="to be written: NAME.safetensors")
     export.add_argument("--client", type=int, help="the model that this client would use, not the global one")
+    ledger = commands.add_parser("ledger", help="what the ledger of a run holds, where its model is one")
+    ledger.add_argument("run", help="its folder")
+    replay = commands.add_parser("replay", help="a model of any round, from the initial one and the run's ledger alone")
+    replay.add_argument("run", help="its folder")
+    replay.add_argument("--round", type=int, metavar="N", help="after this round, instead of the last")
+    undo = commands.add_parser("undo", help="the model as if some peer had never spoken, and how well it does")
+    undo.add_argument("run", help="its folder, which stays as it is")
+    undo.add_argument("--peer", type=int, metavar="P", action="append", required=True, help="may be said several times")
+    undo.add_argument("--from-round", type=int, metavar="R", default=1, help="what it said before stays; 1: nothing")
+    for command in (replay, undo):
+        command.add_argument("--into", metavar="FILE", help="to be written: the whole model, NAME.safetensors")
     commands.add_parser("matrix", help="attacks by defences by partitions by seeds, in one table", add_help=False)
     commands.add_parser("pretrain", help="train a model on all data, for runs to start from", add_help=False)
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
+from torch import nn
 
 from fedshare import checkpoint
 from fedshare.checkpoint import Checkpoint
@@ -20,11 +21,7 @@ from .execute import check_model, stored, warn
 
 def export(run: str, file: str, client: int | None) -> None:
     """The global model, or the one that `client` would use now. Raises UserError where there is none."""
-    folder, path = RunFolder.open(run), Path(file)
-    if path.suffix != ".safetensors":
-        raise UserError(f"{file}: must end in .safetensors")
-    if path.exists():
-        raise UserError(f"{file}: is there already")
+    folder, path = RunFolder.open(run), target(file)
     config = stored(folder)
     population = build.population_of(config)
     check_model(folder, population, config)
@@ -43,9 +40,24 @@ def export(run: str, file: str, client: int | None) -> None:
             raise UserError(f"--client {client}: gets no model any more")
         population.strategy.apply(one, download)
         population.strategy.personalise(one, last.round)
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in scratch.module.state_dict().items()}
+    print(write(path, scratch.module, config))
+
+
+def target(file: str) -> Path:
+    """Where to write it. Raises UserError where that cannot be."""
+    path = Path(file)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{file}: must end in .safetensors")
+    if path.exists():
+        raise UserError(f"{file}: is there already")
+    return path
+
+
+def write(path: Path, module: nn.Module, config: DictConfig) -> str:
+    """The module as it is now; what there is to say of it."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
     write_atomically(path, save_tensors(tensors, {"config": json.dumps(OmegaConf.to_container(config))}))
-    print(f"{file}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")
+    return f"{path}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers"
 
 
 def _last(folder: RunFolder) -> Checkpoint:

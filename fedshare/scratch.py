@@ -5,6 +5,7 @@ from collections.abc import Hashable
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class Scratch:
         self.shared, self.local = (self.parts.named(role, self.shapes) for role in (Role.SHARED, Role.LOCAL))
         self.flat = torch.cat([entry.detach().reshape(-1) for entry in entries.values()])
         self.views = self._split(self.flat)
-        self.gradient = self.flat.new_zeros(self._size(self.trainable))
+        self.gradient = _untouched_zeros(self._size(self.trainable), self.flat)
         self._gradients = self._split(self.gradient, self.trainable)
         self._buffers = {name: self.views[name] for name in moving}
         # What is shared of the parameters, here and in the beginning, each as one vector.
@@ -81,7 +82,8 @@ class Scratch:
             parameter.data = self.views[name]
             parameter.requires_grad_(name in self._gradients)
             parameter.grad = self._gradients.get(name)
-        self.gradient.zero_()
+        if self.gradient.any():
+            self.gradient.zero_()
         for name, view in self._buffers.items():
             place, leaf = self._place(name)
             place[leaf] = view
@@ -153,3 +155,10 @@ class Scratch:
             vector.grad = self.gradient[start:end]
             vectors.append(vector)
         return vectors
+
+
+def _untouched_zeros(size: int, like: Tensor) -> Tensor:
+    """On a CPU, memory that is not taken before it is written to: who never trains by gradients needs none."""
+    if like.device.type != "cpu":
+        return like.new_zeros(size)
+    return torch.from_numpy(np.zeros(size * like.itemsize, dtype=np.uint8)).view(like.dtype)

@@ -149,7 +149,7 @@ def test_more_runs_than_verify_compares_are_one_line(capfd: pytest.CaptureFixtur
     assert capfd.readouterr().err == "fedshare: verify: takes one or two runs, not 3\n"
 
 
-@pytest.mark.parametrize("command", ["resume", "verify"])
+@pytest.mark.parametrize("command", ["resume", "verify", "ledger", "replay"])
 def test_a_folder_without_a_run_is_one_line(command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert fedshare(command, str(tmp_path)) == 2
     assert capfd.readouterr().err == f"fedshare: {tmp_path}: not a run's folder: it has no config.yaml\n"
