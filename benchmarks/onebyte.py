@@ -35,8 +35,8 @@ from torch import Tensor
 from fedshare import seeds
 from fedshare.devices import cores
 from fedshare.directions import PROBES, Entry, Origin
+from fedshare.directions.perturb import accumulate, displace, draw, settle
 from fedshare.models.text_transformer import TextTransformer
-from fedshare.perturb import accumulate, displace, draw, settle
 
 KINDS = ("numpy", "numba") if find_spec("numba") else ("numpy",)
 VOCABULARY, TEXTS, TOKENS = 1500, 16, 32

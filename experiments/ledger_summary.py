@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fedshare.errors import UserError
 from fedshare.ledger import Commit
-from fedshare.ledger_file import Contents
-from fedshare.meaning import Meaning
+from fedshare.ledger.file import Contents
+from fedshare.ledger.meaning import Meaning
 from fedshare.report.units import decimal, human_bytes
 from fedshare.runs import RunFolder
 

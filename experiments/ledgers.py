@@ -11,11 +11,10 @@ from fedshare import chain, checkpoint
 from fedshare.devices import cores
 from fedshare.errors import UserError
 from fedshare.ledger import Manifest
-from fedshare.ledger_file import Contents
+from fedshare.ledger.file import Contents
+from fedshare.ledger.replay import count, parted
+from fedshare.ledger.replay import replay as rebuild
 from fedshare.metrics import summarise
-from fedshare.perturb import settle
-from fedshare.replay import bound, count, parted, summed, take_off
-from fedshare.replay import replay as replayed
 from fedshare.report.units import decimal, human_seconds
 from fedshare.runs import RunFolder
 from fedshare.scratch import Scratch
@@ -45,7 +44,7 @@ def replay(run: str, round: int | None, into: str | None) -> bool:
     commits = [commit for commit in contents.commits if commit.round <= round]
     with threads(cores()), _named(folder):
         began = time.perf_counter()
-        replayed(meaning, commits, scratch.vector)
+        rebuild(meaning, commits, scratch.first, scratch.vector)
         seconds = time.perf_counter() - began
     entries = count(meaning, commits)
     wrong = _not_recorded(folder, round, scratch)
@@ -73,24 +72,21 @@ def undo(run: str, peers: Collection[int], since: int, into: str | None) -> None
     if not 1 <= since <= last:
         raise UserError(f"--from-round {since}: {folder.ledger.path} has 1 to {last}")
     config, population = _begun(folder, contents.manifest)
-    scratch, fraction = population.scratch, contents.manifest.fraction
-    _, taken = parted(contents.commits, peers, since)
+    scratch, found = population.scratch, []
+    kept, taken = parted(contents.commits, peers, since)
     memories = _memories(folder, scratch)
-    with threads(cores()):
-        with _named(folder):
-            sums = summed(meaning, contents.commits, len(scratch.vector), scratch.device, spare=bound(meaning, taken))
-        settle(scratch.vector, scratch.first, sums.values, fraction)
-        if wrong := _not_recorded(folder, _last(folder, contents), scratch):
-            warn(f"{folder.path}: its model with all entries is {wrong}")
-        found = [(digest(scratch.vector), _tested(population, memories))]
-        take_off(meaning, sums, taken)
-        settle(scratch.vector, scratch.first, sums.values, fraction)
-        found.append((digest(scratch.vector), _tested(population, memories)))
+    with threads(cores()), _named(folder):
+        for commits in (contents.commits, kept):
+            rebuild(meaning, commits, scratch.first, scratch.vector)
+            wrong = None if commits is kept else _not_recorded(folder, _last(folder, contents), scratch)
+            if wrong:
+                warn(f"{folder.path}: its model with all entries is {wrong}")
+            found.append((digest(scratch.vector), _tested(population, memories)))
     written = write(path, scratch.module, config) if path else None
     entries = [count(meaning, commits) for commits in (taken, contents.commits)]
     who = f"peer{'s' * (len(set(peers)) > 1)} {_ranges(peers)}"
-    commits = f"{len(taken):,} of {len(contents.commits):,} commits"
-    print(f"left out  {who} from round {since} on: {entries[0]:,} of {entries[1]:,} entries, in {commits}")
+    places = f"{len(taken):,} of {len(contents.commits):,} commits"
+    print(f"left out  {who} from round {since} on: {entries[0]:,} of {entries[1]:,} entries, in {places}")
     for name, (hash, result) in zip(("with", "without"), found, strict=True):
         well = [f"{key} {decimal(result.get(key))}" for key in ("accuracy", "loss", "perplexity") if key in result]
         print(f"{name:<9} {', '.join([*well, f'sha256 {hash}'])}")

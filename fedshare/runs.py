@@ -17,7 +17,7 @@ from fedshare import chain, checkpoint
 from fedshare.chain import Link
 from fedshare.errors import UserError
 from fedshare.files import write_atomically
-from fedshare.ledger_file import LedgerFile
+from fedshare.ledger.file import LedgerFile
 from fedshare.state import digests
 
 Row = dict[str, Any]

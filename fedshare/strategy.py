@@ -5,10 +5,10 @@ from typing import Any
 
 from fedshare.client import Client
 from fedshare.ledger import Manifest
+from fedshare.ledger.transcript import Transcript
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.tensors import Tensors
-from fedshare.transcript import Transcript
 
 
 class Strategy(ABC):

@@ -23,21 +23,21 @@ from torch import Tensor, nn
 
 from fedshare import seeds
 from fedshare.client import Client
-from fedshare.coding import Byte, Coding, Float, Sign
 from fedshare.directions import PROBES
+from fedshare.directions.gaussian import Gaussian
+from fedshare.directions.perturb import settle
+from fedshare.directions.rademacher import Rademacher
 from fedshare.errors import UserError
-from fedshare.gaussian import Gaussian
 from fedshare.ledger import Commit, Manifest
-from fedshare.meaning import MESSAGES, Directions, Meaning
+from fedshare.ledger.coding import Byte, Coding, Float, Sign
+from fedshare.ledger.meaning import MESSAGES, Directions, Meaning
+from fedshare.ledger.replica import Replica
+from fedshare.ledger.sums import Sums
+from fedshare.ledger.transcript import Transcript, telling
 from fedshare.payload import Payload
-from fedshare.perturb import settle
-from fedshare.rademacher import Rademacher
-from fedshare.replica import Replica
 from fedshare.state import State
 from fedshare.strategy import Strategy
-from fedshare.sums import Sums
 from fedshare.tensors import Tensors, digest
-from fedshare.transcript import Transcript, telling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,25 +16,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import world
-from fedshare import replica, wire
-from fedshare.coding import Byte, Float, Sign
+from fedshare import wire
 from fedshare.directions import Origin
+from fedshare.directions.gaussian import Gaussian
+from fedshare.directions.perturb import settle
+from fedshare.directions.rademacher import Rademacher
 from fedshare.errors import RunHalted, UserError
-from fedshare.gaussian import Gaussian
-from fedshare.ledger import Commit, Manifest
-from fedshare.meaning import MESSAGES, Meaning
+from fedshare.ledger import Commit, Manifest, replica
+from fedshare.ledger.coding import Byte, Float, Sign
+from fedshare.ledger.meaning import MESSAGES, Meaning
+from fedshare.ledger.replica import Replica
+from fedshare.ledger.sums import Sums
+from fedshare.ledger.transcript import Transcript, telling
 from fedshare.network import Task
 from fedshare.payload import Payload
-from fedshare.perturb import settle
-from fedshare.rademacher import Rademacher
-from fedshare.replica import Replica
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.simulation import Simulation
 from fedshare.state import State, digests
 from fedshare.strategies.onebyte import OneByte
-from fedshare.sums import Sums
 from fedshare.tensors import digest
-from fedshare.transcript import Transcript, telling
 
 SIGNS, NORMAL = Rademacher(), Gaussian()
 
@@ -168,7 +168,7 @@ PROGRAM = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from test_ledger import commits, meaning, replayed
-from fedshare.perturb import settle
+from fedshare.directions.perturb import settle
 from fedshare.tensors import digest
 torch.set_num_threads({threads})
 some = commits(4, probes=16)

@@ -8,18 +8,23 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from test_ledger import meaning, replayed
+from test_ledger import NORMAL, SIGNS, meaning, replayed
 from test_runs import copy, fedshare
 
+from fedshare.directions.gaussian import Gaussian
+from fedshare.directions.perturb import settle
+from fedshare.directions.rademacher import Rademacher
 from fedshare.experiments import build, ledgers
 from fedshare.ledger import Commit, Manifest
-from fedshare.ledger_file import LedgerFile
-from fedshare.perturb import settle
-from fedshare.replay import bound, count, parted, replay, summed, take_off
+from fedshare.ledger.file import LedgerFile
+from fedshare.ledger.replay import count, parted
+from fedshare.ledger.replay import replay as rebuild
+from fedshare.ledger.sums import Sums
 from fedshare.runs import RunFolder, verify
 from fedshare.tensors import digest
 from fedshare.threads import threads
@@ -98,17 +103,29 @@ def test_taking_entries_off_is_a_ledger_that_never_had_them(peers: list[int], si
     kept, taken = parted(some, peers, since)
     assert [commit.round for commit in kept] == [commit.round for commit in some]
     assert count(means, kept) + count(means, taken) == count(means, some)
-    sums = summed(means, some, size, spare=bound(means, taken))
+    sums = Sums(replayed(some, means, size))
+    sums.add(means.directions, ((o, -np.asarray(q)) for commit in taken for o, q in means.entries(commit)))
     width = sums.values.dtype
-    assert (width == torch.int64) == (step == 2**30), "chosen once, and not while there are sums"
-    take_off(means, sums, taken)
-    assert sums.values.dtype == width
+    assert (width == torch.int64) == (step == 2**30)
     assert torch.equal(sums.values, replayed(kept, means, size).to(width))
     initial = torch.linspace(-1, 1, size)
-    expected = torch.empty(size)
+    expected, found = torch.empty(size), torch.empty(size)
     settle(expected, initial, sums.values, means.manifest.fraction)
-    assert torch.equal(replay(means, kept, initial), expected), "which is written over the initial one"
-    assert torch.equal(initial, expected)
+    rebuild(means, kept, initial, found)
+    assert torch.equal(found, expected)
+    rebuild(means, kept, initial, initial)
+    assert torch.equal(initial, expected), "which may be written over the initial one"
+
+
+@pytest.mark.parametrize("kind", [SIGNS, NORMAL])
+def test_pieces_give_the_same_bits(kind: Rademacher | Gaussian, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, means, initial = 5_003, meaning(5_003, kind), torch.linspace(-1, 1, 5_003)
+    whole, found = torch.empty(size), torch.empty(size)
+    rebuild(means, spoken(3), initial, whole)
+    monkeypatch.setattr("fedshare.ledger.replay.PIECE", 1_001)
+    rebuild(means, spoken(3), initial, found)
+    assert torch.equal(whole, found)
+    assert not torch.equal(whole, initial)
 
 
 def test_no_number_of_threads_changes_a_bit() -> None:
@@ -116,7 +133,9 @@ def test_no_number_of_threads_changes_a_bit() -> None:
     means, found = meaning(size), set()
     for number in (1, 2, 3):
         with threads(number):
-            found.add(digest(replay(means, spoken(1), torch.linspace(-1, 1, size))))
+            vector = torch.linspace(-1, 1, size)
+            rebuild(means, spoken(1), vector, vector)
+            found.add(digest(vector))
     assert len(found) == 1
 
 
@@ -126,18 +145,19 @@ def resident(what: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
 
 
-@pytest.mark.parametrize(("step", "width"), [(90, 1), (2**27, 2)])
-def test_beside_the_vector_there_are_only_the_sums(step: int, width: int) -> None:
-    means, some = meaning(2**23), [Commit(1, step, {0: b"abc"})]
-    replay(means, some, torch.zeros(2**14))  # whatever is loaded then
+def test_beside_the_vector_there_are_only_the_sums_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedshare.ledger.replay.PIECE", 2**21)
+    means, some = meaning(2**23), [Commit(1, 90, {0: b"abc"})]
+    warm = torch.zeros(2**14)
+    rebuild(means, some, warm, warm)  # whatever is loaded then
     vector = torch.ones(2**23)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak until now
     except OSError:
         pytest.skip("needs Linux's /proc")
     before = resident("VmRSS")
-    replay(means, some, vector)
-    assert resident("VmHWM") - before < (width + 0.5) * vector.nbytes
+    rebuild(means, some, vector, vector)
+    assert resident("VmHWM") - before < 0.75 * vector.nbytes
 
 
 # replay

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedshare import ledger_file
 from fedshare.errors import UserError
 from fedshare.ledger import Commit, Manifest, number
-from fedshare.ledger_file import LONGEST, Contents, LedgerFile
+from fedshare.ledger import file as ledger_file
+from fedshare.ledger.file import LONGEST, Contents, LedgerFile
 
 MANIFEST = Manifest(3, [("w", [2, 3]), ("b", [2])], "0" * 64, "byte", "signs", 26)
 COMMITS = [

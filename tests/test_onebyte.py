@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedshare import codes, directions, philox, seeds
-from fedshare.codes import INTEGERS, NEGATIVE, NOTHING, ONE, UNIT, VALUES, ZERO, encode, encode_sign
-from fedshare.directions import BLOCK, LIMIT, PROBES, Origin, accumulate, random_bytes, signs
+from fedshare import directions, seeds
+from fedshare.directions import BLOCK, LIMIT, PROBES, Origin, accumulate, philox, random_bytes, signs
+from fedshare.ledger import codes
+from fedshare.ledger.codes import INTEGERS, NEGATIVE, NOTHING, ONE, UNIT, VALUES, ZERO, encode, encode_sign
 
 LEAST, LARGEST = 19 * UNIT, 2**20 * UNIT
 WORD, LONG = 2**32 - 1, 2**64 - 1

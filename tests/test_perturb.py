@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedshare import device_directions, directions, perturb, seeds, threads
-from fedshare.directions import BLOCK, PROBES, SIGNS, Entry, Origin, random_bytes
-from fedshare.perturb import accumulate, displace, draw, settle
+from fedshare import directions, seeds, threads
+from fedshare.directions import BLOCK, PROBES, SIGNS, Entry, Origin, accelerator, perturb, random_bytes
+from fedshare.directions.perturb import accumulate, displace, draw, settle
 
 SIZE = 4 * BLOCK + 12_345  # more than what one thread does alone
 SMALL = 30_001
@@ -83,20 +83,20 @@ def test_bytes_are_the_same_in_any_blocks_and_on_any_threads(kind: str, monkeypa
 
 
 def test_a_device_draws_and_sums_as_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_directions, "CHUNK", 2**12)
-    drawn = device_directions.draw(ORIGIN, SMALL, CPU)
+    monkeypatch.setattr(accelerator, "CHUNK", 2**12)
+    drawn = accelerator.draw(ORIGIN, SMALL, CPU)
     np.testing.assert_array_equal(drawn.numpy(), random_bytes(ORIGIN, 0, SMALL))
     for dtype, name in ((torch.int32, "i4"), (torch.int64, "i8")):
         sums, expected = torch.arange(SMALL, dtype=dtype), torch.arange(SMALL, dtype=dtype)
         tables = [(origin, directions.byte_table(numbers, np.dtype(name))) for origin, numbers in ENTRIES]
-        device_directions.accumulate(sums, tables, 12_345)
+        accelerator.accumulate(sums, tables, 12_345)
         accumulate(expected, ENTRIES, 12_345)
         assert torch.equal(sums, expected)
     for dtype in TYPES:
         vector = random(SMALL, dtype)
         expected = plainly(vector, drawn, [0.1, -0.2, 0.3])
         numbers = np.array([0.1, -0.2, 0.3], dtype=np.float64 if dtype == torch.float64 else np.float32)
-        device_directions.displace(vector, drawn, torch.from_numpy(perturb._table(numbers)))
+        accelerator.displace(vector, drawn, torch.from_numpy(perturb._table(numbers)))
         assert torch.equal(vector, expected)
 
 
@@ -232,7 +232,7 @@ def test_a_byte_stands_for_signs() -> None:
 PROGRAM = """
 import hashlib, torch
 from fedshare.directions import Origin
-from fedshare.perturb import accumulate, displace, draw, settle
+from fedshare.directions.perturb import accumulate, displace, draw, settle
 sums, vector = torch.zeros(300_001, dtype=torch.int32), (torch.arange(300_001) - 150_000) / 2**17
 accumulate(sums, [(Origin(5, i, i), [7 * i, -(2**20), 2**18]) for i in range(5)], 3)
 settle(vector, vector.clone(), sums, 20)

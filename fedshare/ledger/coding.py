@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fedshare import codes
+from fedshare.ledger import codes
 
 
 class Coding(Protocol):
@@ -15,7 +15,7 @@ class Coding(Protocol):
     bits: int  # of the integers behind the point
 
     def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
-        """What travels for each value. `threshold` is as for `fedshare.codes.encode`."""
+        """What travels for each value. `threshold` is as for `fedshare.ledger.codes.encode`."""
         ...
 
     def decode(self, sent: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class Coding(Protocol):
 
 
 class Byte:
-    """A sign and a magnitude in eight steps an octave (`fedshare.codes`)."""
+    """A sign and a magnitude in eight steps an octave (`fedshare.ledger.codes`)."""
 
     name, bits = f"byte/{codes.DIGEST}", 13
 

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedshare import seeds
-from fedshare.coding import Byte, Coding, Float
 from fedshare.directions import PROBES, Entry, Origin
-from fedshare.gaussian import Gaussian
-from fedshare.ledger import Commit, Manifest
-from fedshare.rademacher import Rademacher
+from fedshare.directions.gaussian import Gaussian
+from fedshare.directions.rademacher import Rademacher
+from fedshare.ledger.coding import Byte, Coding, Float
+from fedshare.ledger.commit import Commit, Manifest
 
 MESSAGES = 256  # of a peer in a round
 _POOL = 2**32 - 1  # nobody's number: who speaks for all where directions come from a pool
@@ -32,8 +33,11 @@ class Directions(Protocol):
         """Add each probe's direction times its coefficient to the vector, in place."""
         ...
 
-    def accumulate(self, into: Tensor, entries: Sequence[Entry]) -> None:
-        """Add every entry's directions, each times its integer, to the integers `into`."""
+    def accumulate(self, into: Tensor, entries: Sequence[Entry], start: int, size: int) -> None:
+        """Add every entry's directions, each times its integer, to `into`: integers of parameters from `start` on.
+
+        `size` is of the whole model.
+        """
         ...
 
 
@@ -76,8 +80,14 @@ class Meaning:
         return Origin(self.manifest.run, peer, round * MESSAGES + message)
 
     def entries(self, commit: Commit) -> Iterator[Entry]:
-        """The steps go downhill, so the integers are the negative ones."""
+        """The steps go downhill, so the integers are the negative ones. Raises ValueError where they are none."""
         for peer, said in sorted(commit.said.items()):
-            integers = self.coding.integers(said) * -commit.step
+            try:
+                integers = self.coding.integers(said)
+            except ValueError as error:
+                raise ValueError(f"round {commit.round}: what peer {peer} says are no codes: {error}") from error
+            if commit.step * int(np.abs(integers).max(initial=0)) >= 2**63:
+                raise ValueError(f"round {commit.round}: its step {commit.step} is beyond 64 bits")
+            integers = integers * -commit.step
             for start in range(0, len(integers), PROBES):
                 yield self.origin(peer, commit.round, start // PROBES), integers[start : start + PROBES]

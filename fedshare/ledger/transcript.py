@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedshare.ledger import Commit, Manifest, framed, unframed
+from fedshare.ledger.commit import Commit, Manifest, framed, unframed
 from fedshare.payload import Payload
 from fedshare.state import State
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedshare import perturb
-from fedshare.directions import Entry, Origin
+from fedshare.directions import perturb
+from fedshare.directions.message import Entry, Origin
 
 
 class Rademacher:
@@ -20,5 +20,5 @@ class Rademacher:
     def displace(self, vector: Tensor, drawn: Tensor, coefficients: Sequence[float]) -> None:
         perturb.displace(vector, drawn, coefficients)
 
-    def accumulate(self, into: Tensor, entries: Sequence[Entry]) -> None:
-        perturb.accumulate(into, entries)
+    def accumulate(self, into: Tensor, entries: Sequence[Entry], start: int, size: int) -> None:
+        perturb.accumulate(into, entries, start)

@@ -1,4 +1,4 @@
-"""`fedshare.directions` on torch tensors of any device, for GPUs: the same bits, drawn where they are used.
+"""What `message` and `perturb` do on torch tensors of any device, for GPUs: the same bits, drawn where they are used.
 
 Philox's products take 64 bits, of which int64 keeps all: it overflows as unsigned numbers do, and only the shift to the
 right needs a mask. On CUDA what is done to a chunk is compiled, else each operation would write its results to memory.
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedshare.directions import Origin
-from fedshare.philox import MULTIPLIERS, ROUNDS, STEPS, WORD
+from fedshare.directions.message import Origin
+from fedshare.directions.philox import MULTIPLIERS, ROUNDS, STEPS, WORD
 
 CHUNK = 2**22  # parameters at a time, which bounds what is in memory where nothing is compiled
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedshare.directions import PROBES, Entry, Origin
 from fedshare.errors import RunHalted
-from fedshare.meaning import Directions
+from fedshare.ledger.meaning import Directions
 
 _BATCH = 2**30  # of magnitudes that are added before the bound is looked at
 
@@ -19,12 +19,14 @@ _BATCH = 2**30  # of magnitudes that are added before the bound is looked at
 class Sums:
     """One integer a parameter. They are int32 until they might no longer fit, and then int64, by themselves."""
 
-    values: Tensor  # [parameters]
+    values: Tensor  # of the parameters from `start` on
     bound: int | None = None  # none has a larger magnitude; None: not known
+    start: int = 0
+    size: int | None = None  # of the whole model; None: it ends with them
 
     @classmethod
-    def zeros(cls, size: int, device: torch.device | str = "cpu") -> "Sums":
-        return cls(torch.zeros(size, dtype=torch.int32, device=device), 0)
+    def zeros(cls, count: int, device: torch.device | str = "cpu", start: int = 0, size: int | None = None) -> "Sums":
+        return cls(torch.zeros(count, dtype=torch.int32, device=device), 0, start, size)
 
     def clone(self) -> "Sums":
         return Sums(self.values.clone(), self.bound)
@@ -33,7 +35,7 @@ class Sums:
         """Every entry's directions, each times its integer, in place. Raises RunHalted where int64 is too small."""
         for batch, weight in _batches(entries, directions.largest):
             self._make_room(weight)
-            directions.accumulate(self.values, batch)
+            directions.accumulate(self.values, batch, self.start, self.size or len(self.values))
             self.bound += weight  # type: ignore[operator]
 
     def _make_room(self, weight: int) -> None:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedshare import device_directions, directions
-from fedshare.directions import PROBES, SIGNS, Entry, Origin
+from fedshare.directions import accelerator, message
+from fedshare.directions.message import PROBES, SIGNS, Entry, Origin
 
 _BLOCK, _SETTLED = 2**17, 2**16  # parameters at a time
 _FOURS = 0x03030303  # two bits of each of four bytes
@@ -20,12 +20,12 @@ _GATHER = 1 << 24 | 1 << 18 | 1 << 12 | 1 << 6  # times it, they are side by sid
 
 def draw(origin: Origin, count: int, device: torch.device | str) -> Tensor:
     """The message's random bytes of the first `count` parameters."""
-    directions.check_range(0, count)
+    message.check_range(0, count)
     device = torch.device(device)
     if device.type != "cpu":
-        return device_directions.draw(origin, count, device)
+        return accelerator.draw(origin, count, device)
     random = np.empty(count, dtype=np.uint8)
-    directions.over(count, lambda piece: directions.fill(random[slice(*piece)], origin, piece[0]))
+    message.over(count, lambda piece: message.fill(random[slice(*piece)], origin, piece[0]))
     return torch.from_numpy(random)
 
 
@@ -46,7 +46,7 @@ def displace(vector: Tensor, random: Tensor, coefficients: Sequence[float]) -> N
     if not numbers.any():
         return
     if vector.device.type != "cpu":
-        device_directions.displace(vector, random, torch.from_numpy(_table(numbers)).to(vector.device))
+        accelerator.displace(vector, random, torch.from_numpy(_table(numbers)).to(vector.device))
         return
 
     def add(piece: tuple[int, int]) -> None:
@@ -59,20 +59,20 @@ def displace(vector: Tensor, random: Tensor, coefficients: Sequence[float]) -> N
             _displace(wide.numpy(), bytes_, numbers)
             block.copy_(wide)
 
-    directions.over(len(vector), add)
+    message.over(len(vector), add)
 
 
 def accumulate(into: Tensor, entries: Sequence[Entry], start: int = 0) -> None:
-    """As `directions.accumulate`."""
+    """As `message.accumulate`."""
     if into.dim() != 1 or into.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"integers are summed in a vector of int32 or int64, not {into.dtype} of {tuple(into.shape)}")
     if into.device.type == "cpu":
-        directions.accumulate(into.numpy(), entries, start)
+        message.accumulate(into.numpy(), entries, start)
         return
-    directions.check_range(start, len(into))
+    message.check_range(start, len(into))
     dtype = np.dtype(np.int32 if into.dtype == torch.int32 else np.int64)
-    tables = [(origin, directions.byte_table(integers, dtype)) for origin, integers in entries]
-    device_directions.accumulate(into, tables, start)
+    tables = [(origin, message.byte_table(integers, dtype)) for origin, integers in entries]
+    accelerator.accumulate(into, tables, start)
 
 
 def settle(vector: Tensor, initial: Tensor, sums: Tensor, fraction: int) -> None:
@@ -93,7 +93,7 @@ def settle(vector: Tensor, initial: Tensor, sums: Tensor, fraction: int) -> None
             part.copy_(exact if vector.dtype in (torch.float32, torch.float64) else _odd(exact))
 
     if vector.device.type == "cpu":
-        directions.over(len(vector), set_)
+        message.over(len(vector), set_)
     else:
         set_((0, len(vector)))
 
@@ -113,7 +113,7 @@ def _odd(exact: Tensor) -> Tensor:
 
 def _displace(vector: NDArray[np.floating], random: NDArray[np.uint8], numbers: NDArray[np.floating]) -> None:
     (probes,) = numbers.nonzero()
-    kernels = directions.compiled(len(vector))
+    kernels = message.compiled(len(vector))
     if kernels and len(probes) <= 2:
         masks, two = np.zeros(2, dtype=np.uint8), np.zeros(2, dtype=numbers.dtype)
         masks[: len(probes)], two[: len(probes)] = 1 << probes, numbers[probes]

@@ -1,7 +1,7 @@
 """Gaussian directions, the paper's: rounded to integers, so that sums of them are exact.
 
 Logarithm and cosine are a machine's own in their last bits, and where that decides a rounding, two kinds of machines
-get two models: what signs (`fedshare.rademacher`) promise, this does not. It is also many times slower.
+get two models: what signs (`fedshare.directions.rademacher`) promise, this does not. It is also many times slower.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedshare import philox
-from fedshare.directions import PROBES, Entry, Origin, blocks
+from fedshare.directions import philox
+from fedshare.directions.message import PROBES, Entry, Origin, blocks
 
 
 class Gaussian:
@@ -29,12 +29,12 @@ class Gaussian:
                 z = torch.from_numpy(integers(drawn, probe, len(vector), start, end)).to(vector.device)
                 vector[start:end] += (z * (coefficient * 2.0**-self.bits)).to(vector.dtype)
 
-    def accumulate(self, into: Tensor, entries: Iterable[Entry]) -> None:
+    def accumulate(self, into: Tensor, entries: Iterable[Entry], start: int, size: int) -> None:
         for origin, numbers in entries:
             for probe, number in enumerate(numbers):
-                for start, end in blocks(len(into)) if number else ():
-                    z = torch.from_numpy(integers(origin, probe, len(into), start, end)).to(into.device)
-                    into[start:end] += (z * int(number)).to(into.dtype)
+                for first, last in blocks(len(into)) if number else ():
+                    z = torch.from_numpy(integers(origin, probe, size, start + first, start + last)).to(into.device)
+                    into[first:last] += (z * int(number)).to(into.dtype)
 
 
 def integers(origin: Origin, probe: int, size: int, start: int, end: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""What `fedshare.directions` and `fedshare.perturb` do, in compiled loops; the bits are the same.
+"""What `message` and `perturb` do, in compiled loops; the bits are the same.
 
 Needs numba, the extra `fast`. Nothing here lets a compiler reorder floats.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
-from fedshare.philox import MULTIPLIERS, ROUNDS, STEPS
+from fedshare.directions.philox import MULTIPLIERS, ROUNDS, STEPS
 
 _TILE = 128  # sixteens of parameters at a time: their sums and words stay in the L1 cache
 _A, _C = (np.uint64(multiplier) for multiplier in MULTIPLIERS)

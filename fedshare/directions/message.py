@@ -6,7 +6,7 @@ origin has any part of its directions, and never holds more of one than a block.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from operator import index
 from types import ModuleType
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedshare import philox
+from fedshare.directions import philox
 from fedshare.threads import spread
 
 BLOCK = 2**18  # parameters that are computed at a time: what they need stays in the cache
@@ -41,7 +41,7 @@ class Origin:
     sequence: int  # below 2**64; the how many-th message of that peer
 
     def __post_init__(self) -> None:
-        for value, bits in zip(astuple(self), (64, 32, 64), strict=True):
+        for value, bits in ((self.run, 64), (self.peer, 32), (self.sequence, 64)):
             if not 0 <= index(value) < 1 << bits:
                 raise ValueError(f"{self}: {value} is not a number of {bits} bits")
 
@@ -68,7 +68,7 @@ def blocks(size: int) -> Iterator[tuple[int, int]]:
 
 
 def compiled(size: int) -> ModuleType | None:
-    """`fedshare.kernels`, which does the same faster; None without numba, and with FEDSHARE_KERNELS=numpy.
+    """`kernels`, which does the same faster; None without numba, and with FEDSHARE_KERNELS=numpy.
 
     None for a few parameters too: the first call compiles, for a second or more, where no other run has.
     """
@@ -78,7 +78,7 @@ def compiled(size: int) -> ModuleType | None:
 @cache
 def _kernels() -> ModuleType | None:
     try:
-        from fedshare import kernels
+        from fedshare.directions import kernels
     except (ImportError, RuntimeError):  # RuntimeError: there is no folder for what is compiled
         return None
     return kernels

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedshare.errors import UserError
 from fedshare.files import write_atomically
-from fedshare.ledger import Commit, Manifest, head_of, number, numbers
+from fedshare.ledger.commit import Commit, Manifest, head_of, number, numbers
 
 _TITLE = b"fedshare ledger\n"
 _PRIME = 65521  # 1 length in so many of a wholly damaged place would pass

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from fedshare.directions import Origin
-from fedshare.ledger import Commit
-from fedshare.meaning import Meaning
-from fedshare.perturb import settle
-from fedshare.sums import Sums
-from fedshare.transcript import Transcript
+from fedshare.directions.perturb import settle
+from fedshare.ledger.commit import Commit
+from fedshare.ledger.meaning import Meaning
+from fedshare.ledger.sums import Sums
+from fedshare.ledger.transcript import Transcript
 
 TOGETHER = 2**20  # numbers in all displaced copies of a vector that are evaluated at once
 
