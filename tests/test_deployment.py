@@ -54,8 +54,10 @@ def host(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[str]:
         assert clients.wait() in (0, 130), clients.said
 
 
-@pytest.mark.parametrize("name", world.halves())
-def test_over_mutual_tls_every_strategy_equals_its_simulation(name: str, host: str, keys: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", world.shapes())
+def test_over_mutual_tls_every_kind_of_strategy_equals_its_simulation(
+    name: str, host: str, keys: Path, tmp_path: Path
+) -> None:
     overrides = [*SMALL, f"strategy={name}", "rounds=3"]
     simulated(tmp_path / "simulated", *overrides)
     run("server", *overrides, f"folder={tmp_path / 'deployed'}", "--listen", host, "--keys", str(keys), "--wait", "120")
