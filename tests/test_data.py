@@ -374,6 +374,33 @@ def test_sst_trees(folder: str, tmp_path: Path) -> None:
         data.sst_trees(tmp_path, classes=3, vocabulary=9, length=3)
 
 
+def test_trees_in_the_words_of_sst2(tmp_path: Path) -> None:
+    write(tmp_path / "sst2-glue/train.tsv", "sentence\tlabel\nb a b d \t1\nA b c\t0\n")
+    write(tmp_path / "sst2-glue/dev.tsv", "sentence\tlabel\nd b e a b c\t1\n")
+    for part in ("train", "test"):
+        write(tmp_path / f"trees/{part}.txt", "(4 (2 E) (3 (2 e) (2 B)))\n(0 (2 c) (1 (2 d) (2 a)))\n")
+    settings = {"vocabulary": 5, "length": 4, "min_count": 1}
+    trees = data.sst_trees(tmp_path, words_of="sst2", **settings)
+    # As SST-2 has them: b, a and c are 2, 3 and 4, and all else is unknown.
+    assert trees.pool.x.tolist() == [[1, 1, 2, 0], [4, 1, 3, 0]] * 2
+    # The trees' own e comes first, then the first of the alphabet.
+    assert data.sst_trees(tmp_path, **settings).pool.x.tolist() == [[2, 2, 4, 0], [1, 1, 3, 0]] * 2
+    with pytest.raises(UserError, match="vocabulary is 2, it must be at least 3"):
+        data.sst_trees(tmp_path, words_of="sst2", vocabulary=2, length=4)
+    with pytest.raises(UserError, match="words_of is dev, it must be sst_trees or sst2"):
+        data.sst_trees(tmp_path, words_of="dev", **settings)
+
+
+def test_sst2_tests_on_what_the_trees_never_show() -> None:
+    published("sst_trees")
+    published("sst2")
+    trees = data.sst_trees(classes=5, vocabulary=20000, length=60, words_of="sst2", min_count=1)
+    sst2 = data.sst2(vocabulary=20000, length=60, min_count=1)
+    test = {tuple(row) for row in sst2.pool.x[sst2.train_size :].tolist()}
+    shown = {tuple(row) for row in trees.pool.x.tolist()}
+    assert not test & shown
+
+
 def test_a_deep_tree_needs_no_stack() -> None:
     deep = "(3 " * 100_000 + "(2 deep)" + ")" * 100_000
     assert read_tree(deep) == ("deep", 3)

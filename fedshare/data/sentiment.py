@@ -3,10 +3,13 @@
 SST: Socher et al., "Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank", EMNLP 2013.
 SST-2 is its GLUE version: Wang et al., 2018, arXiv:1804.07461. Movie Review: Pang and Lee, "Seeing Stars", ACL 2005.
 
-Tokens are words, those that occur `min_count` times in training; or a `tokenizer`'s, for a model that knows it.
+Tokens are words, those that occur `min_count` times in training; or a `tokenizer`'s, for a model that knows it. The
+trees can have SST-2's words, `words_of` it, for a model that learns one of the two after the other: SST-2's training
+part is phrases of the trees' training sentences, and its test the trees' development part, which no loader here reads.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,20 @@ from fedshare.data.dataset import Dataset
 from fedshare.data.files import find
 from fedshare.data.sources import MOVIE_REVIEW, SST2, SST_TREES
 from fedshare.data.split import stratified
-from fedshare.data.text import Texts, classification, read_lines
+from fedshare.data.text import UNKNOWN, Texts, build_vocabulary, classification, read_lines, words
 from fedshare.data.tokenizer import Tokenizer
 from fedshare.errors import UserError
+
+
+class Words:
+    """A tokenizer whose tokens are the words of `sentences`, as `classification` would number them."""
+
+    def __init__(self, sentences: Iterable[str], vocabulary: int, min_count: int) -> None:
+        self.vocabulary = vocabulary
+        self._known = build_vocabulary(map(words, sentences), vocabulary, min_count)
+
+    def encode(self, text: str) -> list[int]:
+        return [self._known.get(word, UNKNOWN) for word in words(text)]
 
 
 def sst2(
@@ -45,17 +59,23 @@ def sst_trees(
     vocabulary: int,
     length: int,
     min_count: int = 2,
+    words_of: str = "sst_trees",
     tokenizer: Tokenizer | None = None,
 ) -> Dataset:
     """Whole sentences with the label of their tree's root.
 
     5 classes (8,544 for training, 2,210 for test) from very negative to very positive; or 2 classes (6,920 and 1,821),
-    negative and positive without the neutral ones. The published development part is left out.
+    negative and positive without the neutral ones. The published development part is left out. The words are those of
+    this training part, or with `words_of` of SST-2's.
     """
     if classes not in (2, 5):
         raise UserError(f"sst_trees: classes is {classes}, it must be 2 or 5")
+    if words_of not in ("sst_trees", "sst2"):
+        raise UserError(f"sst_trees: words_of is {words_of}, it must be sst_trees or sst2")
     files = find(SST_TREES, root)
     train, test = (read_trees(files[f"{part}.txt"], binary=classes == 2) for part in ("train", "test"))
+    if words_of == "sst2" and not tokenizer:
+        tokenizer = Words(read_tsv(find(SST2, root)["train.tsv"])[0], vocabulary, min_count)
     texts = {"vocabulary": vocabulary, "length": length, "min_count": min_count}
     return classification("sst_trees", train, test, classes=classes, **texts, tokenizer=tokenizer)
 
