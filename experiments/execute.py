@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save as save_tensors
 
 from fedshare import checkpoint, devices
+from fedshare.attacks import Attack
 from fedshare.attacks.colluding import Colluding
+from fedshare.attacks.update import CHANGE, MODEL
 from fedshare.chain import START
 from fedshare.checkpoint import Checkpoint
 from fedshare.data.partition import table
@@ -205,12 +207,21 @@ def played(
     """The rounds after `start` with the config's adversaries, and in each row what is seen of them."""
     liars = population.adversaries
     if liars:
+        _check_collusion(population, state, config.rounds)
         network = Colluding(
             network, population.strategy, population.attack, liars, population.scratch.initial, config.seed
         )
     schedule, account = build.schedule(config, population.sizes()), build.account(population.scratch)
     for done in run_server(population.strategy, network, state, schedule, start, digest, account):
         yield replace(done, row=done.row | observed(done.row, liars))
+
+
+def _check_collusion(population: Population, state: State, rounds: int) -> None:
+    """Raise UserError where adversaries answer what others say of a model, and nobody says anything of one."""
+    uploads = population.strategy.expects(state, population.adversaries[0])
+    told = not uploads or {MODEL, CHANGE} & uploads.keys()
+    if not told and any(type(population.attack.at(r)).collude is not Attack.collude for r in range(1, rounds + 1)):
+        raise UserError(f"attack: answers what others upload of a model, and the strategy uploads {', '.join(uploads)}")
 
 
 def _open_ledger(folder: RunFolder, strategy: Strategy, state: State) -> None:

@@ -35,8 +35,11 @@ def replay(run: str, round: int | None, into: str | None) -> bool:
     path = target(into) if into else None
     contents, meaning = opened(folder)
     last = _last(folder, contents)
+    behind = ""
     if round is None:
         round = last
+        if (links := folder.links()) and last < links[-1].round:
+            behind = f"; no later one is in the ledger, and the run is at round {links[-1].round}"
     if not 0 <= round <= last:
         raise UserError(f"--round {round}: {folder.ledger.path} has 0, the initial model, to {last}")
     config, population = _begun(folder, contents.manifest)
@@ -48,7 +51,7 @@ def replay(run: str, round: int | None, into: str | None) -> bool:
         seconds = time.perf_counter() - began
     entries = count(meaning, commits)
     wrong = _not_recorded(folder, round, scratch)
-    print(f"model     of round {round}, {wrong or ('as recorded' if round else 'which everyone starts from')}")
+    print(f"model     of round {round}, {wrong or ('as recorded' if round else 'which everyone starts from')}{behind}")
     print(f"sha256    {digest(scratch.vector)}")
     print(f"ledger    {entries:,} entries in {len(commits):,} commits", end="")
     print(f", replayed in {human_seconds(seconds)}: {entries / seconds:,.0f} entries a second" if entries else "")

@@ -165,7 +165,8 @@ def self_check(run: RunFolder) -> str | None:
 
 def _check_ledger(run: RunFolder, links: list[Link]) -> str | None:
     if not run.ledger.exists():
-        return None
+        told = next((link.round for link in links if "ledger/head" in link.server), None)
+        return f"round {told}: {run.ledger.path.name} is missing" if told else None
     try:
         contents = run.ledger.read()
     except UserError as error:

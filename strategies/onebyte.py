@@ -64,7 +64,8 @@ class OneByte(Strategy):
         most = {"probes": PROBES * MESSAGES, "warmup": 2**31, "horizon": 2**31, "pool": 2**31, "run": 2**64 - 1}
         for name, limit in most.items():
             if not (least := int(name == "probes")) <= (number := getattr(self, name)) <= limit:
-                raise UserError(f"{name} must be {least} to {limit}, not {number}")
+                hint = ", the seed" if name == "run" else ""
+                raise UserError(f"{name} must be {least} to {limit}, not {number}{hint}")
         if 0 < self.horizon <= self.warmup:
             raise UserError(f"horizon={self.horizon}: must be after warmup={self.warmup}, or 0")
         for name, known in (
@@ -75,6 +76,11 @@ class OneByte(Strategy):
         ):
             if (chosen := getattr(self, name)) not in known:
                 raise UserError(f"{name} must be {', '.join(known)}, not {chosen}")
+        if self._fraction() > 63 or self._precision()[1] >= 2**24:
+            small = "small" if self.lr < 1 else "large"
+            raise UserError(
+                f"lr={self.lr}: too {small} for coding={self.coding}, scaling={self.scaling}, {self.directions}"
+            )
 
     def init(self, params: Tensors) -> State:
         initial = vector_of(params)
@@ -98,13 +104,16 @@ class OneByte(Strategy):
             initial=digest(vector_of(params)),
             codes=self.CODINGS[self.coding].name,
             directions=directions.name,
-            fraction=self.CODINGS[self.coding].bits + directions.bits + self._precision()[0],
+            fraction=self._fraction(),
             pool=self.pool,
         )
 
+    def _fraction(self) -> int:
+        return self.CODINGS[self.coding].bits + self.DIRECTIONS[self.directions].bits + self._precision()[0]
+
     def _precision(self) -> tuple[int, int]:
-        """Bits, and how many steps of ``2**-bits`` the step size is: 64 to 127; where it is divided, 4096 to 8191."""
-        least = 64 if self.scaling == "sum" else 4096
+        """Bits, and how many steps of ``2**-bits`` the step size is: 64 to 127; to be divided, a million or two."""
+        least = 64 if self.scaling == "sum" else 2**20
         bits, step = 0, Fraction(self.lr)
         while step < least:
             bits, step = bits + 1, step * 2
@@ -114,14 +123,16 @@ class OneByte(Strategy):
         """What each of a round's `count` integers is multiplied by. Whole numbers alone, so that all peers agree."""
         whole = self._precision()[1]
         if round <= self.warmup:
-            whole = whole * round // self.warmup
+            whole = max(whole * round // self.warmup, 1)
         elif self.horizon:
-            whole = whole * max(self.horizon - round, 0) // (self.horizon - self.warmup)
+            if round >= self.horizon:
+                return 0
+            whole = max(whole * (self.horizon - round) // (self.horizon - self.warmup), 1)
         if self.scaling == "mean":
             whole = (whole + count // 2) // count
         elif self.scaling == "root":
             whole = isqrt(whole * whole // count)
-        return whole
+        return max(whole, 1)
 
     def download(self, state: State, client_id: int) -> Payload | None:
         return telling(self.ledger(state)[1], state["sums"], state["told"].get(client_id, 0))
@@ -184,7 +195,8 @@ class OneByte(Strategy):
     def unpack(self, upload: Payload, expected: dict[str, Tensors]) -> Payload:
         group, like = upload.tensors.get("codes"), expected["codes"]["codes"]
         sent = group.get("codes") if isinstance(group, dict) else None
-        if isinstance(sent, Tensor) and sent.dtype == like.dtype and sent.shape == like.shape:
+        form = (like.layout, like.device, like.dtype, like.shape)
+        if isinstance(sent, Tensor) and (sent.layout, sent.device, sent.dtype, sent.shape) == form:
             coding = self.CODINGS[self.coding]
             said = coding.decode(sent)
             if bool(said.isnan().all()):

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_runs import fedshare
 from torch import Tensor
 
 import world
@@ -29,13 +31,15 @@ from fedshare.ledger.replica import Replica
 from fedshare.ledger.sums import Sums
 from fedshare.ledger.transcript import Transcript, telling
 from fedshare.network import Task
-from fedshare.payload import Payload
+from fedshare.payload import Payload, flaw
 from fedshare.rounds import Round, Schedule, run_server
+from fedshare.runs import RunFolder, verify
 from fedshare.simulation import Simulation
 from fedshare.state import State, digests
 from fedshare.strategies.onebyte import OneByte
 from fedshare.tensors import digest
 
+Capture = pytest.CaptureFixture[str]
 SIGNS, NORMAL = Rademacher(), Gaussian()
 
 
@@ -178,6 +182,23 @@ vector = torch.empty(150_001)
 settle(vector, torch.arange(150_001) * 2.0**-17 + 2.0**-20, values, 30)
 print(digest(vector))
 """
+
+
+def test_sums_are_told_in_as_few_bits_as_they_need_however_they_came_about() -> None:
+    size, some = 500, commits(400, probes=8)
+    means, copies = meaning(size), []
+    for each in (1, len(some)):
+        copies.append(Replica(means, torch.zeros(size), torch.zeros(size)))
+        known = Transcript.begin(means.manifest)
+        for start in range(0, len(some), each):
+            new = some[start : start + each]
+            ways = {known.head: new}
+            known = known.extended(*new)
+            copies[-1].follow(known, ways)
+    wide = [copy._sums.values.dtype for copy in copies]
+    first, second = (copy.sums() for copy in copies)
+    assert torch.equal(first, second)
+    assert first.dtype == second.dtype == (torch.int32 if first.abs().max() < 2**31 else torch.int64), wide
 
 
 def test_every_machine_thread_count_and_order_gives_one_sha256() -> None:
@@ -447,8 +468,10 @@ def test_the_step_size_rises_stays_and_falls_in_whole_numbers() -> None:
     whole = OneByte(lr=0.5).step(1, 64)
     assert whole == 64
     assert [strategy.step(round, 64) for round in range(1, 14)] == [16, 32, 48, 64, 56, 48, 40, 32, 24, 16, 8, 0, 0]
-    assert OneByte(lr=0.5, scaling="mean").step(9, 64) == 4096 // 64
-    assert OneByte(lr=0.5, scaling="root").step(9, 64) == 4096 // 8
+    assert OneByte(lr=0.5, scaling="mean").step(9, 64) == 2**20 // 64
+    assert OneByte(lr=0.5, scaling="root").step(9, 64) == 2**20 // 8
+    assert OneByte(lr=0.5, scaling="mean", horizon=100).step(99, 10**9) == 1, "not nothing, before it is to be nothing"
+    assert OneByte(lr=0.5, warmup=1000).step(1, 8) == 1
 
 
 @pytest.mark.parametrize(
@@ -464,6 +487,9 @@ def test_the_step_size_rises_stays_and_falls_in_whole_numbers() -> None:
         ({"directions": "cauchy"}, "directions must be rademacher, gaussian"),
         ({"warmup": 5, "horizon": 5}, "horizon=5: must be after warmup=5"),
         ({"pool": -1}, "pool must be 0 to"),
+        ({"run": -1}, "run must be 0 to .*, not -1, the seed"),
+        ({"lr": 1e-12, "coding": "float"}, "lr=1e-12: too small for coding=float"),
+        ({"lr": 1e20}, "too large"),
     ],
 )
 def test_bad_settings_are_named(wrong: dict[str, object], says: str) -> None:
@@ -488,3 +514,30 @@ def test_every_way_learns(setting: dict[str, object]) -> None:
     net = network(OneByte(lr=0.003, **setting))  # type: ignore[arg-type]
     done = rounds(net, 30, evaluate_every=30, evaluate_first=True)
     assert done[-1].row["loss"] < 0.9 * done[0].row["before"]["loss"]
+
+
+@pytest.mark.parametrize("attack", ["alie", "rider_delta"])
+def test_who_lies_about_a_model_is_told_that_there_is_none(attack: str, tmp_path: Path, capsys: Capture) -> None:
+    settings = ["strategy=onebyte", "model=logistic", "partition.clients=3", "rounds=2", "workers=0"]
+    assert fedshare("run", f"attack={attack}", "attack.adversaries=1", f"folder={tmp_path / 'run'}", *settings) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fedshare: ")]
+    assert line.startswith("fedshare: attack: ")
+
+
+def test_a_sparse_upload_is_dropped_and_a_missing_ledger_is_missed(tmp_path: Path) -> None:
+    strategy, like = OneByte(), torch.zeros(8, dtype=torch.uint8)
+    expected = {"codes": {"codes": like}}
+    upload = Payload({"codes": {"codes": like.to_sparse()}}, {"examples": 1.0})
+    assert "not a dense tensor" in str(flaw(strategy.unpack(upload, expected), expected, 9))
+    settings = ["strategy=onebyte", "model=logistic", "partition.clients=3", "rounds=2", "workers=0"]
+    assert fedshare("run", f"folder={tmp_path / 'run'}", *settings) == 0
+    (tmp_path / "run" / "ledger").unlink()
+    same, sentence = verify(RunFolder.open(tmp_path / "run"))
+    assert not same
+    assert "round 1: ledger is missing" in sentence
+
+
+def test_private_training_is_refused_in_one_line_by_worker_processes_too(tmp_path: Path, capsys: Capture) -> None:
+    settings = ["strategy=onebyte", "client=dpsgd", "model=logistic", "partition.clients=3", "rounds=2", "workers=2"]
+    assert fedshare("run", f"folder={tmp_path / 'run'}", *settings) == 2
+    assert "client.privacy: protects what `fit` makes" in capsys.readouterr().err

@@ -416,7 +416,10 @@ def test_a_ledger_that_is_cut_short_or_has_no_commit_yet_is_read(run: Runs, tmp_
     warning = (
         f"warning: {folder.ledger.path}: its last {cut} bytes are of a commit cut short; it is whole up to round 5\n"
     )
-    for command, line in (("ledger", f", cut short {cut} B\n"), ("replay", "of round 5, as recorded\n")):
+    for command, line in (
+        ("ledger", f", cut short {cut} B\n"),
+        ("replay", "of round 5, as recorded; no later one is in"),
+    ):
         capfd.readouterr()
         assert fedshare(command, str(folder.path)) == 0
         out, err = capfd.readouterr()

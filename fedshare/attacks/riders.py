@@ -9,6 +9,7 @@ from fedshare.attacks.attack import Attack, Sight
 from fedshare.attacks.limits import limit
 from fedshare.attacks.vectors import normal, rms, uniform
 from fedshare.data.dataset import Examples
+from fedshare.errors import UserError
 from fedshare.tensors import Tensors, add, zeros_like
 
 
@@ -59,6 +60,8 @@ class DeltaWeights(Attack):
         if last is None:
             return zeros_like(update)
         changes = {path: path.split("/", 1)[1] for path in update}
+        if unknown := sorted(changes.values() - sight.start.keys()):
+            raise UserError(f"attack: repeats how the model has changed, and {unknown[0]} is no part of one")
         return {path: (sight.start[name] - last[name]).to(update[path].dtype) for path, name in changes.items()}
 
 

@@ -56,6 +56,8 @@ class Meaning:
         ):
             if name not in known:
                 raise ValueError(f"its {what} are {name}; this version knows {', '.join(known)}")
+        if not 0 <= self.manifest.fraction < 64:
+            raise ValueError(f"its sums have {self.manifest.fraction} bits behind the point, not 0 to 63")
 
     @classmethod
     def of(cls, packed: str) -> "Meaning":
@@ -86,7 +88,7 @@ class Meaning:
                 integers = self.coding.integers(said)
             except ValueError as error:
                 raise ValueError(f"round {commit.round}: what peer {peer} says are no codes: {error}") from error
-            if commit.step * int(np.abs(integers).max(initial=0)) >= 2**63:
+            if commit.step * max(int(np.abs(integers).max(initial=0)), 1) * PROBES >= 2**63:
                 raise ValueError(f"round {commit.round}: its step {commit.step} is beyond 64 bits")
             integers = integers * -commit.step
             for start in range(0, len(integers), PROBES):

@@ -41,8 +41,8 @@ class Replica:
         self._head = transcript.head
 
     def sums(self) -> Tensor:
-        """Not to be changed, and soon others."""
-        return self._sums.values.cpu()
+        """In as few bits as they fit into, whatever came before them. Not to be changed, and soon others."""
+        return self._sums.narrow().cpu()
 
     def show(self) -> None:
         """Make the vector what the ledger says."""

@@ -38,11 +38,19 @@ class Sums:
             directions.accumulate(self.values, batch, self.start, self.size or len(self.values))
             self.bound += weight  # type: ignore[operator]
 
+    def narrow(self) -> Tensor:
+        """The values as int32, where they fit."""
+        small = self.values.dtype == torch.int32 or self._largest() <= torch.iinfo(torch.int32).max
+        return self.values.to(torch.int32) if small else self.values
+
+    def _largest(self) -> int:
+        low, high = self.values.aminmax() if len(self.values) else (torch.zeros(()),) * 2
+        return max(abs(int(low)), abs(int(high)))
+
     def _make_room(self, weight: int) -> None:
         if self.bound is None or self.bound + weight > torch.iinfo(self.values.dtype).max:
             # The bound is as if all had pulled the same way, which they have not.
-            low, high = self.values.aminmax() if len(self.values) else (torch.zeros(()),) * 2
-            self.bound = max(abs(int(low)), abs(int(high)))
+            self.bound = self._largest()
         if self.bound + weight > torch.iinfo(torch.int64).max:
             raise RunHalted(f"the ledger's sums overflow: {self.bound} and {weight} are beyond 64 bits")
         if self.bound + weight > torch.iinfo(self.values.dtype).max:
@@ -55,7 +63,7 @@ def _batches(entries: Iterable[Entry], largest: int) -> Iterator[tuple[list[Entr
     for origin, integers in entries:
         whole = np.zeros(PROBES, dtype=np.int64)
         whole[: len(integers)] = integers
-        weight = largest * int(np.abs(whole).sum())
+        weight = largest * sum(map(abs, whole.tolist()))
         if batch and total + weight > _BATCH:
             yield list(batch.items()), total
             batch, total = {}, 0

@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 
 import torch
 
-from fedshare.errors import RunHalted
+from fedshare.errors import RunHalted, UserError
 from fedshare.network import Task
 from fedshare.payload import Payload, same_tensors
 from fedshare.simulation.population import Answer, Population
@@ -166,6 +166,8 @@ class _Worker:
         data = self.connection.recv_bytes()
         self._deadline = math.inf
         reply = unpack(data)
+        if "wrong" in reply:
+            raise UserError(reply["wrong"])
         if "error" in reply:
             raise RuntimeError(f"{job}: {reply['error']}\n{reply['trace']}")
         return Answer(Payload(reply["tensors"], reply["metrics"]), reply["state"], reply["digests"])
@@ -234,5 +236,7 @@ def _reply(job: Job, population: Population) -> bytes:
         answer = job.run(population)
         payload: State = {"tensors": answer.payload.tensors, "metrics": answer.payload.metrics}
         return pack(payload | {"state": answer.state, "digests": answer.digests})
+    except UserError as error:
+        return pack({"wrong": str(error)})
     except Exception as error:
         return pack({"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})
