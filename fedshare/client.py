@@ -122,6 +122,11 @@ class Client:
         return self._scratch.initial
 
     @property
+    def size(self) -> int:
+        """How many numbers the whole model has."""
+        return self._scratch.flat.numel()
+
+    @property
     def vector(self) -> Tensor:
         """What the model shares of its parameters, as one vector in their order: a view, to be written in place."""
         return self._scratch.vector

@@ -175,7 +175,7 @@ class OneByte(Strategy):
                 origin = replica.meaning.origin(client.id, round, message)
                 probes = min(PROBES, self.probes - PROBES * message)
                 loss, together = partial(client.loss, batch), partial(client.losses, batch)
-                losses.append(replica.probe(origin, probes, self.epsilon, loss, together))
+                losses.append(replica.probe(origin, probes, self.epsilon, client.size, loss, together))
         return torch.cat(losses)
 
     def _threshold(self, client: Client, round: int) -> np.ndarray | float:

@@ -21,7 +21,7 @@ from fedshare.runs import RunFolder, verify
 from fleet import Fleet, copy_of_fedshare
 
 NODES, PATIENCE = 3, 900.0  # seconds for all runs
-PLAYED = world.halves()
+PLAYED = world.shapes()
 SMALL = ["data=digits", "model=logistic", f"partition.clients={NODES}"]
 TESTED = [*SMALL, "rounds=2", "evaluate_every=2"]
 UNTESTED = [*SMALL, "strategy=local", "rounds=2", "evaluate_every=0"]

@@ -70,7 +70,7 @@ def projected(
     vector: Tensor, origin: Origin, epsilon: float, f: Callable[[Tensor], Tensor], kind: Rademacher | Gaussian
 ) -> Tensor:
     """Of eight probes, the differences of `f`, of vectors along the last dimension, over the distance: ``[8]``."""
-    up, down = copy_of(vector, kind).probe(origin, 8, epsilon, lambda: f(vector), f).unbind(1)
+    up, down = copy_of(vector, kind).probe(origin, 8, epsilon, len(vector), lambda: f(vector), f).unbind(1)
     return (up - down) / (2 * epsilon)
 
 

@@ -30,19 +30,10 @@ def strategy_config(name: str) -> DictConfig:
     return config
 
 
-def halves() -> list[str]:
-    """Of the strategies with the same client's half one: to a deployment they are the same."""
-    known = {}
-    for name in STRATEGIES:
-        kind = type(strategy(name))
-        known.setdefault((kind.apply, kind.train, kind.personalise), name)
-    return list(known.values())
-
-
 def shapes() -> list[str]:
     """Of the strategies whose uploads have the same groups one: to the wire they are the same."""
     initial, known = Scratch(Net()).initial, dict[tuple[str, ...], str]()
-    for name in halves():
+    for name in STRATEGIES:
         one = strategy(name)
         known.setdefault(tuple(one.expects(one.init(initial), 0)), name)
     return list(known.values())

@@ -12,7 +12,7 @@ from fedshare.ledger.meaning import Meaning
 from fedshare.ledger.sums import Sums
 from fedshare.ledger.transcript import Transcript
 
-TOGETHER = 2**20  # numbers in all displaced copies of a vector that are evaluated at once
+TOGETHER = 2**20  # numbers in all displaced copies of a model that are evaluated at once
 
 
 class Replica:
@@ -53,17 +53,18 @@ class Replica:
         origin: Origin,
         probes: int,
         epsilon: float,
+        size: int,
         loss: Callable[[], Tensor],
         losses: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """The losses ``[probes, 2]``, float64, an `epsilon` up and down each of a message's directions.
 
-        `loss` is at the vector, `losses` at several ``[n, parameters]`` at once, which is faster for small models. The
-        vector is what the ledger says afterwards, to the bit, as it was.
+        `loss` is at the vector, `losses` at several ``[n, parameters]`` at once, which is faster for models of a small
+        `size`, of which the vector may be a part. It is what the ledger says afterwards, to the bit, as it was.
         """
         directions = self.meaning.directions
         drawn = directions.draw(origin, len(self._vector), self._vector.device)
-        if 2 * probes * len(self._vector) <= TOGETHER:
+        if 2 * probes * size <= TOGETHER:
             copies = self._vector.repeat(2 * probes, 1)
             for place, copy in enumerate(copies):
                 directions.displace(copy, drawn, _one(place // 2, -epsilon if place % 2 else epsilon))
