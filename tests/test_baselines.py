@@ -178,7 +178,7 @@ def test_the_body_is_still_while_the_head_is_trained_and_the_other_way_round() -
             before = self.params(names)
             metrics = super().fit(*args, **keys)
             seen.append((before, self.params(names)))
-            self.losses = [*getattr(self, "losses", []), metrics["train_loss"]]
+            self.fitted = [*getattr(self, "fitted", []), metrics["train_loss"]]
             return metrics
 
     made = population(FedRep(head_epochs=1), HEAD)
@@ -187,7 +187,7 @@ def test_the_body_is_still_while_the_head_is_trained_and_the_other_way_round() -
     upload = made.strategy.train(client, 1)
     moved = [{name for name in before if not torch.equal(before[name], after[name])} for before, after in seen]
     assert moved == [set(HEAD_NAMES), {"body.weight", "body.bias", "norm.weight", "norm.bias"}]
-    assert upload.metrics == {"examples": 8.0, "train_loss": client.losses[1]}
+    assert upload.metrics == {"examples": 8.0, "train_loss": client.fitted[1]}
 
 
 @pytest.mark.parametrize("module", [Net, world.Net])
