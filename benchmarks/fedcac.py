@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from memory import peak_of
 from torch import Tensor
 
 from fedshare import masks, seeds
@@ -78,7 +78,7 @@ def _ours(clients: int, size: int, whole: bool, repeats: int) -> tuple[float | N
     if whole:
         start, uploads = FEDCAC.init(_model(size, 0)), _uploads(size, packed)
         held = sum(upload.nbytes for upload in uploads.values())
-        peak = _peak(lambda: FEDCAC.aggregate(start, ROUND, uploads))
+        peak = peak_of(lambda: FEDCAC.aggregate(start, ROUND, uploads))
         memory = f"{1 + peak / held:.2f} of {held / 1e6:,.0f} MB" if peak is not None else ""
         step = _median(lambda: FEDCAC.aggregate(start, ROUND, uploads), repeats)
     return step, _median(lambda: overlaps(packed), repeats), memory
@@ -192,23 +192,6 @@ def _median(step: Callable[[], object], repeats: int) -> float:
         step()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
-
-
-def _peak(step: Callable[[], object]) -> int | None:
-    """Bytes of memory that the step needs at its most, beyond what is there; None where the system does not tell."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        reset.write_text("5")  # the peak so far is forgotten
-    except OSError:
-        return None
-
-    def read(key: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(key))
-        return 1024 * int(line.split()[1])
-
-    before = read("VmRSS")
-    step()
-    return read("VmHWM") - before
 
 
 def _seconds(value: float) -> str:

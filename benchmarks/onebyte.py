@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from memory import peak_of
 from torch import Tensor
 
 from fedshare import seeds
@@ -88,7 +88,7 @@ def _sums(threads: int, size: int, entries: int, repeats: int, patience: float) 
     few = _messages(PROBES)
     for kind in KINDS:
         _with(kind, lambda: accumulate(sums, few))()
-    peak = _peak(works["numpy"])
+    peak = peak_of(works["numpy"])
     times = _in_turn(works, repeats, patience)
     cells = [_nanoseconds(times["gaussian"], size)]
     for kind in KINDS:
@@ -199,23 +199,6 @@ def _timed(spent: dict[str, float], name: str) -> Iterator[None]:
 def _alone(work: Callable[..., Any], *arguments: object) -> Any:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
-
-
-def _peak(work: Callable[[], object]) -> int | None:
-    """Bytes of memory that the work needs at its most, beyond what is there; None where the system does not tell."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    try:
-        reset.write_text("5")  # the peak so far is forgotten
-    except OSError:
-        return None
-
-    def read(key: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(key))
-        return 1024 * int(line.split()[1])
-
-    before = read("VmRSS")
-    work()
-    return read("VmHWM") - before
 
 
 def _header(*columns: str) -> None:
