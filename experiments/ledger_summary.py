@@ -79,7 +79,8 @@ def _lines(
     parameters = sum(int(np.prod(shape, dtype=object)) for _, shape in contents.manifest.layout)
     for name, number, what in (("gradients", entries, "entry"), ("models", messages, "peer and round")):
         instead = FLOAT * parameters * number
-        ratio = f"{instead / whole:,.0f} times the file" if instead >= whole else f"{whole / instead:,.1f} times less"
+        less = f"{whole / instead:,.1f} times less" if instead else "nothing"  # a model may share no parameter
+        ratio = f"{instead / whole:,.0f} times the file" if instead >= whole else less
         yield name, f"{ratio}: {human_bytes(instead)}, one of floats for each {what}"
 
 
