@@ -9,7 +9,7 @@ demo: $(READY)
 	.venv/bin/fedshare demo
 
 test: $(READY)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	.venv/bin/ruff check
