@@ -9,7 +9,7 @@ demo: $(READY)
 	.venv/bin/fedshare demo
 
 test: $(READY)
-	.venv/bin/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	.venv/bin/ruff check
@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) is not Python 3.11 to 3.13, which fedshare needs: make PYTHON=python3.12 ..."; exit 2; }
 	@echo "installing into .venv, which takes a minute or more ..."
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 clean:

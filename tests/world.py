@@ -30,6 +30,15 @@ def strategy_config(name: str) -> DictConfig:
     return config
 
 
+def halves() -> list[str]:
+    """Of the strategies with the same client's half one: to a worker process they are the same."""
+    known = {}
+    for name in STRATEGIES:
+        kind = type(strategy(name))
+        known.setdefault((kind.apply, kind.train, kind.personalise), name)
+    return list(known.values())
+
+
 def shapes() -> list[str]:
     """Of the strategies whose uploads have the same groups one: to the wire they are the same."""
     initial, known = Scratch(Net()).initial, dict[tuple[str, ...], str]()
