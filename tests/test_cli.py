@@ -289,5 +289,6 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkey
 
 def test_too_many_workers_are_not_started(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     most = 4 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4 * (os.cpu_count() or 1)
-    assert fedshare("run", f"folder={tmp_path}/run", "workers=5000", *SMALL, "rounds=1", "evaluate_every=0") == 0
+    few = ["partition.clients=2", "clients_per_round=2", "rounds=1", "evaluate_every=0"]
+    assert fedshare("run", f"folder={tmp_path}/run", "workers=5000", *SMALL, *few) == 0
     assert f"warning: workers=5000: starting {most}, four a core\n" in capfd.readouterr().err

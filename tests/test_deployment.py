@@ -16,7 +16,6 @@ from fedshare.runs import RunFolder, verify
 
 SMALL = ["data=digits", "model=logistic", "partition.clients=3"]
 LONG = [*SMALL, "strategy=local", "rounds=8", "checkpoint_every=3", "client.batch_size=2", "client.epochs=12"]
-each_strategy = pytest.mark.parametrize("name", world.STRATEGIES)
 
 
 def run(*arguments: str) -> None:
@@ -64,8 +63,8 @@ def test_over_mutual_tls_every_kind_of_strategy_equals_its_simulation(
     assert_equal(tmp_path / "deployed", tmp_path / "simulated")
 
 
-@each_strategy
-def test_in_process_every_strategy_equals_its_simulation(
+@pytest.mark.parametrize("name", world.halves())
+def test_in_process_every_kind_of_client_equals_its_simulation(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "state"))
