@@ -374,6 +374,25 @@ def test_sst_trees(folder: str, tmp_path: Path) -> None:
         data.sst_trees(tmp_path, classes=3, vocabulary=9, length=3)
 
 
+def test_phrases_of_trees_are_there_once_each_with_its_label(tmp_path: Path) -> None:
+    trees = "(4 (2 very) (3 (3 good) (2 fun)))\n(0 (1 (2 not) (3 good)) (2 (2 very) (2 so)))\n(1 good)\n"
+    for part in ("train", "test"):
+        write(tmp_path / "trees" / f"{part}.txt", trees)
+    settings = {"vocabulary": 9, "length": 4, "min_count": 1}
+    short = data.sst_trees(tmp_path, classes=5, phrases=2, **settings)
+    # very, good, fun, good fun, not, not good, so, very so: words by frequency, then by alphabet.
+    good, fun, no, so, very = 2, 3, 4, 5, 6
+    phrases = [[very], [good], [fun], [good, fun], [no], [no, good], [so], [very, so]]
+    assert short.pool.x[: short.train_size].tolist() == [phrase + [0] * (4 - len(phrase)) for phrase in phrases]
+    assert short.pool.y.tolist() == [2, 3, 2, 3, 2, 1, 2, 2, 4, 0, 1]  # the test: three sentences
+    all_ = data.sst_trees(tmp_path, classes=5, phrases=4, **settings)
+    assert all_.train_size == len(phrases) + 2
+    two = data.sst_trees(tmp_path, phrases=2, **settings)
+    assert two.pool.y.tolist() == [1, 1, 0, 1, 0, 0]
+    with pytest.raises(UserError, match="phrases is -1, it must be at least 0"):
+        data.sst_trees(tmp_path, phrases=-1, **settings)
+
+
 def test_trees_in_the_words_of_sst2(tmp_path: Path) -> None:
     write(tmp_path / "sst2-glue/train.tsv", "sentence\tlabel\nb a b d \t1\nA b c\t0\n")
     write(tmp_path / "sst2-glue/dev.tsv", "sentence\tlabel\nd b e a b c\t1\n")
@@ -394,8 +413,9 @@ def test_trees_in_the_words_of_sst2(tmp_path: Path) -> None:
 def test_sst2_tests_on_what_the_trees_never_show() -> None:
     published("sst_trees")
     published("sst2")
-    trees = data.sst_trees(classes=5, vocabulary=20000, length=60, words_of="sst2", min_count=1)
-    sst2 = data.sst2(vocabulary=20000, length=60, min_count=1)
+    settings = {"vocabulary": 20000, "length": 60, "min_count": 1}
+    trees = data.sst_trees(classes=5, words_of="sst2", **settings)
+    sst2 = data.sst2(**settings)
     test = {tuple(row) for row in sst2.pool.x[sst2.train_size :].tolist()}
     shown = {tuple(row) for row in trees.pool.x.tolist()}
     assert not test & shown
@@ -403,12 +423,26 @@ def test_sst2_tests_on_what_the_trees_never_show() -> None:
 
 def test_a_deep_tree_needs_no_stack() -> None:
     deep = "(3 " * 100_000 + "(2 deep)" + ")" * 100_000
-    assert read_tree(deep) == ("deep", 3)
+    nodes = read_tree(deep)
+    assert nodes
+    assert nodes[-1] == (["deep"], 3)
 
 
 @pytest.mark.parametrize(
     "line",
-    ["", "good", "(3 good", "(3 (2 good)", "(3 good))", "(5 good)", "(3)", "(3 good) (2 bad)", "(3 (2 a) b)", "()"],
+    [
+        "",
+        "good",
+        "(3 good",
+        "(3 (2 good)",
+        "(3 good))",
+        "(5 good)",
+        "(3)",
+        "(3 good) (2 bad)",
+        "(3 (2 a) b)",
+        "()",
+        "(3 (2 ) (2 a))",
+    ],
 )
 def test_damaged_trees(line: str, tmp_path: Path) -> None:
     assert read_tree(line) is None

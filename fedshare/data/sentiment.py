@@ -60,20 +60,25 @@ def sst_trees(
     length: int,
     min_count: int = 2,
     words_of: str = "sst_trees",
+    phrases: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Dataset:
     """Whole sentences with the label of their tree's root.
 
     5 classes (8,544 for training, 2,210 for test) from very negative to very positive; or 2 classes (6,920 and 1,821),
     negative and positive without the neutral ones. The published development part is left out. The words are those of
-    this training part, or with `words_of` of SST-2's.
+    this training part, or with `words_of` of SST-2's. With `phrases` training is on phrases instead, as SST-2's is:
+    each of up to so many words that is a part of a training tree, once, with its own label. The test stays the same.
     """
     if classes not in (2, 5):
         raise UserError(f"sst_trees: classes is {classes}, it must be 2 or 5")
     if words_of not in ("sst_trees", "sst2"):
         raise UserError(f"sst_trees: words_of is {words_of}, it must be sst_trees or sst2")
-    files = find(SST_TREES, root)
-    train, test = (read_trees(files[f"{part}.txt"], binary=classes == 2) for part in ("train", "test"))
+    if phrases < 0:
+        raise UserError(f"sst_trees: phrases is {phrases}, it must be at least 0")
+    files, binary = find(SST_TREES, root), classes == 2
+    train = read_trees(files["train.txt"], binary=binary, phrases=phrases)
+    test = read_trees(files["test.txt"], binary=binary)
     if words_of == "sst2" and not tokenizer:
         tokenizer = Words(read_tsv(find(SST2, root)["train.tsv"])[0], vocabulary, min_count)
     texts = {"vocabulary": vocabulary, "length": length, "min_count": min_count}
@@ -116,35 +121,46 @@ def read_tsv(path: Path) -> Texts:
     return sentences, labels
 
 
-def read_trees(path: Path, *, binary: bool) -> Texts:
-    sentences, labels = [], []
+def read_trees(path: Path, *, binary: bool, phrases: int = 0) -> Texts:
+    """Whole sentences; or all phrases of up to `phrases` words, each once, with the label it has at first."""
+    texts: list[tuple[str, int]] = []
     for number, line in enumerate(read_lines(path), start=1):
         tree = read_tree(line)
         if tree is None:
             raise UserError(f"{path} is damaged: line {number} is not one tree with labels 0 to 4")
-        sentence, label = tree
-        if not binary:
-            sentences.append(sentence)
-            labels.append(label)
-        elif label != 2:
-            sentences.append(sentence)
-            labels.append(int(label > 2))
-    return sentences, labels
+        nodes = [node for node in tree if len(node[0]) <= phrases] if phrases else tree[-1:]
+        texts += [(" ".join(words), label) for words, label in nodes]
+    if phrases:
+        first: dict[str, int] = {}
+        for text, label in texts:
+            first.setdefault(text, label)
+        texts = list(first.items())
+    if binary:
+        texts = [(text, int(label > 2)) for text, label in texts if label != 2]
+    return [text for text, _ in texts], [label for _, label in texts]
 
 
 NODE = re.compile(r" *\(([0-4]) (?:([^() ]+)\))?| *(\))")  # a node opens, with its word if it is a leaf; or one closes
 
 
-def read_tree(line: str) -> tuple[str, int] | None:
-    """The words and the root's label of ``(3 (2 Good) (2 fun))``; None where the line is not one tree."""
-    depth, at, leaves = 0, 0, []
+def read_tree(line: str) -> list[tuple[list[str], int]] | None:
+    """Words and label of each node of ``(3 (2 Good) (2 fun))``, the root last; None where the line is not one tree."""
+    leaves: list[str] = []
+    nodes: list[tuple[list[str], int]] = []
+    begun: list[tuple[int, int]] = []  # of the nodes around: leaves before, label
+    at = 0
     while node := NODE.match(line, at):
-        _, word, closed = node.groups()
-        depth += -1 if closed else not word
+        label, word, closed = node.groups()
         at = node.end()
+        if not closed:
+            begun.append((len(leaves), int(label)))
         if word:
             leaves.append(word)
-        if depth <= 0:
+        if word or closed:
+            if not begun or begun[-1][0] == len(leaves):  # closed more often than opened; or a node of nothing
+                return None
+            before, value = begun.pop()
+            nodes.append((leaves[before:], value))
+        if not begun:
             break
-    whole = depth == 0 and leaves and not line[at:].strip()
-    return (" ".join(leaves), int(line.strip()[1])) if whole else None
+    return nodes if nodes and not begun and not line[at:].strip() else None
