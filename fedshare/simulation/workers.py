@@ -126,7 +126,9 @@ def _context(build: Callable[[], Population]) -> DefaultContext:
     if sys.platform != "linux":  # Apple's own libraries do not survive a fork
         return cast(DefaultContext, multiprocessing.get_context("spawn"))
     context = cast(DefaultContext, multiprocessing.get_context("forkserver"))
-    context.set_forkserver_preload([__name__, getattr(build, "func", build).__module__])
+    makes = getattr(build, "func", build).__module__
+    wanted = [__name__, "torch._dynamo", makes]  # the second is what torch imports when it first optimises
+    context.set_forkserver_preload([name for name in wanted if name != "__main__"])  # a script is each fork's own
     return context
 
 
