@@ -4,18 +4,14 @@ import contextlib
 import logging
 import math
 import multiprocessing
-import os
 import signal
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import DefaultContext
-from multiprocessing.process import BaseProcess
-from typing import cast
+from multiprocessing.context import SpawnProcess
 
 import torch
 
@@ -121,24 +117,13 @@ class Workers:
             self._workers.pop().end(until)
 
 
-def _context(build: Callable[[], Population]) -> DefaultContext:
-    """On Linux workers are forks of a process that has loaded torch and done nothing; elsewhere each loads it anew."""
-    if sys.platform != "linux":  # Apple's own libraries do not survive a fork
-        return cast(DefaultContext, multiprocessing.get_context("spawn"))
-    context = cast(DefaultContext, multiprocessing.get_context("forkserver"))
-    makes = getattr(build, "func", build).__module__
-    wanted = [__name__, "torch._dynamo", makes]  # the second is what torch imports when it first optimises
-    context.set_forkserver_preload([name for name in wanted if name != "__main__"])  # a script is each fork's own
-    return context
-
-
 class _Worker:
     def __init__(self, build: Callable[[], Population]) -> None:
         if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
             multiprocessing.set_start_method("spawn", force=True)  # joblib's own method, which no child would know
-        context = _context(build)
+        context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(other, build, dict(os.environ)), daemon=True)
+        self.process: SpawnProcess = context.Process(target=_serve, args=(other, build), daemon=True)
         with ctrl_c_ignored():  # the child takes it over: this process hears Ctrl-C and ends the others in order
             self.process.start()
         other.close()  # so that the death of the process ends the connection
@@ -204,7 +189,7 @@ class _Worker:
         self.process.close()
 
 
-def death(process: BaseProcess) -> str:
+def death(process: SpawnProcess) -> str:
     """How it ended, having ended."""
     process.join(GRACE)
     code = process.exitcode
@@ -225,10 +210,8 @@ def ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(connection: Connection, build: Callable[[], Population], environ: dict[str, str]) -> None:
+def _serve(connection: Connection, build: Callable[[], Population]) -> None:
     """The life of a worker: build the population, then answer until the connection ends."""
-    os.environ.clear()  # a fork has that of the first run in this process
-    os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.WARNING)  # the parent has said what there is to say about the data
     torch.set_num_threads(1)
