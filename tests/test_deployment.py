@@ -63,8 +63,8 @@ def test_over_mutual_tls_every_kind_of_strategy_equals_its_simulation(
     assert_equal(tmp_path / "deployed", tmp_path / "simulated")
 
 
-@pytest.mark.parametrize("name", world.shapes())
-def test_in_process_every_kind_of_strategy_equals_its_simulation(
+@pytest.mark.parametrize("name", world.halves())
+def test_in_process_every_kind_of_client_equals_its_simulation(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "state"))
