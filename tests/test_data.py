@@ -414,18 +414,21 @@ def test_sst2_tests_on_what_the_trees_never_show() -> None:
     published("sst_trees")
     published("sst2")
     settings = {"vocabulary": 20000, "length": 60, "min_count": 1}
-    trees = data.sst_trees(classes=5, words_of="sst2", **settings)
     sst2 = data.sst2(**settings)
     test = {tuple(row) for row in sst2.pool.x[sst2.train_size :].tolist()}
-    shown = {tuple(row) for row in trees.pool.x.tolist()}
-    assert not test & shown
+    for phrases in (0, 2):
+        trees = data.sst_trees(classes=5, words_of="sst2", phrases=phrases, **settings)
+        shown = {tuple(row) for row in trees.pool.x.tolist()}
+        assert not test & shown
 
 
 def test_a_deep_tree_needs_no_stack() -> None:
     deep = "(3 " * 100_000 + "(2 deep)" + ")" * 100_000
-    nodes = read_tree(deep)
-    assert nodes
-    assert nodes[-1] == (["deep"], 3)
+    tree = read_tree(deep)
+    assert tree
+    leaves, nodes = tree
+    assert leaves == ["deep"]
+    assert nodes == [(0, 1, 2)] + [(0, 1, 3)] * 100_000
 
 
 @pytest.mark.parametrize(

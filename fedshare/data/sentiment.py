@@ -68,7 +68,8 @@ def sst_trees(
     5 classes (8,544 for training, 2,210 for test) from very negative to very positive; or 2 classes (6,920 and 1,821),
     negative and positive without the neutral ones. The published development part is left out. The words are those of
     this training part, or with `words_of` of SST-2's. With `phrases` training is on phrases instead, as SST-2's is:
-    each of up to so many words that is a part of a training tree, once, with its own label. The test stays the same.
+    each of up to so many words that is a part of a training tree, with its own label, once as it is written. The test
+    stays the same.
     """
     if classes not in (2, 5):
         raise UserError(f"sst_trees: classes is {classes}, it must be 2 or 5")
@@ -128,13 +129,14 @@ def read_trees(path: Path, *, binary: bool, phrases: int = 0) -> Texts:
         tree = read_tree(line)
         if tree is None:
             raise UserError(f"{path} is damaged: line {number} is not one tree with labels 0 to 4")
-        nodes = [node for node in tree if len(node[0]) <= phrases] if phrases else tree[-1:]
-        texts += [(" ".join(words), label) for words, label in nodes]
+        leaves, nodes = tree
+        wanted = [node for node in nodes if node[1] - node[0] <= phrases] if phrases else nodes[-1:]
+        texts += [(" ".join(leaves[first:end]), label) for first, end, label in wanted]
     if phrases:
-        first: dict[str, int] = {}
+        labels: dict[str, int] = {}
         for text, label in texts:
-            first.setdefault(text, label)
-        texts = list(first.items())
+            labels.setdefault(text, label)
+        texts = list(labels.items())
     if binary:
         texts = [(text, int(label > 2)) for text, label in texts if label != 2]
     return [text for text, _ in texts], [label for _, label in texts]
@@ -143,11 +145,14 @@ def read_trees(path: Path, *, binary: bool, phrases: int = 0) -> Texts:
 NODE = re.compile(r" *\(([0-4]) (?:([^() ]+)\))?| *(\))")  # a node opens, with its word if it is a leaf; or one closes
 
 
-def read_tree(line: str) -> list[tuple[list[str], int]] | None:
-    """Words and label of each node of ``(3 (2 Good) (2 fun))``, the root last; None where the line is not one tree."""
+def read_tree(line: str) -> tuple[list[str], list[tuple[int, int, int]]] | None:
+    """The words of ``(3 (2 Good) (2 fun))``; and of each node, the root last, its first word, its end and its label.
+
+    None where the line is not one tree.
+    """
     leaves: list[str] = []
-    nodes: list[tuple[list[str], int]] = []
-    begun: list[tuple[int, int]] = []  # of the nodes around: leaves before, label
+    nodes: list[tuple[int, int, int]] = []
+    begun: list[tuple[int, int]] = []  # of the nodes around: first word, label
     at = 0
     while node := NODE.match(line, at):
         label, word, closed = node.groups()
@@ -159,8 +164,8 @@ def read_tree(line: str) -> list[tuple[list[str], int]] | None:
         if word or closed:
             if not begun or begun[-1][0] == len(leaves):  # closed more often than opened; or a node of nothing
                 return None
-            before, value = begun.pop()
-            nodes.append((leaves[before:], value))
+            first, value = begun.pop()
+            nodes.append((first, len(leaves), value))
         if not begun:
             break
-    return nodes if nodes and not begun and not line[at:].strip() else None
+    return (leaves, nodes) if nodes and not begun and not line[at:].strip() else None
