@@ -1,5 +1,5 @@
 """Two apps on Flower's own SuperLink and SuperNodes over gRPC, TLS and node authentication: one that knows only Flower,
-and ours, with every client's half that a strategy has.
+and ours, with every kind of upload that a strategy has.
 
 All runs are started at once, for then the nodes do not sleep, and the apps' processes are forks: see `preloaded.py`.
 """

@@ -398,7 +398,7 @@ def test_silence_is_noticed_at_both_ends() -> None:
         ticket = server.send(0, [b"y"])
         assert receive(server, 1) == [Answer(ticket, 0, None, "gone since 0.1 s ago")]
         wait_until(lambda: bool(guest.said), "the client has noticed")
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 10  # a heartbeat is 10 s where none is given
         assert guest.said[0].endswith("the connection broke off")
         proxy.release()
         until_present(server, 0)

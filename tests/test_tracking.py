@@ -173,7 +173,7 @@ def test_a_wandb_that_hangs_costs_the_deadline_at_most(tmp_path, stub, code):
     stub(code)
     began = time.monotonic()
     notes = track(tracking.Wandb(deadline=1.0), tmp_path / "run", rounds=300)  # more rows than a pipe holds
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 30
     log = tmp_path / "run" / "tracking.log"
     assert notes == [f"wandb: not finished after 1 s, see {log}; tracking stopped, the run goes on"]
 

@@ -31,7 +31,7 @@ def strategy_config(name: str) -> DictConfig:
 
 
 def halves() -> list[str]:
-    """Of the strategies with the same client's half one: to a worker process they are the same."""
+    """Of the strategies with the same client's half one: wherever clients run they are the same."""
     known = {}
     for name in STRATEGIES:
         kind = type(strategy(name))
