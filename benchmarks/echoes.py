@@ -72,7 +72,7 @@ def on_network(server: StreamServer) -> Prepare:
 
     from fedshare.flower.network import FlowerNetwork
     from fedshare.flower.participant import Terms
-    from fedshare.network import Task
+    from fedshare.network import Purpose
     from fedshare.payload import Payload
 
     terms = Terms.of("", trivial.population(CLIENTS))
@@ -80,7 +80,7 @@ def on_network(server: StreamServer) -> Prepare:
     network.client_ids()
 
     def once(payload: Payload) -> None:
-        answers = network.exchange(Task.TRAIN, 1, dict.fromkeys(range(CLIENTS), payload))
+        answers = network.exchange(Purpose.TRAIN, 1, dict.fromkeys(range(CLIENTS), payload))
         if absent := network.absent():
             raise RuntimeError(f"no answer: {absent}")
         if any(answer.nbytes != payload.nbytes for answer in answers.values()):

@@ -27,7 +27,7 @@ from fedshare.flower.apps import client_app
 from fedshare.flower.inprocess import InProcessGrid
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
-from fedshare.network import Task
+from fedshare.network import Purpose
 
 sys.path.append(str(Path(__file__).parent / "echo"))
 from echo.client_app import app as echo
@@ -47,7 +47,7 @@ def on_network(clients: int, repeat: int) -> list[float]:
         grid = InProcessGrid(app, clients, {}, {"state-dir": folder})
         network = FlowerNetwork(grid, Terms.of("", population), bytes(8), WAIT, clients)
         downloads = dict.fromkeys(network.client_ids(), trivial.payload(0))
-        return seconds(partial(network.exchange, Task.TRAIN, 1, downloads), repeat)
+        return seconds(partial(network.exchange, Purpose.TRAIN, 1, downloads), repeat)
 
 
 def on_ray(clients: int, repeat: int) -> list[float]:

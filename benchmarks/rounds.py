@@ -20,7 +20,7 @@ from fedshare import seeds
 from fedshare.client import Training
 from fedshare.data.dataset import Examples
 from fedshare.models import CNN, MLP, Logistic
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.rounds import sample
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
@@ -94,7 +94,7 @@ def measure(name: str, workers: int, repeat: int) -> None:
         def fedshare_round(network: Simulation, round: int, chosen: list[int]) -> None:
             strategy = network.population.strategy
             downloads = {client: strategy.download(state, client) for client in chosen}
-            strategy.aggregate(state, round, network.exchange(Task.TRAIN, round, downloads))  # type: ignore[arg-type]
+            strategy.aggregate(state, round, network.exchange(Purpose.TRAIN, round, downloads))  # type: ignore[arg-type]
 
         ways: dict[str, Callable[[int, list[int]], None]] = {
             "plain loop": lambda round, chosen: plain_round(workload, model, shares, chosen),

@@ -10,7 +10,7 @@ from fedshare.state import State
 from fedshare.strategy import Strategy
 
 
-class Task(Enum):
+class Purpose(Enum):
     """What a client is asked to do with a download."""
 
     TRAIN = "train"
@@ -22,7 +22,7 @@ class Network(Protocol):
         """Everyone who may be asked now, as stable small integers, sorted. Raises RunHalted where they are too few."""
         ...
 
-    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         """Each client's answer to its download. Who does not answer in time is not among them."""
         ...
 
@@ -67,15 +67,15 @@ class Peers(Protocol):
         ...
 
 
-def answer(strategy: Strategy, client: Client, task: Task, round: int, download: Payload) -> Payload:
+def answer(strategy: Strategy, client: Client, purpose: Purpose, round: int, download: Payload) -> Payload:
     """The client's side of an exchange, in every mode.
 
-    Dropout, and all else that asks torch's own generator, gets a stream of this client, round and task.
+    Dropout, and all else that asks torch's own generator, gets a stream of this client, round and purpose.
     """
-    with seeds.scope(client.seed, task.value, round, client.id):
+    with seeds.scope(client.seed, purpose.value, round, client.id):
         client.download = download
         strategy.apply(client, download)
-        if task is Task.TRAIN:
+        if purpose is Purpose.TRAIN:
             return strategy.pack(strategy.train(client, round))
         strategy.personalise(client, round)
         return Payload(metrics=client.evaluate())

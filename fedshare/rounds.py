@@ -11,7 +11,7 @@ from fedshare import chain, metrics, seeds
 from fedshare.account import Account
 from fedshare.chain import Link
 from fedshare.errors import RunHalted
-from fedshare.network import Network, Peers, Task
+from fedshare.network import Network, Peers, Purpose
 from fedshare.payload import Payload, evaluation_flaw, flaw
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
@@ -72,7 +72,7 @@ def run_server(
         chosen = sample(everyone, schedule.clients_per_round, schedule.seed, round)
         downloads = _downloads(strategy.download, state, chosen)
         clock.lap("download")
-        answers = network.exchange(Task.TRAIN, round, downloads)
+        answers = network.exchange(Purpose.TRAIN, round, downloads)
         clock.lap("train")
         state, uploads, dropped = _concluded(
             strategy, state, round, answers, downloads, network.absent(), schedule.max_examples
@@ -95,7 +95,7 @@ def run_server(
 def run_peer(
     strategy: Strategy,
     me: int,
-    play: Callable[[Task, int, Payload], Payload],
+    play: Callable[[Purpose, int, Payload], Payload],
     peers: Peers,
     state: State,
     schedule: Schedule,
@@ -113,7 +113,7 @@ def run_peer(
         chosen = sample(peers.ids(), schedule.clients_per_round, schedule.seed, round)
         downloads = _downloads(strategy.download, state, chosen)
         clock.lap("download")
-        upload = play(Task.TRAIN, round, downloads[me]) if me in downloads else None
+        upload = play(Purpose.TRAIN, round, downloads[me]) if me in downloads else None
         clock.lap("train")
         answers = peers.gather(round, upload)
         clock.lap("gather")
@@ -128,7 +128,7 @@ def run_peer(
         if schedule.evaluate_every and (round == schedule.rounds or round % schedule.evaluate_every == 0):
             download = strategy.test_download(state, me)
             if download is not None:
-                row |= metrics.summarise({me: play(Task.EVALUATE, round, download).metrics})
+                row |= metrics.summarise({me: play(Purpose.EVALUATE, round, download).metrics})
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
 
@@ -214,7 +214,7 @@ def _evaluate(
 ) -> tuple[dict[int, dict[str, float]], dict[str, str]]:
     """Each client's test metrics with the model it would use now; and who gave none that can be used, and why."""
     downloads = _downloads(strategy.test_download, state, clients)
-    answers = network.exchange(Task.EVALUATE, round, downloads)
+    answers = network.exchange(Purpose.EVALUATE, round, downloads)
     absent = network.absent()
     flaws = {
         client: evaluation_flaw(answers[client].metrics) if client in answers else absent.get(client, "no answer")

@@ -32,7 +32,7 @@ from fedshare.errors import RunHalted, UserError
 from fedshare.experiments.cli import main
 from fedshare.experiments.compose import CONF, resolved
 from fedshare.experiments.instantiate import check, make
-from fedshare.network import Network, Task
+from fedshare.network import Network, Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.runs import RunFolder, verify
@@ -144,7 +144,7 @@ def uploads(network: Simulation, round: int = 1) -> dict[int, Payload]:
     state = strategy.init(network.population.scratch.initial)
     downloads = {client: strategy.download(state, client) for client in network.client_ids()}
     asked = {client: download for client, download in downloads.items() if download is not None}
-    answers = colluding(network).exchange(Task.TRAIN, round, asked)
+    answers = colluding(network).exchange(Purpose.TRAIN, round, asked)
     return {client: strategy.unpack(upload, strategy.expects(state, client)) for client, upload in answers.items()}
 
 
@@ -651,7 +651,7 @@ def test_a_colluder_learns_nothing_from_what_is_no_number() -> None:
     strategy, initial = network.population.strategy, network.population.scratch.initial
     downloads = {client: strategy.download(strategy.init(initial), client) for client in network.client_ids()}
     asked = {client: download for client, download in downloads.items() if download is not None}
-    answers = colluding(network, bad).exchange(Task.TRAIN, 1, asked)  # type: ignore[arg-type]
+    answers = colluding(network, bad).exchange(Purpose.TRAIN, 1, asked)  # type: ignore[arg-type]
     middle = mean([read(plain[client], initial) for client in (2, 4)])
     for liar in LIARS:
         torch.testing.assert_close(read(answers[liar], initial), scale(middle, -1.0), rtol=1e-4, atol=1e-6)
@@ -721,7 +721,7 @@ def test_success_is_measured_at_every_client_also_when_the_adversaries_rest() ->
     times = OnOff(attack=LabelFlip(classes=3), start=9, adversaries=LIARS)
     network = simulation("fedavg", times)
     downloads = {client: Payload({"params": network.population.scratch.initial}) for client in network.client_ids()}
-    answers = network.exchange(Task.EVALUATE, 1, downloads)
+    answers = network.exchange(Purpose.EVALUATE, 1, downloads)
     for part, answer in zip(network.population.shares, answers.values(), strict=True):
         assert ("attack_success" in answer.metrics) == bool((part.test.y != 1).any())
         assert 0 <= answer.metrics.get("attack_success", 0) <= 1

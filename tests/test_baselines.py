@@ -18,7 +18,7 @@ from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
 from fedshare.experiments import build
 from fedshare.experiments.compose import resolved
-from fedshare.network import Task, answer
+from fedshare.network import Purpose, answer
 from fedshare.payload import Payload
 from fedshare.peft import Full
 from fedshare.privacy import Privacy
@@ -133,7 +133,7 @@ def test_heads_differ_among_clients_and_never_travel(name: str) -> None:
     heads = {digests(memory["local"])[scratch.local[0]] for memory in network.states.values()}
     assert len(heads) == len(network.states) >= 3
     download = Payload({"params": scratch.initial})
-    upload = network.exchange(Task.TRAIN, 3, {0: download})[0]
+    upload = network.exchange(Purpose.TRAIN, 3, {0: download})[0]
     assert not any(tensor.startswith("head.") for tensor in upload.tensors["params"])
     assert len(upload.tensors["params"]) == len(scratch.shared) > 0
 
@@ -271,7 +271,7 @@ def test_a_personal_step_by_hand() -> None:
     memory: State = {}
     for round, sent in ((1, [0.0, 0.0]), (2, [1.0, 0.0])):
         download = Payload({"params": {"logits": torch.tensor(sent)}})
-        upload = answer(made.strategy, made.client(0, memory), Task.TRAIN, round, download)
+        upload = answer(made.strategy, made.client(0, memory), Purpose.TRAIN, round, download)
         if round == 1:
             torch.testing.assert_close(memory["personal"]["logits"], torch.tensor([0.5, -0.5]))
             torch.testing.assert_close(upload.tensors["params"]["logits"], torch.tensor([0.5, -0.5]))
@@ -293,7 +293,7 @@ def test_a_client_is_tested_with_its_personal_model_once_it_has_one() -> None:
     present = min(network.states)
     download = made.strategy.download(state, 0)
     assert download is not None
-    tested = network.exchange(Task.EVALUATE, 1, dict.fromkeys([absent, present], download))
+    tested = network.exchange(Purpose.EVALUATE, 1, dict.fromkeys([absent, present], download))
     for client, params in ((absent, state["params"]), (present, network.states[present]["personal"])):
         by_hand = made.client(client, {})
         by_hand.load(params)
@@ -308,7 +308,7 @@ def test_both_of_dittos_fits_are_accounted_for() -> None:
     privacy = Privacy(noise_multiplier=1.0, max_grad_norm=0.5, delta=1e-3)
     made = population(Ditto(), (), Without, sampling="poisson", privacy=privacy, epochs=1)
     memory: State = {}
-    upload = answer(made.strategy, made.client(0, memory), Task.TRAIN, 1, Payload({"params": made.scratch.initial}))
+    upload = answer(made.strategy, made.client(0, memory), Purpose.TRAIN, 1, Payload({"params": made.scratch.initial}))
     assert memory["privacy"] == {"steps": 4}
     assert upload.metrics == {"examples": 8.0, "max_epsilon": privacy.epsilon(4, 0.5)}
 
@@ -326,10 +326,10 @@ def test_what_fine_tuning_trains_is_fedavgs() -> None:
 def test_a_test_is_that_of_the_model_fine_tuned_by_hand(local: Sequence[str]) -> None:
     state, network = ran(FineTune(finetune_epochs=3), local=local, module=Without, lr_decay=0.5)
     download = Payload({"params": state["params"]})
-    tested = network.exchange(Task.EVALUATE, 3, dict.fromkeys(range(world.CLIENTS), download))
+    tested = network.exchange(Purpose.EVALUATE, 3, dict.fromkeys(range(world.CLIENTS), download))
     usual = Simulation(partial(population, FedAvg(), local, Without))
     usual.states = network.states
-    untuned = usual.exchange(Task.EVALUATE, 3, dict.fromkeys(range(world.CLIENTS), download))
+    untuned = usual.exchange(Purpose.EVALUATE, 3, dict.fromkeys(range(world.CLIENTS), download))
     for client in range(world.CLIENTS):
         made = population(FedAvg(), local, Without)
         by_hand = made.client(client, unpack(pack(network.states.get(client, {}))))
@@ -573,10 +573,10 @@ def test_two_planted_groups_are_found_and_each_then_learns_its_own_names() -> No
     network = Simulation(partial(quarrel, 3))
     strategy = network.population.strategy
     downloads = {client: strategy.download(done[-1].state, client) for client in range(6)}
-    tested = network.exchange(Task.EVALUATE, 15, {i: d for i, d in downloads.items() if d is not None})
+    tested = network.exchange(Purpose.EVALUATE, 15, {i: d for i, d in downloads.items() if d is not None})
     assert min(metrics.metrics["accuracy"] for metrics in tested.values()) == 1.0
     everyones = Payload({"params": done[-1].state["params"]})
-    together = network.exchange(Task.EVALUATE, 15, dict.fromkeys(range(6), everyones))
+    together = network.exchange(Purpose.EVALUATE, 15, dict.fromkeys(range(6), everyones))
     assert sum(metrics.metrics["accuracy"] for metrics in together.values()) / 6 < 0.8
 
 

@@ -10,7 +10,7 @@ import torch
 
 import world
 from fedshare.errors import RunHalted
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.simulation import Simulation
@@ -46,7 +46,7 @@ def one_round(name: str) -> tuple[Simulation, State, dict[int, Payload], dict[in
 def sent(network: Simulation, state: State, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
     """The uploads as the server unpacks them."""
     strategy = network.population.strategy
-    answers = network.exchange(Task.TRAIN, round, downloads)
+    answers = network.exchange(Purpose.TRAIN, round, downloads)
     return {client: strategy.unpack(upload, strategy.expects(state, client)) for client, upload in answers.items()}
 
 
@@ -102,7 +102,7 @@ def test_apply_leaves_nothing_of_another_client_in_the_model(name: str) -> None:
         return digests(dict(client.model.state_dict()))
 
     before = applied(first)
-    network.exchange(Task.TRAIN, 3, {last: downloads[last]})
+    network.exchange(Purpose.TRAIN, 3, {last: downloads[last]})
     assert applied(first) == before
 
 
@@ -138,8 +138,8 @@ def test_memories_save_and_load_to_the_same_bits(name: str) -> None:
 def test_evaluation_changes_no_memory(name: str) -> None:
     network, _, downloads, _ = one_round(name)
     before = {i: digests(state) for i, state in network.states.items()}
-    first = network.exchange(Task.EVALUATE, 2, downloads)
-    assert network.exchange(Task.EVALUATE, 2, downloads) == first
+    first = network.exchange(Purpose.EVALUATE, 2, downloads)
+    assert network.exchange(Purpose.EVALUATE, 2, downloads) == first
     assert {i: digests(state) for i, state in network.states.items()} == before
 
 

@@ -14,7 +14,7 @@ import world
 from fedshare import seeds
 from fedshare.client import Training
 from fedshare.errors import UserError
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.privacy import Privacy
 from fedshare.rounds import Schedule, run_server
@@ -457,7 +457,7 @@ def test_a_run_reports_weights_and_learns(name: str) -> None:
     *_, done = run_server(strategy, network, strategy.init(network.population.scratch.initial), schedule)
     assert ("weights" in done.row) == (name != "robust"), "the median has none"
     downloads = {i: strategy.download(done.state, i) for i in network.client_ids()}
-    answers = network.exchange(Task.EVALUATE, 2, {i: d for i, d in downloads.items() if d is not None})
+    answers = network.exchange(Purpose.EVALUATE, 2, {i: d for i, d in downloads.items() if d is not None})
     assert len(answers) == world.CLIENTS
     if name == "qffl":
         assert done.row["loss_before"] > 0

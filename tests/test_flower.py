@@ -20,7 +20,7 @@ from fedshare.flower.load import App, read_config, serve
 from fedshare.flower.memory import Memory
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.rounds import Schedule, run_server
 from fedshare.state import digests
 
@@ -64,7 +64,7 @@ def test_every_message_is_held_to_the_terms(tmp_path: Path) -> None:
     net._terms = Terms(bytes(32), bytes(32))  # as if the client's process had been replaced since
     download = here.strategy.download({}, 0)
     assert download is not None
-    assert net.exchange(Task.TRAIN, 1, {0: download}) == {}
+    assert net.exchange(Purpose.TRAIN, 1, {0: download}) == {}
     assert net.absent() == {0: "its config or its initial model is not the server's"}
 
 

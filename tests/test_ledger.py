@@ -30,7 +30,7 @@ from fedshare.ledger.meaning import MESSAGES, Meaning
 from fedshare.ledger.replica import Replica
 from fedshare.ledger.sums import Sums
 from fedshare.ledger.transcript import Transcript, telling
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.payload import Payload, flaw
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.runs import RunFolder, verify
@@ -278,7 +278,7 @@ def test_everyone_has_the_model_that_the_bytes_say_the_senders_too(coding: str) 
 def test_a_message_has_a_byte_for_each_probe_and_nothing_else(coding: str, bytes_each: int, probes: int) -> None:
     net = network(OneByte(coding=coding, probes=probes))  # type: ignore[arg-type]
     downloads = {id: net.population.strategy.download(begin(net), id) for id in net.client_ids()}
-    for upload in net.exchange(Task.TRAIN, 1, downloads).values():  # type: ignore[arg-type]
+    for upload in net.exchange(Purpose.TRAIN, 1, downloads).values():  # type: ignore[arg-type]
         assert len(wire.pack(upload)[1]) == bytes_each * probes, "the tensors as they cross the network"
     (done,) = rounds(net, 1)
     assert done.row["bytes_up"] == 5 * bytes_each * probes
@@ -319,7 +319,7 @@ def test_who_joins_later_has_the_model_of_those_who_were_there(rounds_away: int)
     state = begin(net)
     for round in range(1, rounds_away + 1):
         downloads = {id: population.strategy.download(state, id) for id in (0, 1)}
-        state = population.strategy.aggregate(state, round, net.exchange(Task.TRAIN, round, downloads))  # type: ignore[arg-type]
+        state = population.strategy.aggregate(state, round, net.exchange(Purpose.TRAIN, round, downloads))  # type: ignore[arg-type]
     download = population.strategy.download(state, 4)
     assert ("sums" in download.tensors["ledger"]) == (rounds_away == 40)  # type: ignore[union-attr]
     assert download.nbytes <= state["sums"].nbytes + 32  # type: ignore[union-attr]
@@ -327,7 +327,7 @@ def test_who_joins_later_has_the_model_of_those_who_were_there(rounds_away: int)
     population.strategy.apply(late, download)  # type: ignore[arg-type]
     assert digests(late.params()) == digests(state["params"])
     # It goes on from what it was told.
-    net.exchange(Task.TRAIN, rounds_away + 1, {4: download})  # type: ignore[dict-item]
+    net.exchange(Purpose.TRAIN, rounds_away + 1, {4: download})  # type: ignore[dict-item]
     assert net.states[4]["ledger"]["round"] == rounds_away
     assert len(net.states[0]["ledger"]["commits"]) <= state["sums"].nbytes
 

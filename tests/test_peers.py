@@ -6,7 +6,7 @@ import pytest
 
 import world
 from fedshare.errors import RunHalted
-from fedshare.network import Peers, Task
+from fedshare.network import Peers, Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_peer, run_server
 from fedshare.simulation import Simulation
@@ -100,9 +100,9 @@ def test_a_bad_upload_is_dropped_by_every_peer_alike() -> None:
     strategy = population.strategy
 
     class Liar(Player):
-        def __call__(self, task: Task, round: int, download: Payload) -> Payload:
-            upload = super().__call__(task, round, download)
-            return Payload({"codes": {}}, upload.metrics) if task is Task.TRAIN else upload
+        def __call__(self, purpose: Purpose, round: int, download: Payload) -> Payload:
+            upload = super().__call__(purpose, round, download)
+            return Payload({"codes": {}}, upload.metrics) if purpose is Purpose.TRAIN else upload
 
     def act(me: int, peers: Peers) -> Round:
         play = (Liar if me == 3 else Player)(population, me)

@@ -17,7 +17,7 @@ from fedshare.errors import UserError
 from fedshare.experiments.compose import resolved
 from fedshare.experiments.instantiate import make
 from fedshare.models import MLP, ResNet, TextTransformer, ViT
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.parts import Parts, Role
 from fedshare.payload import Payload
 from fedshare.peft import Adapter, Bias, Compacter, Full, Head, Method, Prompt, Shards
@@ -211,8 +211,8 @@ def test_what_is_frozen_is_the_same_everywhere_after_a_run_and_in_no_message(nam
     seen: set[str] = set()
 
     class Watched(world.Altered):
-        def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-            answers = super().exchange(task, round, downloads)
+        def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+            answers = super().exchange(purpose, round, downloads)
             for payload in [*downloads.values(), *answers.values()]:
                 seen.update(tensor for _, tensor, _ in payload.sizes())
             return answers
@@ -292,12 +292,13 @@ def test_one_client_a_round_gives_its_own_model_and_weights_are_exact_counts() -
     (chosen,) = done.row["clients"]
     again = Simulation(partial(population, "bias"))
     download = Payload({"params": again.population.scratch.initial})
-    upload = again.exchange(Task.TRAIN, 1, {chosen: download})[chosen]
+    upload = again.exchange(Purpose.TRAIN, 1, {chosen: download})[chosen]
     assert all(torch.equal(done.state["params"][n], t) for n, t in upload.tensors["params"].items())
 
     whole = Simulation(partial(population, "bias"))
     (done,) = run(whole, 1)
-    uploads = Simulation(partial(population, "bias")).exchange(Task.TRAIN, 1, dict.fromkeys(range(CLIENTS), download))
+    downloads = dict.fromkeys(range(CLIENTS), download)
+    uploads = Simulation(partial(population, "bias")).exchange(Purpose.TRAIN, 1, downloads)
     sizes = [6, 9, 12, 15]  # 9 is no multiple of the batch size, and counts as 9
     for name, value in done.state["params"].items():
         by_hand = sum(size / 42 * uploads[client].tensors["params"][name].double() for client, size in enumerate(sizes))
@@ -486,7 +487,7 @@ def test_ffa_lora_averages_exactly_and_plain_lora_does_not() -> None:
         (done,) = run(network, 1)
         again = Simulation(partial(population, name, epochs=3))
         download = Payload({"params": again.population.scratch.initial})
-        uploads = again.exchange(Task.TRAIN, 1, dict.fromkeys(range(CLIENTS), download))
+        uploads = again.exchange(Purpose.TRAIN, 1, dict.fromkeys(range(CLIENTS), download))
         whole, scratch = done.state["params"], again.population.scratch
         a, b = (f"blocks.0.attn.qkv.lora_{side}.default.weight" for side in "AB")
 

@@ -21,7 +21,7 @@ from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
 from fedshare.flower.memory import Ledger
 from fedshare.models import TextTransformer, ViT
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.noise import Stream
 from fedshare.payload import Payload
 from fedshare.poisson import Poisson
@@ -745,17 +745,17 @@ def test_in_a_deployment_each_client_has_a_secret_that_lasts(tmp_path: Path) -> 
         here = population(made)
         return Participant(here, Terms.of("config", here), tmp_path / folder)
 
-    def trained(who: Participant, id: int = 0, task: Task = Task.TRAIN, run: bytes = bytes(8)) -> Payload:
+    def trained(who: Participant, id: int = 0, purpose: Purpose = Purpose.TRAIN, run: bytes = bytes(8)) -> Payload:
         download, data = wire.pack(Payload({"params": who.population.scratch.initial}))
         request = Request(round=1, base=0, keep=0, run=run, terms=who.terms.short, download=download)
-        reply, tensors = who.answer(id, task, request, bytes(data))
+        reply, tensors = who.answer(id, purpose, request, bytes(data))
         return wire.unpack(reply.upload, tensors)
 
     def params(upload: Payload) -> Tensors:
         return upload.tensors["params"]
 
     first = participant("a", noisy())
-    trained(first, task=Task.EVALUATE)
+    trained(first, purpose=Purpose.EVALUATE)
     assert not list(tmp_path.rglob("secret"))
     upload = trained(first)
     assert upload.metrics.keys() == {"examples", "max_epsilon"}
@@ -802,7 +802,7 @@ def test_in_a_deployment_every_answer_counts(tmp_path: Path, monkeypatch: pytest
         """What the client says that it has spent, in rounds; and its upload."""
         download, data = wire.pack(Payload({"params": params}))
         request = Request(round=round, base=base, keep=0, run=bytes(8), terms=who.terms.short, download=download)
-        reply, tensors = who.answer(0, Task.TRAIN, request, bytes(data))
+        reply, tensors = who.answer(0, Purpose.TRAIN, request, bytes(data))
         upload = wire.unpack(reply.upload, tensors)
         rounds = {noisy().epsilon(a_round * count, 0.5): count for count in range(1, 9)}
         return rounds[upload.metrics["max_epsilon"]], upload.tensors["params"]

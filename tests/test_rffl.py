@@ -15,7 +15,7 @@ import world
 from fedshare import masks, seeds, sparse
 from fedshare.attacks.lies import SignFlip
 from fedshare.errors import UserError
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Schedule, run_server
 from fedshare.simulation import Simulation
@@ -315,9 +315,8 @@ def test_models_differ_and_bytes_go_by_reputation() -> None:
         strategy.apply(one, download)
         found.add(repr(digests(one.params())))
     assert len(found) == 5
-    assert (
-        network.exchange(Task.EVALUATE, 3, {c: d for c, d in downloads.items() if d is not None}).keys() == sent.keys()
-    )
+    asked = {client: download for client, download in downloads.items() if download is not None}
+    assert network.exchange(Purpose.EVALUATE, 3, asked).keys() == sent.keys()
 
 
 # Sparse tensors

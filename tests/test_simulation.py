@@ -14,7 +14,7 @@ from fedshare import threads
 from fedshare.chain import Link
 from fedshare.client import Client
 from fedshare.errors import RunHalted
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Schedule, run_server
 from fedshare.scratch import Scratch
@@ -220,7 +220,7 @@ def test_a_stopped_worker_meets_the_deadline_in_the_middle_of_a_message() -> Non
         os.kill(network._workers._workers[0].process.pid or 0, signal.SIGSTOP)
         big = {"w": torch.zeros(10_000_000)}  # beyond what a pipe holds
         with pytest.raises(RunHalted, match="no answer from its worker in timeout=5 s"):
-            network.exchange(Task.TRAIN, 1, {0: Payload({"params": big})})
+            network.exchange(Purpose.TRAIN, 1, {0: Payload({"params": big})})
 
 
 def test_there_are_no_more_workers_than_clients() -> None:

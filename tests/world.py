@@ -11,7 +11,7 @@ from fedshare import seeds
 from fedshare.client import Training
 from fedshare.data.dataset import Examples
 from fedshare.experiments.instantiate import make
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
@@ -128,9 +128,9 @@ class Altered:
     def kept(self, round: int) -> None:
         self.inner.kept(round)
 
-    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        answers = self.inner.exchange(task, round, downloads)
-        if task is Task.TRAIN:
+    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+        answers = self.inner.exchange(purpose, round, downloads)
+        if purpose is Purpose.TRAIN:
             for client in self.change.keys() & answers.keys():
                 answers[client] = self.change[client](answers[client])  # type: ignore[operator]
         return answers
@@ -139,9 +139,9 @@ class Altered:
 class Reversed(Altered):
     """Clients visited, and answers given, from the last to the first."""
 
-    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         self.inner._sizes = list(self.client_ids())[::-1]  # the largest first: client 0
-        answers = self.inner.exchange(task, round, dict(reversed(downloads.items())))
+        answers = self.inner.exchange(purpose, round, dict(reversed(downloads.items())))
         return dict(reversed(answers.items()))
 
 

@@ -3,7 +3,7 @@
 from fedshare import seeds
 from fedshare.attacks.attack import Attack
 from fedshare.attacks.update import CHANGE, MODEL, read, write
-from fedshare.network import Network, Task
+from fedshare.network import Network, Purpose
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.strategy import Strategy
@@ -30,10 +30,10 @@ class Colluding:
         self._network, self._strategy, self._attack, self._adversaries = network, strategy, attack, adversaries
         self._initial, self._seed = initial, seed
 
-    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        answers = self._network.exchange(task, round, downloads)
+    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+        answers = self._network.exchange(purpose, round, downloads)
         liars, attack = [client for client in self._adversaries if client in answers], self._attack.at(round)
-        if task is not Task.TRAIN or not liars or type(attack).collude is Attack.collude:
+        if purpose is not Purpose.TRAIN or not liars or type(attack).collude is Attack.collude:
             return answers
         known = {
             client: found for client in sorted(answers) if (found := self._read(answers[client], downloads[client]))

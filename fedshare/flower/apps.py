@@ -12,7 +12,7 @@ from fedshare.files import state_folder
 from fedshare.flower.inprocess import ask
 from fedshare.flower.participant import Participant, Terms
 from fedshare.flower.records import unwrap, wrap
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.simulation import Population
 
 # From run config and node config, which is this host's alone: the text to agree on, and everyone who may take part.
@@ -69,17 +69,17 @@ def client_app(build: Build) -> ClientApp:
         attendance = participant(context).attend(client(context), invitation)
         return Message(wrap(attendance.SerializeToString()), reply_to=message)
 
-    def answer(task: Task, message: Message, context: Context) -> Message:
+    def answer(purpose: Purpose, message: Message, context: Context) -> Message:
         head, tensors = unwrap(message.content)
-        reply, upload = participant(context).answer(client(context), task, Request.FromString(head), tensors)
+        reply, upload = participant(context).answer(client(context), purpose, Request.FromString(head), tensors)
         return Message(wrap(reply.SerializeToString(), upload), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return answer(Task.TRAIN, message, context)
+        return answer(Purpose.TRAIN, message, context)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return answer(Task.EVALUATE, message, context)
+        return answer(Purpose.EVALUATE, message, context)
 
     return app

@@ -16,7 +16,7 @@ from fedshare.errors import RunHalted, UserError, brief
 from fedshare.flower.participant import Terms
 from fedshare.flower.private import names_of
 from fedshare.flower.records import unwrap, wrap
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.payload import Payload, same_tensors
 from fedshare.state import State
 
@@ -29,7 +29,7 @@ _AGAIN = 15.0  # seconds after which a node that does not take part is asked aga
 class FlowerNetwork:
     """A `Network` on any Grid, whose clients keep their memories themselves.
 
-    `run` names the run whose memories they are to use; `timeout` is how many seconds a client may take for a task.
+    `run` names the run whose memories they are to use; `timeout` is how many seconds a client may take for an answer.
     The first round waits for `clients` of `everyone`, a later one for half as many, both up to `patience` seconds. A
     node is asked who it is when it comes; then its client takes part whenever the Grid lists the node.
     """
@@ -132,12 +132,12 @@ class FlowerNetwork:
 
     # The exchange.
 
-    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         self._absent = dict.fromkeys(downloads.keys() - self._nodes.keys(), "not connected")
         clients = sorted(downloads.keys() & self._nodes.keys())
-        requests = self._requests(task, round, {client: downloads[client] for client in clients})
+        requests = self._requests(purpose, round, {client: downloads[client] for client in clients})
         messages = [
-            Message(content, self._nodes[client], task.value, group_id=str(round))
+            Message(content, self._nodes[client], purpose.value, group_id=str(round))
             for client, content in zip(clients, requests, strict=True)
         ]
         answers, memories = dict[int, Payload](), dict[int, dict[str, str]]()
@@ -146,7 +146,7 @@ class FlowerNetwork:
                 answers[client], memories[client] = _read(reply)
             except (ValueError, DecodeError) as error:
                 self._absent[client] = brief(str(error))
-        if task is Task.TRAIN:
+        if purpose is Purpose.TRAIN:
             self._digests = dict(sorted(memories.items()))
             self._versions |= {client: round if leaves else 0 for client, leaves in memories.items()}
         return {client: answers[client] for client in sorted(answers)}
@@ -157,7 +157,7 @@ class FlowerNetwork:
     def absent(self) -> dict[int, str]:
         return self._absent
 
-    def _requests(self, task: Task, round: int, downloads: dict[int, Payload]) -> Iterable[RecordDict]:
+    def _requests(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> Iterable[RecordDict]:
         last: tuple[Payload, Contents, bytes] | None = None
         for client, download in downloads.items():
             if last is None or not same_tensors(last[0], download) or last[0].metrics != download.metrics:

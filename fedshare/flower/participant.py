@@ -10,7 +10,7 @@ from fedshare import wire
 from fedshare._proto.payload_pb2 import Attendance, Invitation, Leaf, Reply, Request
 from fedshare.errors import UserError
 from fedshare.flower.memory import Ledger, Memory
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.simulation import Population
 from fedshare.threads import threads
 
@@ -58,7 +58,7 @@ class Participant:
         size = self.population.shares[id].size
         return Attendance(client=id, examples=size, host=platform.node(), device=self.device)
 
-    def answer(self, id: int, task: Task, request: Request, data: bytes) -> tuple[Reply, bytearray]:
+    def answer(self, id: int, purpose: Purpose, request: Request, data: bytes) -> tuple[Reply, bytearray]:
         """Do what is asked, starting from the memory that the server counts on.
 
         What private training has spent is counted beside that memory: an answer that the server never took is forgotten
@@ -69,11 +69,11 @@ class Participant:
         memory = self._memory(request.run.hex(), id)
         state = memory.recall(request.base, request.keep)
         download = wire.unpack(request.download, data)
-        private = self.population.training.private and task is Task.TRAIN
+        private = self.population.training.private and purpose is Purpose.TRAIN
         ledger = Ledger(memory.folder, self.terms.config) if private else None
         with threads(self.threads):
-            answer = self.population.answer(task, request.round, id, download, state, ledger)
-        if task is Task.TRAIN:
+            answer = self.population.answer(purpose, request.round, id, download, state, ledger)
+        if purpose is Purpose.TRAIN:
             memory.save(request.round, answer.state)
         upload, tensors = wire.pack(answer.payload)
         leaves = [Leaf(path=path, sha256=bytes.fromhex(digest)) for path, digest in answer.digests.items()]

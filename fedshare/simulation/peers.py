@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fedshare.errors import RunHalted
-from fedshare.network import Peers, Task
+from fedshare.network import Peers, Purpose
 from fedshare.payload import Payload
 from fedshare.simulation.population import Population
 from fedshare.state import State
@@ -97,8 +97,8 @@ class Player:
         self.state: State = {}
         self._population, self._me = population, me
 
-    def __call__(self, task: Task, round: int, download: Payload) -> Payload:
-        answer = self._population.answer(task, round, self._me, download, self.state)
-        if task is Task.TRAIN:
+    def __call__(self, purpose: Purpose, round: int, download: Payload) -> Payload:
+        answer = self._population.answer(purpose, round, self._me, download, self.state)
+        if purpose is Purpose.TRAIN:
             self.state = answer.state
         return answer.payload

@@ -12,7 +12,7 @@ from fedshare.attacks.liar import Adversary, Liar
 from fedshare.client import Client, Ledger, Share, Training
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.data.partition.base import Partition, Split
-from fedshare.network import Task, answer
+from fedshare.network import Purpose, answer
 from fedshare.payload import Payload
 from fedshare.scratch import Scratch
 from fedshare.state import State, digests
@@ -102,15 +102,15 @@ class Population:
         return [share.size for share in self.shares]
 
     def answer(
-        self, task: Task, round: int, id: int, download: Payload, state: State, ledger: Ledger | None = None
+        self, purpose: Purpose, round: int, id: int, download: Payload, state: State, ledger: Ledger | None = None
     ) -> "Answer":
         """`ledger` is the client's own; in a simulation there is none, so that a run repeats and its noise is known."""
         client, strategy = self.client(id, state, ledger), self.strategy
         if id in self.adversaries:
             attack = self.attack.at(round)
             client, strategy = Adversary(client, attack), Liar(strategy, attack)
-        payload = answer(strategy, client, task, round, download)
-        if task is Task.TRAIN:
+        payload = answer(strategy, client, purpose, round, download)
+        if purpose is Purpose.TRAIN:
             return Answer(payload, client.state, digests(client.state))
         return Answer(Payload(metrics=payload.metrics | self.attack.success(client)), client.state, {})
 

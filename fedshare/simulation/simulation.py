@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.simulation.population import Answer, Population
 from fedshare.simulation.workers import Job, Workers
@@ -69,14 +69,14 @@ class Simulation:
     def kept(self, round: int) -> None:
         pass
 
-    def exchange(self, task: Task, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         # The largest clients first, so that no worker is left with one of them at the end.
         order = sorted(downloads, key=lambda client: -self._sizes[client])
-        jobs = [Job(task, round, client, downloads[client], self.states.get(client, {})) for client in order]
+        jobs = [Job(purpose, round, client, downloads[client], self.states.get(client, {})) for client in order]
         if self._count and not self._workers:
             self._workers = Workers(self._build, self._count, self._timeout)
         answers = dict(self._workers.run(jobs) if self._workers else self._here(jobs))
-        if task is Task.TRAIN:
+        if purpose is Purpose.TRAIN:
             self.states |= {client: answer.state for client, answer in answers.items()}
             self._digests = {client: answer.digests for client, answer in sorted(answers.items())}
         return {client: answers[client].payload for client in sorted(answers)}

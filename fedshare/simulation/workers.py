@@ -16,7 +16,7 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from fedshare.errors import RunHalted, UserError
-from fedshare.network import Task
+from fedshare.network import Purpose
 from fedshare.payload import Payload, same_tensors
 from fedshare.simulation.population import Answer, Population
 from fedshare.state import State, pack, unpack
@@ -29,17 +29,17 @@ ATTEMPTS = 2  # a job whose worker dies is given to another one once
 
 @dataclass(frozen=True)
 class Job:
-    task: Task
+    purpose: Purpose
     round: int
     client: int
     download: Payload
     state: State
 
     def run(self, population: Population) -> Answer:
-        return population.answer(self.task, self.round, self.client, self.download, self.state)
+        return population.answer(self.purpose, self.round, self.client, self.download, self.state)
 
     def __str__(self) -> str:
-        return f"round {self.round}: client {self.client}: {self.task.value}"
+        return f"round {self.round}: client {self.client}: {self.purpose.value}"
 
 
 class Workers:
@@ -152,7 +152,7 @@ class _Worker:
         self._download = None
 
     def send(self, job: Job, timeout: float) -> None:
-        request: State = {"round": job.round, "client": job.client, "task": job.task.value, "state": job.state}
+        request: State = {"round": job.round, "client": job.client, "purpose": job.purpose.value, "state": job.state}
         request["metrics"] = job.download.metrics
         # One global model goes to many clients: it crosses to each worker once.
         if self._download is None or not same_tensors(self._download, job.download):
@@ -227,7 +227,7 @@ def _serve(connection: Connection, build: Callable[[], Population]) -> None:
             request = unpack(connection.recv_bytes())
             tensors = request.get("tensors", tensors)
             download = Payload(tensors, request["metrics"])
-            job = Job(Task(request["task"]), request["round"], request["client"], download, request["state"])
+            job = Job(Purpose(request["purpose"]), request["round"], request["client"], download, request["state"])
             connection.send_bytes(_reply(job, population))
 
 
