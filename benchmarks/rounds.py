@@ -73,7 +73,7 @@ def plain_round(workload: Workload, model: nn.Module, shares: list[Part], chosen
     """The textbook: copy the model, train the copy, average the copies."""
     answers = []
     for client in chosen:
-        train, _ = shares[client]
+        train, *_ = shares[client]
         copy = workload.module()
         copy.load_state_dict(model.state_dict())
         optimizer = sgd(copy.parameters())

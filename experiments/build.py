@@ -1,22 +1,29 @@
 """From a resolved config to the objects of a run, here and in each worker process."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fedshare import seeds, weights
 from fedshare.account import Account
 from fedshare.attacks import Attack
-from fedshare.client import Training, check_private
+from fedshare.client import Training
 from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition
 from fedshare.errors import UserError, first_line
 from fedshare.parts import Parts
 from fedshare.peft import Method
+from fedshare.rates import Rate
 from fedshare.rounds import Schedule
 from fedshare.scratch import Scratch
 from fedshare.simulation import Partitioned, Population
 from fedshare.strategy import Strategy
+from fedshare.tasks import Task, models
 from fedshare.threads import one_thread
+from fedshare.trial import attempt
 
 from . import instantiate
 from .instantiate import make
@@ -26,6 +33,8 @@ _PARTS: dict[str, type] = {
     "strategy": Strategy,
     "peft": Method,
     "client": Training,
+    "schedule": Rate,
+    "task": Task,
     "attack": Attack,
     "tracking": Tracker,
 }
@@ -39,18 +48,39 @@ def population(config: str) -> Population:
 def population_of(config: DictConfig) -> Population:
     with one_thread():  # or the model's first bits would depend on how many there are
         strategy = make(config.strategy, "strategy", Strategy)
-        training = make(config.client, "client", Training)
+        training = replace(make(config.client, "client", Training), schedule=make(config.schedule, "schedule", Rate))
+        task = make(config.task, "task", Task)
         partition = make(config.partition, "partition", Partition)
         device = device_of(config.device)
-        dataset = data(config)
-        shares = Partitioned(dataset, partition, config.seed)
-        module, parts = tuned(config, dataset)
+        dataset = data(config, task)
+        shares = Partitioned(dataset, partition, config.seed, config.validation)
+        module, parts = tuned(config, dataset, task)
         scratch = Scratch(module, device, parts)
-        check_private(scratch, training, dataset.pool)
         attack = make(config.attack, "attack", Attack)
         attack.who(len(shares), config.seed)
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
-        return Population(strategy, scratch, training, shares, config.seed, attack)
+        return Population(strategy, scratch, training, shares, config.seed, attack, task, config.unseen)
+
+
+def tried(config: DictConfig) -> Population:
+    """Everyone who may take part, after a step that shows that it can be done. Raises UserError where it cannot."""
+    population = population_of(config)
+    with one_thread():
+        attempt(population)
+    check_best(config, population)
+    return population
+
+
+def check_best(config: DictConfig, population: Population) -> None:
+    """Raise UserError where there is nothing to select by, and something is to be selected."""
+    if config.best is None and config.patience is None:
+        return
+    wanted = "best" if config.best is not None else "patience"
+    if not config.validation:
+        raise UserError(f"{wanted}={config[wanted]}: goes by the validation examples: say validation=0.1")
+    known = [name for name, better in population.task.directions().items() if better]
+    if config.best is not None and config.best not in known:
+        raise UserError(f"best={config.best}: no such metric; allowed: {', '.join(known)}")
 
 
 def check(config: DictConfig, seen: set[str]) -> None:
@@ -72,20 +102,26 @@ def check(config: DictConfig, seen: set[str]) -> None:
         weights.locate(config.weights)
     if new("device"):
         device_of(config.device)
-    if new("data", "train_examples", "partition"):
-        make(config.partition, "partition", Partition).split(data(config), config.seed)
+    if new("data", "train_examples", "partition", "task"):
+        task = make(config.task, "task", Task)
+        make(config.partition, "partition", Partition).split(data(config, task), config.seed)
 
 
-def data(config: DictConfig) -> Dataset:
+def data(config: DictConfig, task: Task) -> Dataset:
+    """The data set, with its targets as the task takes them. Raises UserError where it is not as the config says."""
     dataset: Dataset = make(OmegaConf.select(config, "data.load"), "data.load", Dataset)
-    for key, found in (("shape", list(dataset.shape)), ("classes", dataset.classes)):
-        if (stated := config.data.get(key)) != found:
-            raise UserError(f"data.{key}={stated}: {dataset.name} has {found}")
+    if (stated := config.data.get("classes")) != dataset.classes:
+        raise UserError(f"data.classes={stated}: {dataset.name} has {dataset.classes}")
+    dataset = task.fitted(dataset)
+    shape = config.data.get("shape")
+    stated = OmegaConf.to_container(shape) if OmegaConf.is_config(shape) else shape
+    if stated != (found := _plain(dataset.shape)):
+        raise UserError(f"data.shape={stated}: {dataset.name} has {found}")
     count = config.get("train_examples")
     return dataset if count is None else dataset.scarce(count, config.seed)
 
 
-def schedule(config: DictConfig, sizes: list[int]) -> Schedule:
+def schedule(config: DictConfig, sizes: list[int], unseen: Sequence[int] = ()) -> Schedule:
     return Schedule(
         rounds=config.rounds,
         seed=config.seed,
@@ -93,6 +129,9 @@ def schedule(config: DictConfig, sizes: list[int]) -> Schedule:
         evaluate_every=config.evaluate_every,
         evaluate_first=config.evaluate_first,
         max_examples=max(sizes),  # who claims more than anyone was given is lying
+        sizes=dict(enumerate(sizes)),
+        clients=len(sizes),
+        unseen=tuple(unseen),
     )
 
 
@@ -108,21 +147,21 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def tuned(config: DictConfig, dataset: Dataset) -> tuple[torch.nn.Module, Parts]:
+def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Module, Parts]:
     """The model that everyone starts with, from its weights where there are some, and its partition."""
     method = make(config.peft, "peft", Method)
-    model = backbone(config, dataset, method.head or weights.HEAD)
+    model = backbone(config, dataset, task, method.head or weights.HEAD)
     with seeds.scope(config.seed, "peft"):  # of its own: what is added is the same whatever the model has drawn
         model, parts = method.tune(model)
-    _show(model, dataset, "peft: the model it gives")
+    _show(model, dataset, task, "peft: the model it gives")
     return model, parts
 
 
-def backbone(config: DictConfig, dataset: Dataset, head: str = weights.HEAD) -> torch.nn.Module:
+def backbone(config: DictConfig, dataset: Dataset, task: Task, head: str = weights.HEAD) -> torch.nn.Module:
     """The model alone, from its weights where there are some; of those of `head` only what fits is taken."""
     with seeds.scope(config.seed, "model"):
         model: torch.nn.Module = make(config.model, "model", torch.nn.Module)
-        _show(model, dataset, "model:")
+        _show(model, dataset, task, "model:")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model: has no parameter to train")
     if config.weights is not None:
@@ -130,14 +169,24 @@ def backbone(config: DictConfig, dataset: Dataset, head: str = weights.HEAD) -> 
     return model
 
 
-def _show(model: torch.nn.Module, dataset: Dataset, what: str) -> None:
+def _show(model: torch.nn.Module, dataset: Dataset, task: Task, what: str) -> None:
     """Show it one example, so that a model of the wrong shape is named now, and a lazy one learns its shape."""
     inputs, targets = dataset.pool.batch(slice(0, 1))
     try:
         with torch.no_grad():
-            found = list(model.eval()(inputs).shape)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        taken = f"{dataset.name}'s inputs of shape {list(dataset.shape)}"
+            found = list(models.select(models.call(model.eval(), inputs), task.output)[0].shape)
+    except UserError:
+        raise
+    except Exception as error:  # anybody's model
+        taken = f"{dataset.name}'s inputs of shape {_plain(dataset.shape)}"
         raise UserError(f"{what} cannot take {taken}: {first_line(error)}") from error
-    if found != (expected := [*targets.shape, dataset.classes]):
-        raise UserError(f"{what} gives logits of shape {found}, not {expected} for {dataset.name}")
+    if found not in (expected := task.shapes(targets, dataset.classes)):
+        wanted = " or ".join(map(str, expected))
+        raise UserError(f"{what} gives outputs of shape {found}, not {wanted}, for {dataset.name}")
+
+
+def _plain(shape: Any) -> Any:
+    """Shapes as a config has them."""
+    if isinstance(shape, Mapping):
+        return {name: list(part) for name, part in shape.items()}
+    return [list(part) for part in shape] if isinstance(shape, list) else list(shape)

@@ -129,6 +129,17 @@ def jobs(overrides: Sequence[str], name: str = "config", app: Hydra | None = Non
     return [[*settings.overrides.hydra, *job] for job in batch]
 
 
+def selects(overrides: Sequence[str], name: str, app: Hydra) -> list[str]:
+    """Whether a sweep's sweeper chooses by what its jobs give: each wanted direction; none where it does not."""
+    sweeper = _composed(app, name, overrides, RunMode.MULTIRUN).hydra.sweeper
+    if sweeper._target_ == BasicSweeperConf._target_:
+        return []
+    directions = sweeper.get("direction")
+    return [
+        str(part).rpartition(".")[2] for part in ([directions] if isinstance(directions, str) else directions or [""])
+    ]
+
+
 def _composed(app: Hydra, name: str, overrides: Sequence[str], mode: RunMode) -> DictConfig:
     parsed = parse(overrides, app)
     try:

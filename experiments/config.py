@@ -20,6 +20,8 @@ class Root:
     partition: Any = MISSING
     model: Any = MISSING
     client: Any = MISSING
+    schedule: Any = MISSING
+    task: Any = MISSING
     attack: Any = MISSING
     tracking: Any = MISSING
     name: str = MISSING
@@ -28,6 +30,11 @@ class Root:
     clients_per_round: int | None = MISSING
     seed: int = MISSING
     train_examples: int | None = MISSING
+    validation: float = MISSING
+    unseen: int = MISSING
+    best: str | None = MISSING
+    patience: int | None = MISSING
+    on_client_error: str = MISSING
     weights: str | None = MISSING
     evaluate_every: int = MISSING
     evaluate_first: bool = MISSING
@@ -43,6 +50,7 @@ class Pretraining:
 
     data: Any = MISSING
     model: Any = MISSING
+    task: Any = MISSING
     weights: str | None = MISSING
     partition: Any = None
     optimizer: Any = MISSING
@@ -84,6 +92,8 @@ _RANGES = {
     "checkpoint_every": (1, math.inf),
     "workers": (0, math.inf),
     "timeout": (1, 86400),  # a day
+    "unseen": (0, math.inf),
+    "patience": (1, math.inf),
     "epochs": (1, math.inf),
     "batch_size": (1, math.inf),
     "warmup_epochs": (0, math.inf),
@@ -98,6 +108,10 @@ def check_ranges(config: Any) -> None:
         if (value := config.get(key)) is not None and not least <= value <= most:
             allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
             raise UserError(f"{key}={value}: must be {allowed}")
+    if not 0 <= config.get("validation", 0.0) < 1:
+        raise UserError(f"validation={config.validation}: must be at least 0 and below 1")
+    if config.get("on_client_error", "drop") not in ("halt", "drop"):
+        raise UserError(f"on_client_error={config.on_client_error}: must be halt or drop")
 
 
 def check_complete(config: Any, root: type[Root] | type[Pretraining] = Root) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,7 @@ from fedshare import checkpoint, devices
 from fedshare.attacks import Attack
 from fedshare.attacks.colluding import Colluding
 from fedshare.attacks.update import CHANGE, MODEL
+from fedshare.best import Best
 from fedshare.chain import START
 from fedshare.checkpoint import Checkpoint
 from fedshare.data.partition import table
@@ -25,7 +27,7 @@ from fedshare.files import write_atomically
 from fedshare.network import Network
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress
-from fedshare.report.plots import accuracy_plot, partition_plot
+from fedshare.report.plots import partition_plot, progress_plot
 from fedshare.report.summary import summary
 from fedshare.robustness import observed
 from fedshare.rounds import Round, run_server
@@ -47,18 +49,25 @@ MEANT = {
     "train_examples": None,
     "weights": None,
     "evaluate_first": False,
+    "validation": 0.0,
+    "unseen": 0,
+    "best": None,
+    "patience": None,
+    "on_client_error": "halt",
+    "schedule": {"_target_": "fedshare.rates.Constant"},
+    "task": {"_target_": "fedshare.tasks.Classification"},
     "attack": {"_target_": "fedshare.attacks.Attack", "adversaries": 0},
 }
 
 
-def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> None:
+def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> Best:
     """Run all rounds, in a folder of their own. `group` names the sweep that the run is part of."""
     folder = RunFolder(path)
     folder.check_new()
     with simulation(config, population) as network:
         create(folder, config, network.population)
         with folder.lock():
-            rounds(config, folder, network, network.population, None, group)
+            return rounds(config, folder, network, network.population, None, group)
 
 
 def resume(path: str, last: int | None = None) -> None:
@@ -139,7 +148,9 @@ def simulation(config: DictConfig, population: Population | None) -> Simulation:
     elif workers > (most := 4 * cores):
         warn(f"workers={workers}: starting {most}, four a core")
         workers = most
-    return Simulation(partial(build.population, OmegaConf.to_yaml(config)), workers, config.timeout, population)
+    make_all = partial(build.population, OmegaConf.to_yaml(config))
+    population = population or build.tried(config)
+    return Simulation(make_all, workers, config.timeout, population, config.on_client_error)
 
 
 def rounds(
@@ -149,8 +160,11 @@ def rounds(
     population: Population,
     start: Checkpoint | None,
     group: str | None,
-) -> None:
-    """All rounds after `start`, wherever the clients are. Raises UserError where the run began with another model."""
+) -> Best:
+    """All rounds after `start`, wherever the clients are; which was the best on validation examples.
+
+    Raises UserError where the run began with another model.
+    """
     check_model(folder, population, config)
     if start is None:
         with one_thread():
@@ -162,13 +176,15 @@ def rounds(
         network.kept(checkpoint.rounds(folder.checkpoints)[-1])
     _open_ledger(folder, population.strategy, state)
     _draw_partition(population, folder, config.name)
+    best = best_of(config, population, folder.rows())
     tracker = make(config.tracking, "tracking", Tracker)
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
-    with terminable(), Progress(config.rounds, first, header) as progress:
+    metric = population.task.compared
+    with terminable(), Progress(config.rounds, first, header, metric=metric) as progress:
         tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
         completed = False
         try:
-            for done in played(config, network, population, state, first - 1, digest):
+            for done in () if best.over else played(config, network, population, state, first - 1, digest):
                 state = done.state
                 folder.append(done.row, done.link)
                 _commit(folder, population.strategy, done)
@@ -177,8 +193,15 @@ def rounds(
                     progress.note(f"round {done.number}: client {client} dropped: {reason}")
                 for client, reason in done.row.get("untested", {}).items():
                     progress.note(f"round {done.number}: client {client} not tested: {reason}")
-                saved = {"save": _save(folder, network, done)} if _due(done.number, config) else {}
+                if best.see(done.row) and config.best is not None:
+                    _keep_best(folder, network, done, best)
+                due = best.over or _due(done.number, config)
+                saved = {"save": _save(folder, network, done)} if due else {}
                 progress.row(done.row | {"seconds": done.row["seconds"] | saved})
+                if best.over:
+                    break
+            if best.over:
+                progress.note(f"ends after round {best.last}: {best.patience} rounds without a better {best.metric}")
             completed = True
         except RunHalted as error:
             kept = f"; {folder.path} keeps the rounds before" if folder.rows() else ""
@@ -192,13 +215,33 @@ def rounds(
         finally:
             tracker.finish(completed)
             rows = folder.rows()
-            accuracy_plot(rows, folder.path / "accuracy.svg")
+            progress_plot(rows, folder.path / f"{metric}.svg")
             collaborates = collaboration_plot(rows, folder.path / "collaboration.svg")
-    files = ["accuracy.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
+    files = [f"{metric}.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
     if "params" in state:
         write_atomically(folder.model, save_tensors({name: t.contiguous() for name, t in state["params"].items()}))
         files.append(folder.model.name)
-    print(summary(rows, f"{folder.path}: {', '.join(files)}"))
+    files += [folder.best_model.name] * folder.best_model.exists()
+    print(summary(rows, f"{folder.path}: {', '.join(files)}", best))
+    return best
+
+
+def best_of(config: DictConfig, population: Population, rows: list[dict[str, Any]]) -> Best:
+    """The best of `rows` on validation examples, by the config's metric or the task's headline."""
+    metric = population.task.compared if config.best is None else config.best
+    best = Best(metric, population.task.directions()[metric] == "higher", config.patience)
+    for row in rows:
+        best.see(row)
+    return best
+
+
+def _keep_best(folder: RunFolder, network: Network, done: Round, best: Best) -> None:
+    kept = Checkpoint(done.number, done.link.digest, done.state, network.remember(), network.remote)
+    checkpoint.save(folder.best, kept, keep=1)
+    if "params" in done.state:
+        about = {"round": str(best.round), "metric": best.metric, "validation": repr(best.value)}
+        tensors = {name: tensor.contiguous() for name, tensor in done.state["params"].items()}
+        write_atomically(folder.best_model, save_tensors(tensors, about))
 
 
 def played(
@@ -211,8 +254,9 @@ def played(
         network = Colluding(
             network, population.strategy, population.attack, liars, population.scratch.initial, config.seed
         )
-    schedule, account = build.schedule(config, population.sizes()), build.account(population.scratch)
-    for done in run_server(population.strategy, network, state, schedule, start, digest, account):
+    schedule = build.schedule(config, population.sizes(), population.newcomers)
+    account = build.account(population.scratch)
+    for done in run_server(population.strategy, network, state, schedule, start, digest, account, population.task):
         yield replace(done, row=done.row | observed(done.row, liars))
 
 

@@ -32,7 +32,10 @@ RunConfig = Mapping[str, Any]
 RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
 # What a client's part depends on, and so what everyone must have alike. The rest is the server's own affair, but for
 # the weights, which may lie elsewhere on each host: the initial model's digest tells whether they are the same.
-SHARED = ("strategy", "peft", "data", "train_examples", "partition", "model", "client", "attack", "seed")
+SHARED = (
+    *("strategy", "peft", "data", "train_examples", "validation", "unseen", "partition", "model", "client", "schedule"),
+    *("task", "attack", "seed"),
+)
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,16 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     else:
         folder.check_new()
     config.device = "cpu"
-    here = build.population_of(config)
+    here = build.tried(config)
     everyone = len(here.shares)
     clients = order.clients or everyone
     if not 1 <= clients <= everyone:
         raise UserError(f"clients={clients}: there are {everyone}, so wait for 1 to {everyone}")
     terms = Terms.of(agreed(config), here)
     run = _run_id(folder)
-    network = FlowerNetwork(grid, terms, run, config.timeout, everyone, clients, order.wait)
+    network = FlowerNetwork(
+        grid, terms, run, config.timeout, everyone, clients, order.wait, on_error=config.on_client_error
+    )
     if not resuming:
         _gather(network)  # before anything is created
         execute.create(folder, config, here)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
@@ -91,7 +92,8 @@ def undo(run: str, peers: Collection[int], since: int, into: str | None) -> None
     places = f"{len(taken):,} of {len(contents.commits):,} commits"
     print(f"left out  {who} from round {since} on: {entries[0]:,} of {entries[1]:,} entries, in {places}")
     for name, (hash, result) in zip(("with", "without"), found, strict=True):
-        well = [f"{key} {decimal(result.get(key))}" for key in ("accuracy", "loss", "perplexity") if key in result]
+        shown = [key for key, value in result.items() if isinstance(value, float) and key in result["per_client"]]
+        well = [f"{key} {decimal(result[key])}" for key in shown]
         print(f"{name:<9} {', '.join([*well, f'sha256 {hash}'])}")
     if written:
         print(f"into      {written}")
@@ -163,17 +165,18 @@ def _memories(folder: RunFolder, scratch: Scratch) -> dict[int, State]:
     return last.clients if last and not last.remote else {}
 
 
-def _tested(population: Population, memories: dict[int, State]) -> dict[str, float]:
+def _tested(population: Population, memories: dict[int, State]) -> dict[str, Any]:
     """On the test examples of all clients, the model as it is, with each one's own part of it."""
     scratch, results = population.scratch, {}
     for id in range(len(population.shares)):
         local = memories.get(id, {}).get("local", {})
         for name in scratch.local:
             scratch.views[name].copy_(local.get(name, scratch.whole[name]))
-        results[id] = population.client(id, {}).evaluate()
+        one = population.client(id, {})
+        results[id] = one.sums(one.test_examples)
     for name in scratch.local:
         scratch.views[name].copy_(scratch.whole[name])
-    return summarise(results)
+    return summarise(population.task, results)
 
 
 def _ranges(numbers: Collection[int]) -> str:

@@ -20,6 +20,7 @@ from fedshare.runs import RunFolder
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part
 from fedshare.state import State
+from fedshare.tasks import Task
 from fedshare.threads import one_thread, threads
 
 from . import build, instantiate
@@ -61,16 +62,18 @@ def main(arguments: list[str]) -> None:
 def built(config: DictConfig) -> Built:
     with one_thread():  # as in `build.population_of`
         made = plan(config)
-        dataset = build.data(config)
+        dataset = build.data(config, made.task)
         part = _part(dataset)
         _check_augment(made.augment, part)
-        return Built(made, Scratch(build.backbone(config, dataset), build.device_of(config.device)), part)
+        return Built(made, Scratch(build.backbone(config, dataset, made.task), build.device_of(config.device)), part)
 
 
 def plan(config: DictConfig) -> Plan:
     augment = None if config.augment is None else make(config.augment, "augment")
     keys = ("epochs", "batch_size", "warmup_epochs", "label_smoothing", "precision", "test_every")
-    return Plan(optimizer=make(config.optimizer, "optimizer"), augment=augment, **{key: config[key] for key in keys})
+    task = make(config.task, "task", Task)
+    given = {key: config[key] for key in keys}
+    return Plan(optimizer=make(config.optimizer, "optimizer"), augment=augment, task=task, **given)
 
 
 def check(config: DictConfig, seen: set[str]) -> None:
@@ -80,8 +83,8 @@ def check(config: DictConfig, seen: set[str]) -> None:
     build.device_of(config.device)
     if config.weights is not None:
         weights.locate(config.weights)
-    if (text := OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "augment"]))) not in seen:
-        _check_augment(made.augment, _part(build.data(config)))
+    if (text := OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "augment", "task"]))) not in seen:
+        _check_augment(made.augment, _part(build.data(config, made.task)))
         seen.add(text)
 
 
@@ -116,9 +119,11 @@ def _epochs(config: DictConfig, folder: Folder, made: Built, start: Checkpoint |
     write_atomically(folder.metrics, "".join(map(_line, records)))
     print(
         f"{config.name} · {len(made.part.train):,} training and {len(made.part.test):,} test examples · "
-        f"{made.scratch.flat.numel():,} parameters · {config.precision} · {config.threads} threads · seed {config.seed}"
+        f"{made.scratch.size:,} parameters · {config.precision} · {config.threads} threads · seed {config.seed}"
     )
-    print(_row("epoch", "acc", "loss", "train loss", "lr", "examples/s", "s/epoch"), flush=True)
+    headline = made.plan.task.compared
+    title = "acc" if headline == "accuracy" else headline[:6]
+    print(_row("epoch", title, "loss", "train loss", "lr", "examples/s", "s/epoch"), flush=True)
     with terminable(), threads(config.threads):
         try:
             for epoch in pretrain(made.scratch, made.part, made.plan, config.seed, memory):
@@ -127,7 +132,7 @@ def _epochs(config: DictConfig, folder: Folder, made: Built, start: Checkpoint |
                     file.write(_line(epoch.record))
                 if epoch.number % config.checkpoint_every == 0 or epoch.number == config.epochs:
                     _save(folder, epoch, records)
-                print(_cells(epoch.record), flush=True)
+                print(_cells(epoch.record, headline), flush=True)
         except RunHalted as error:
             kept = f"; {folder.path} keeps the epochs before" if records else ""
             raise RunHalted(f"{error}{kept}") from error
@@ -139,7 +144,7 @@ def _epochs(config: DictConfig, folder: Folder, made: Built, start: Checkpoint |
             raise
     _write_model(folder.model, made.scratch.module, config)
     final = records[-1]
-    tested = f"accuracy {final['accuracy']:.4f}, loss {final['loss']:.4f}; " if "accuracy" in final else ""
+    tested = f"{headline} {final[headline]:.4f}, loss {final['loss']:.4f}; " if headline in final else ""
     print(f"{tested}{folder.path}: {folder.model.name}, {folder.metrics.name}")
 
 
@@ -154,6 +159,8 @@ def _check_augment(augment: Augment | None, part: Part) -> None:
     if augment is None:
         return
     inputs, _ = part.train.batch(slice(0, 2))
+    if not isinstance(inputs, torch.Tensor):
+        raise UserError("augment: is for one input, and the data have several; null: none")
     try:
         found = augment(inputs, torch.Generator()).shape
     except Exception as error:  # anybody's code
@@ -179,8 +186,8 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record) + "\n"
 
 
-def _cells(record: dict[str, Any]) -> str:
-    scores = (decimal(record.get(key)) for key in ("accuracy", "loss", "train_loss"))
+def _cells(record: dict[str, Any], headline: str) -> str:
+    scores = (decimal(record.get(key)) for key in (headline, "loss", "train_loss"))
     speed, seconds = f"{record['examples_per_second']:,.0f}", decimal(record["seconds"], 2)
     return _row(str(record["epoch"]), *scores, f"{record['lr']:.2e}", speed, seconds)
 

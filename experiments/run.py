@@ -18,7 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedshare.best import Best
 from fedshare.errors import RunHalted, UserError, first_line
+from fedshare.tasks import Task
 
 from . import build, compose
 from .cli import Parser
@@ -34,12 +36,12 @@ class Work:
     command: str
     build: Callable[[DictConfig], Any]  # what `execute` needs, before there is a folder
     check: Callable[[DictConfig, set[str]], None]  # as `build.check`, for one job of a sweep
-    execute: Callable[[DictConfig, Path, str | None, Any], None]  # given what was built; None: to build it itself
+    execute: Callable[[DictConfig, Path, str | None, Any], Best | None]  # given what was built; None: to build itself
 
 
 def _build(config: DictConfig) -> Any:
     make(config.tracking, "tracking", Tracker)
-    return build.population_of(config)
+    return build.tried(config)
 
 
 RUN = Work("run", _build, build.check, execute)
@@ -98,24 +100,40 @@ def _single(work: Work, app: Hydra, name: str, overrides: list[str]) -> None:
     config = compose.resolved(overrides, name, app)
     built = (config, work.build(config))
     error = app.run(name, partial(_job, work, built), overrides).return_value
-    if error:
+    if isinstance(error, Exception):
         raise error
 
 
 def _sweep(work: Work, app: Hydra, name: str, overrides: list[str]) -> None:
     jobs = compose.jobs(overrides, name, app)
     same, seen = set.intersection(*map(set, jobs)), set[str]()
+    selects = compose.selects(overrides, name, app)
     for number, job in enumerate(jobs):
         try:
-            work.check(compose.resolved(job, name, app), seen)
+            config = compose.resolved(job, name, app)
+            work.check(config, seen)
+            if selects:
+                _check_objective(config, selects)
         except UserError as error:
             raise UserError(f"{error} (job {number}: {' '.join(o for o in job if o not in same)})") from error
     batches: list[list[JobReturn]] = app.multirun(name, partial(_job, work, None), overrides) or []
     results = [result for batch in batches for result in batch]
-    failures = [result.return_value for result in results if result.return_value]
+    failures = [result.return_value for result in results if isinstance(result.return_value, Exception)]
     if failures:
         halted = any(isinstance(failure, RunHalted) for failure in failures)
         raise (RunHalted if halted else UserError)(f"{len(failures)} of {len(results)} jobs failed")
+
+
+def _check_objective(config: DictConfig, directions: list[str]) -> None:
+    """Raise UserError where a sweeper that goes by what jobs give would have nothing to go by."""
+    if not config.get("validation"):
+        raise UserError("the sweeper selects by validation examples, and never by the test's: add validation=0.1")
+    task: Task = make(config.task, "task", Task)
+    metric = config.best or task.compared
+    better = task.directions().get(metric)
+    wanted = {"higher": "maximize", "lower": "minimize"}.get(str(better))
+    if directions != [wanted]:
+        raise UserError(f"hydra.sweeper.direction={','.join(directions)}: {metric} is better {better}: {wanted}")
 
 
 def _unclaimed(path: Path) -> Path:
@@ -129,8 +147,11 @@ def _unclaimed(path: Path) -> Path:
     return path
 
 
-def _job(work: Work, built: tuple[DictConfig, Any] | None, whole: DictConfig) -> Exception | None:
-    """Give back what stops the run: hydra would say more than one line. Runs in a process of the launcher's choice."""
+def _job(work: Work, built: tuple[DictConfig, Any] | None, whole: DictConfig) -> Exception | float | None:
+    """The best value on validation examples, where there is one, for a sweeper that selects.
+
+    What stops the run is given back, too: hydra would say more than one line. A launcher's own process may run it.
+    """
     settings = HydraConfig.get()
     here, folder = Path.cwd(), Path(settings.runtime.output_dir)
     path = folder.relative_to(here) if here in folder.parents else folder
@@ -145,9 +166,9 @@ def _job(work: Work, built: tuple[DictConfig, Any] | None, whole: DictConfig) ->
             for key in _ALONE.keys() & config.keys():
                 config[key] = _ALONE[key] if config[key] is None else config[key]
     try:
-        work.execute(config, path, sweep, made)
+        best = work.execute(config, path, sweep, made)
     except (UserError, OSError) as error:
         if sweep:
             print(f"fedshare: job {settings.job.num}: {error}", file=sys.stderr)
         return error
-    return None
+    return best.value if best and best.round else None

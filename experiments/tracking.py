@@ -170,10 +170,13 @@ def scalars(row: dict[str, Any]) -> dict[str, Any]:
         record |= {f"bytes_{way}/{group}": size for group, size in row.get(f"bytes_{way}_by_group", {}).items()}
     record |= {key: len(row[key]) for key in ("clients", "dropped") if key in row}
     record |= {f"before/{key}": row["before"][key] for key in ("accuracy", "loss") if key in row.get("before", {})}
-    accuracy = [value for value in row.get("per_client", {}).get("accuracy", {}).values() if value is not None]
-    if accuracy:
-        counts, edges = np.histogram(accuracy, bins=20, range=(0.0, 1.0))
-        record["accuracy_of_clients"] = {"counts": counts.tolist(), "edges": edges.tolist()}
+    for group in ("validation", "unseen"):
+        record |= {f"{group}/{key}": value for key, value in row.get(group, {}).items()}
+    name = row.get("headline", "accuracy")
+    values = [value for value in row.get("per_client", {}).get(name, {}).values() if value is not None]
+    if values:
+        counts, edges = np.histogram(values, bins=20, range=(0.0, 1.0) if name == "accuracy" else None)
+        record[f"{name}_of_clients"] = {"counts": counts.tolist(), "edges": edges.tolist()}
     return record
 
 

@@ -32,8 +32,8 @@ class Checkpoint:
     remote: bool = False  # clients keep their memories themselves: `clients` holds the ``round`` of each
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Add `checkpoint` to `folder`, then remove all but the last two."""
+def save(folder: Path, checkpoint: Checkpoint, keep: int = KEPT) -> None:
+    """Add `checkpoint` to `folder`, then remove all but the last `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     # A file's header may not grow with clients times tensors: each client is one tensor of bytes in it.
     clients = {client: _bytes(pack(state)) for client, state in checkpoint.clients.items()}
@@ -44,7 +44,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     manifest["remote"] = checkpoint.remote
     manifest |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     write_atomically(folder / f"{name}.json", json.dumps(manifest, indent=1) + "\n")
-    for old in _manifests(folder)[KEPT:]:
+    for old in _manifests(folder)[keep:]:
         old.unlink()  # first, so that a half-removed checkpoint does not count
     kept = {path.stem for path in _manifests(folder)}
     for path in folder.iterdir():

@@ -1,60 +1,42 @@
-"""A participant: its model, its data, what it remembers, and the only training loop."""
+"""A participant: its model, its data, what it remembers, and how it trains and is tested."""
 
 import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fedshare import seeds
-from fedshare.data.dataset import Examples
+from fedshare import batching, seeds
+from fedshare.data.dataset import Examples, Inputs
 from fedshare.errors import UserError
-from fedshare.metrics import perplexity
+from fedshare.fit import Batch, autocast, fit, plain
 from fedshare.noise import Stream
 from fedshare.payload import Payload
 from fedshare.poisson import Poisson
 from fedshare.privacy import Privacy
 from fedshare.scratch import Scratch
 from fedshare.state import State, digests
+from fedshare.tasks import Classification, Task, models
+from fedshare.tasks.task import add
 from fedshare.tensors import Tensors
 from fedshare.training import Training
 
-__all__ = ["Client", "Ledger", "Share", "Training", "check_private"]
-Batch = tuple[Tensor, Tensor]
+__all__ = ["Batch", "Client", "Ledger", "Share", "Training"]
 Made = TypeVar("Made")
 
 
-def check_private(scratch: Scratch, training: Training, examples: Examples) -> None:
-    """Try a step on the first of `examples` where steps are on Poisson samples, and leave the scratch as it began.
-
-    Raises UserError where the model has no gradient of a single example.
-    """
-    if training.sampling != "poisson":
-        return
-    one = examples.subset(torch.arange(1)).to(scratch.device)
-    trained = {name: scratch.parameters[name] for name in scratch.trainable}
-    privacy = replace(training.privacy, noise_multiplier=0.0) if training.privacy else None
-    try:
-        with seeds.scope("check"):  # dropout
-            scratch.train()
-            step = Poisson(scratch.module, trained, one, 1, None, privacy, Stream(), Stream())
-            step.backward(one.batch(slice(None)))
-    finally:
-        scratch.load({})
-
-
 class Share(Protocol):
-    """A client's part of the data."""
+    """A client's part of the data. `validation`, a part of what it could train on, decides; `test` is reported."""
 
     @property
     def train(self) -> Examples: ...
     @property
     def test(self) -> Examples: ...
+    @property
+    def validation(self) -> Examples | None: ...
 
 
 class Ledger(Protocol):
@@ -88,11 +70,13 @@ class Client:
         share: Share,
         state: State,
         ledger: Ledger | None = None,
+        task: Task | None = None,
     ) -> None:
         self.id = id
         self.seed = seed
         self.state = state
         self.training = training
+        self.task = task or Classification()
         self._scratch = scratch
         self._share = share
         self._ledger = ledger
@@ -107,9 +91,18 @@ class Client:
     def test_examples(self) -> Examples:
         return self._share.test.to(self._scratch.device)
 
+    @cached_property
+    def validation_examples(self) -> Examples | None:
+        part = self._share.validation
+        return None if part is None else part.to(self._scratch.device)
+
     @property
     def model(self) -> nn.Module:
         return self._scratch.module
+
+    @property
+    def device(self) -> torch.device:
+        return self._scratch.device
 
     @property
     def local(self) -> list[str]:
@@ -124,7 +117,7 @@ class Client:
     @property
     def size(self) -> int:
         """How many numbers the whole model has."""
-        return self._scratch.flat.numel()
+        return self._scratch.size
 
     @property
     def vector(self) -> Tensor:
@@ -154,7 +147,7 @@ class Client:
         """
         self._scratch.load(self.state.get("local", {}) | params)
 
-    def batches(self, round: int, epochs: int | None = None) -> Iterator[Batch]:
+    def batches(self, round: int, epochs: float | None = None) -> Iterator[Batch]:
         """The batches of this round: `epochs` passes, by default the config's, each in an order of its own.
 
         Raises UserError where training is private, for what a strategy makes of them has no noise.
@@ -165,15 +158,19 @@ class Client:
             )
         order = seeds.generator(self.seed, "batches", round, self.id)
         count = len(self.train_examples)
-        for _ in range(self.training.epochs if epochs is None else epochs):
-            rows = torch.randperm(count, generator=order).to(self._scratch.device)
-            for some in rows.split(self.training.batch_size or count):
-                yield self.train_examples.batch(some)
+        pieces = self.training.pieces(count)
+        for some in batching.passes(pieces, self.training.round_steps(len(pieces), epochs), count, order):
+            yield self.train_examples.batch(some.to(self._scratch.device))
+
+    def outputs(self, inputs: Inputs) -> Tensor:
+        """The model's answer to a batch's inputs."""
+        with autocast(self.training, self._scratch.device):
+            return self.task.outputs(self.model, inputs)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy, averaged over the batch's targets; logits are ``[..., classes]``."""
+        """The task's loss, averaged over the batch's targets."""
         inputs, targets = batch
-        return F.cross_entropy(self.model(inputs).flatten(0, -2), targets.flatten())
+        return self.task.losses(self.outputs(inputs), targets).mean()
 
     def losses(self, batch: Batch, vectors: Tensor) -> Tensor:
         """`loss` with each of `vectors` ``[n, size]`` in the place of `vector`, evaluated together: ``[n]``.
@@ -181,22 +178,34 @@ class Client:
         Where the model's code cannot be batched, they are evaluated one after the other, and `vector` is the last.
         """
         inputs, targets = batch
+        positional, named = models.arguments(inputs)
 
         def loss(params: Tensors) -> Tensor:
-            logits = torch.func.functional_call(self.model, params, (inputs,))
-            return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+            with autocast(self.training, self._scratch.device):
+                returned = torch.func.functional_call(self.model, params, positional, named)
+            return self.task.losses(models.select(returned, self.task.output)[0], targets).mean()
 
         try:
             return torch.func.vmap(loss)(self._scratch.batched(vectors))
         except RuntimeError:
             return torch.stack([(self.vector.copy_(vector), self.loss(batch))[1] for vector in vectors])
 
+    def loss_over(self, examples: Examples) -> float:
+        """The mean loss of the model as it is over all of `examples`; 0 where none of their targets counts."""
+        total, weight = 0.0, 0.0
+        with torch.no_grad():
+            for inputs, targets in self._in_turn(examples):
+                sums, weights = self.task.losses(self.outputs(inputs), targets)
+                total += float(sums.sum())
+                weight += float(weights.sum())
+        return total / weight if weight else 0.0
+
     def fit(
         self,
         round: int,
         names: Iterable[str] | None = None,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         toward: Tensors | None = None,
         pull: float = 0.0,
     ) -> dict[str, float]:
@@ -214,41 +223,21 @@ class Client:
         chosen = set(scratch.trainable if names is None else names)
         if unknown := sorted(chosen - scratch.parameters.keys()):
             raise KeyError(f"the model has no parameter {', '.join(unknown)}")
-        names = [name for name in scratch.trainable if name in chosen]
-        for name in scratch.trainable:
-            scratch.parameters[name].requires_grad_(name in chosen)
-        vectors = scratch.slices(names) if self.training.flat else [scratch.parameters[name] for name in names]
-        optimizer = self.training.optimizer(vectors)
-        for group in optimizer.param_groups:
-            group["lr"] *= self.training.lr_decay ** max(round - 1, 0)  # round 0 is the test before round 1
-        total, count = torch.zeros((), device=scratch.device), 0
-        scratch.train()
-        key = self._key(round, names) if self.training.sampling == "poisson" else ()
-        poisson = self._poisson(key, names, epochs) if key else None
-        backward = poisson.backward if poisson else self._backward
-        anchors = {name: toward[name].to(scratch.device) for name in names if name in toward} if toward else {}
-        for batch in poisson.batches() if poisson else self.batches(round, epochs):
-            for vector in vectors:
-                vector.grad.zero_()  # type: ignore[union-attr]
-            loss = backward(batch)
-            for name, anchor in anchors.items():
-                parameter = scratch.parameters[name]
-                parameter.grad.add_(parameter.detach() - anchor, alpha=pull)  # type: ignore[union-attr]
-            optimizer.step()
-            total += loss * len(batch[1])
-            count += len(batch[1])
-        self.model.eval()
+        trained = [name for name in scratch.trainable if name in chosen]
+        metrics = {"examples": float(len(self.train_examples))}
+        if self.training.sampling != "poisson":
+            steps, backward = self.batches(round, epochs), plain(scratch, self.task, self.training)
+            loss = fit(scratch, self.training, round, trained, steps, backward, toward or {}, pull)
+        else:
+            scratch.train()  # or its BatchNorms would not be seen
+            key = self._key(round, trained)
+            poisson = self._poisson(key, trained, epochs)
+            loss = fit(scratch, self.training, round, trained, poisson.batches(), poisson.backward, toward or {}, pull)
+            if self.training.privacy:
+                metrics |= self._spend(self.training.privacy, poisson, round, key)
         if scratch.local:
             self.state["local"] = scratch.params(scratch.local)
-        metrics = {"examples": float(len(self.train_examples))}
-        if poisson and self.training.privacy:
-            return metrics | self._spend(self.training.privacy, poisson, round, key)
-        return metrics | {"train_loss": float(total) / max(count, 1)}
-
-    def _backward(self, batch: Batch) -> Tensor:
-        loss = self.loss(batch)
-        loss.backward()
-        return loss.detach()
+        return metrics if self.training.privacy else metrics | {"train_loss": loss}
 
     def _key(self, round: int, names: list[str]) -> tuple[int | str, ...]:
         """What the samples and the noise of the next fit come of, beside the seed."""
@@ -258,16 +247,14 @@ class Client:
             # Two models for one round, or other examples after a restart, would otherwise get one noise, and their
             # difference would show what it hides.
             start = self._scratch.params(list(self._scratch.shapes))
-            examples = {"x": self.train_examples.x, "y": self.train_examples.y}
-            key += (self._ledger.secret, repr(digests({"start": start, **examples})), repr(names))
+            known = digests({"start": start, "examples": self.train_examples.digest()})
+            key += (self._ledger.secret, repr(known), repr(names))
         return key
 
-    def _poisson(self, key: tuple[int | str, ...], names: list[str], epochs: int | None = None) -> Poisson:
-        training = self.training
+    def _poisson(self, key: tuple[int | str, ...], names: list[str], epochs: float | None = None) -> Poisson:
         who, noise = (Stream(self.seed, purpose, *key) for purpose in ("poisson", "noise"))
         trained = {name: self._scratch.parameters[name] for name in names}
-        size = (training.epochs if epochs is None else epochs, training.batch_size)
-        return Poisson(self.model, trained, self.train_examples, *size, training.privacy, who, noise)
+        return Poisson(self.model, self.task, trained, self.train_examples, self.training, epochs, who, noise)
 
     def _spend(self, privacy: Privacy, poisson: Poisson, round: int, key: tuple[int | str, ...]) -> dict[str, float]:
         if not privacy.noisy:
@@ -283,21 +270,28 @@ class Client:
         epsilon = privacy.epsilon(steps, poisson.rate)
         return {"max_epsilon": epsilon} if math.isfinite(epsilon) else {}
 
-    def evaluate(self) -> dict[str, float]:
-        """``accuracy`` and ``loss`` over the client's test targets and, as ``examples``, how many those are.
+    def evaluate(self) -> Payload:
+        """Test the model: the task's sums over the test examples, and over those for validation where there are some.
 
-        Of a language model, which has a target for each position, also the ``perplexity``.
+        `Task.scores` makes the metrics of them.
         """
-        loss, correct, count = 0.0, 0, 0
+        parts = {"sums": self.test_examples, "validation": self.validation_examples}
+        return Payload({name: self.sums(part) for name, part in parts.items() if part is not None})
+
+    def sums(self, examples: Examples) -> Tensors:
+        """What a test on `examples` adds up."""
+        total = self.task.zeros()
         self.model.eval()
         with torch.no_grad():
-            for rows in torch.arange(len(self.test_examples)).split(self.training.evaluation_batch_size):
-                inputs, targets = self.test_examples.batch(rows)
-                logits, targets = self.model(inputs).flatten(0, -2), targets.flatten()
-                loss += float(F.cross_entropy(logits, targets, reduction="sum"))
-                correct += int((logits.argmax(-1) == targets).sum())
-                count += int((targets != -100).sum())
-        if count == 0:
-            return {"examples": 0.0}
-        language = {"perplexity": perplexity(loss / count)} if self.test_examples.y.ndim > 1 else {}
-        return {"accuracy": correct / count, "loss": loss / count, "examples": float(count)} | language
+            for inputs, targets in self._in_turn(examples):
+                total = add(total, self.task.sums(self.outputs(inputs), targets))
+        return total
+
+    def scores(self) -> dict[str, float]:
+        """The metrics on the test examples, and ``examples``: how many targets those are."""
+        return self.task.scores(self.sums(self.test_examples))
+
+    def _in_turn(self, examples: Examples) -> Iterator[Batch]:
+        for rows in torch.arange(len(examples)).split(self.training.evaluation_batch_size):
+            if len(rows):
+                yield examples.batch(rows.to(self._scratch.device))

@@ -1,36 +1,31 @@
 """Each example's own gradient, cut to a norm, without a loop over the examples."""
 
 from collections.abc import Mapping
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedshare.data.dataset import Inputs, mapped
 from fedshare.errors import UserError, first_line
-
-
-def losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Each example's cross-entropy, ``[batch]``: the mean over its own targets, of which -100 is none.
-
-    `logits` are ``[batch, ..., classes]``, `targets` ``[batch, ...]``. The loss of an example without a target is 0.
-    """
-    each = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").reshape(len(targets), -1)
-    counts = (targets != -100).reshape(len(targets), -1).sum(1)
-    return each.sum(1) / counts.clamp(min=1)
+from fedshare.fit import autocast
+from fedshare.scratch import as_real
+from fedshare.tasks import Task, models
+from fedshare.training import Training
 
 
 class Clipping:
-    """The sum of a batch's gradients with respect to `trained`, each of an L2 norm of at most `max_norm`.
+    """The sum of a batch's gradients with respect to `trained`, each of an L2 norm of at most `Privacy.max_grad_norm`.
 
-    The norm is over all of `trained` together. The gradients of `chunk` examples are in memory at once; None: of all.
+    The norm is over all of `trained` together. The gradients of `Privacy.chunk` examples are in memory at once.
     """
 
-    def __init__(
-        self, module: nn.Module, trained: Mapping[str, nn.Parameter], max_norm: float, chunk: int | None = None
-    ) -> None:
-        self._module, self._trained, self._max_norm, self._chunk = module, trained, max_norm, chunk
+    def __init__(self, module: nn.Module, task: Task, trained: Mapping[str, nn.Parameter], training: Training) -> None:
+        assert training.privacy is not None
+        self._module, self._task, self._trained, self._training = module, task, trained, training
+        self._max_norm, self._chunk = training.privacy.max_grad_norm, training.privacy.chunk
         names = {id(parameter): name for name, parameter in trained.items()}
         # Every place where a trained parameter stands, once: `functional_call` itself does not put back what was there
         # where one module stands in several places.
@@ -41,7 +36,7 @@ class Clipping:
             if id(parameter) in names
         }
 
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
+    def add(self, inputs: Inputs, targets: Tensor) -> None:
         """Add the sum to the parameters' gradients. An example whose gradient is not finite counts for nothing.
 
         Raises UserError where the model has no gradient of a single example: it changes buffers when it is called, or
@@ -51,15 +46,17 @@ class Clipping:
         count = len(targets)
         for start in range(0, count, self._chunk or count or 1):
             rows = slice(start, start + (self._chunk or count))
-            self._add(self._gradients(values, inputs[rows], targets[rows]))
+            self._add(self._gradients(values, mapped(itemgetter(rows), inputs), targets[rows]))
 
-    def _gradients(self, values: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _gradients(self, values: Mapping[str, Tensor], inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
         """Of each tensor, ``[examples, *shape]``."""
 
-        def loss(values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        def loss(values: Mapping[str, Tensor], x: Inputs, y: Tensor) -> Tensor:
             placed = {place: values[name] for place, name in self._places.items()}
-            logits = functional_call(self._module, placed, (x.unsqueeze(0),), tie_weights=False)
-            return losses(logits, y.unsqueeze(0)).sum()
+            positional, named = models.arguments(mapped(lambda part: part.unsqueeze(0), x))
+            with autocast(self._training, y.device):
+                returned = functional_call(self._module, placed, positional, named, tie_weights=False)
+            return self._task.alone(returned, y.unsqueeze(0)).sum()
 
         before = _buffers(self._module)
         try:
@@ -79,14 +76,14 @@ class Clipping:
         return gradients
 
     def _add(self, gradients: dict[str, Tensor]) -> None:
-        rows = {name: gradient.flatten(1) for name, gradient in gradients.items()}
+        rows = {name: as_real(gradient).reshape(len(gradient), -1) for name, gradient in gradients.items()}
         norms = torch.stack([torch.linalg.vector_norm(row, dim=1) for row in rows.values()]).norm(dim=0)
         finite = norms.isfinite()
         factors = torch.where(finite, (self._max_norm / norms).clamp(max=1), 0)
         for name, row in rows.items():
             row.masked_fill_(~finite[:, None], 0)  # 0 times NaN is NaN
-            total = factors @ row
-            self._trained[name].grad.add_(total.view_as(self._trained[name]))  # type: ignore[union-attr]
+            slope = as_real(self._trained[name].grad)  # type: ignore[arg-type]
+            slope.add_((factors.to(row.dtype) @ row).view_as(slope))
 
 
 def _buffers(module: nn.Module) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+from fedshare.tasks import Task
+from fedshare.tasks.task import add
+from fedshare.tensors import Tensors
 
 
 def weighted_mean(values: Iterable[float], weights: Iterable[float]) -> float:
@@ -15,49 +20,50 @@ def weighted_mean(values: Iterable[float], weights: Iterable[float]) -> float:
         return math.nan
 
 
-def worst_share(values: Sequence[float], share: float = 0.1) -> float:
-    """The mean over the lowest `share` of `values`, at least one of them; a NaN counts as the lowest of all."""
+def worst_share(values: Sequence[float], share: float = 0.1, higher: bool = True) -> float:
+    """The mean over the worst `share` of `values`, at least one of them; a NaN counts as the worst of all.
+
+    The worst are the lowest where `higher` ones are better, else the highest.
+    """
     if not 0 < share <= 1:
         raise ValueError(f"share={share!r} must be above 0 and at most 1")
     count = max(1, math.floor(share * len(values) + 1e-9))  # 0.29 * 100 is a little less than 29
-    worst = sorted(map(float, values), key=lambda value: (not math.isnan(value), value))[:count]
+    sign = 1 if higher else -1
+    worst = sorted(map(float, values), key=lambda value: (not math.isnan(value), sign * value))[:count]
     return weighted_mean(worst, [1.0] * len(worst))
 
 
-def perplexity(loss: float) -> float:
-    """``exp(loss)``: among how many equally likely tokens a model that loses so much is undecided."""
-    return math.exp(loss) if not loss > 700 else math.inf
+def summarise(
+    task: Task, sums: Mapping[int, Tensors], told: Mapping[int, Mapping[str, float]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """One evaluation's part of a row of `metrics.jsonl`, from what each client's test has added up.
 
-
-def summarise(per_client: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """One evaluation's part of a row of `metrics.jsonl`, from each client's ``accuracy``, ``loss`` and ``examples``.
-
-    ``accuracy`` and ``loss`` are over all test examples, ``accuracy_mean`` over clients, ``accuracy_worst10`` over the
-    worst tenth of the clients. Clients without examples are left out; where no client has any, the answer is empty.
-    Of clients who can say how far an attack reaches its aim at their models, ``per_client`` has the ``attack_success``.
-    For language models, whose clients give a ``perplexity``, it is that of the loss: ``exp(loss)``.
-    One client's NaN loss makes ``loss`` NaN, for a model that diverges anywhere must not look well; ``per_client``
-    tells where.
+    A task's metrics and the ``loss`` are over all test examples; for the one called ``headline`` there are also its
+    mean over clients, ``accuracy_mean``, and over the tenth of the clients that fare worst, ``accuracy_worst10``: the
+    lowest, or the highest where lower is ``better``. Clients without examples are left out; where no client has any,
+    the answer is empty. Of clients who have `told` how far an attack reaches its aim at their models, ``per_client``
+    has the ``attack_success``. One client's NaN loss makes ``loss`` NaN, for a model that diverges anywhere must not
+    look well; ``per_client`` tells where.
     """
-    clients = {client: per_client[client] for client in sorted(per_client) if per_client[client]["examples"] > 0}
-    if not clients:
+    known = {client: sums[client] for client in sorted(sums) if sums[client]["examples"] > 0}
+    if not known:
         return {}
-    accuracy, loss, examples = (
-        [float(client[key]) for client in clients.values()] for key in ("accuracy", "loss", "examples")
-    )
-    whole = weighted_mean(loss, examples)
-    language = all("perplexity" in client for client in clients.values())
-    aims = {str(id): client["attack_success"] for id, client in clients.items() if "attack_success" in client}
+    total = task.zeros()
+    for found in known.values():
+        total = add(total, found)
+    whole, each = task.scores(total), {str(client): task.scores(found) for client, found in known.items()}
+    name, values = task.compared, [scores[task.compared] for scores in each.values()]
+    aims = {str(id): told[id]["attack_success"] for id in known if "attack_success" in told.get(id, {})}
     aims = {id: float(aim) for id, aim in aims.items() if 0 <= aim <= 1}
-    return ({"perplexity": perplexity(whole)} if language else {}) | {
-        "accuracy": weighted_mean(accuracy, examples),
-        "accuracy_mean": weighted_mean(accuracy, [1.0] * len(accuracy)),
-        "accuracy_worst10": worst_share(accuracy, 0.1),
-        "loss": whole,
-        "per_client": {
-            "accuracy": dict(zip(map(str, clients), accuracy, strict=True)),
-            "loss": dict(zip(map(str, clients), loss, strict=True)),
-            "examples": dict(zip(map(str, clients), map(int, examples), strict=True)),
-        }
-        | ({"attack_success": aims} if aims else {}),
+    per_client: dict[str, dict[str, Any]] = {
+        metric: {client: scores[metric] for client, scores in each.items()} for metric in whole if metric != "examples"
+    }
+    per_client["examples"] = {client: int(scores["examples"]) for client, scores in each.items()}
+    return {
+        "headline": name,
+        "better": "higher" if task.higher else "lower",
+        **{metric: value for metric, value in whole.items() if metric != "examples"},
+        f"{name}_mean": weighted_mean(values, [1.0] * len(values)),
+        f"{name}_worst10": worst_share(values, 0.1, task.higher),
+        "per_client": per_client | ({"attack_success": aims} if aims else {}),
     }

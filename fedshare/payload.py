@@ -59,24 +59,38 @@ def flaw(upload: Payload, expected: dict[str, Tensors], max_examples: int) -> st
     return _count(upload.metrics, 1, max_examples)
 
 
-def evaluation_flaw(metrics: dict[str, float], max_examples: int = 10**12) -> str | None:
-    """Why what a client says of its own test cannot be used. A loss may be NaN: that is a finding."""
-    if (reason := _count(metrics, 0, max_examples)) or not metrics["examples"]:
-        return reason
-    accuracy, loss = metrics.get("accuracy"), metrics.get("loss")
-    if not _is_finite(accuracy) or not 0 <= accuracy <= 1:  # type: ignore[operator]
-        return f"claims accuracy {str(accuracy)[:40]}, not 0 to 1"
-    return None if isinstance(loss, float) else f"claims loss {str(loss)[:40]}"
+def evaluation_flaw(answer: Payload, zeros: Tensors, max_examples: int = 10**12) -> str | None:
+    """Why what a client says of its own test cannot be used; None where it can.
+
+    It must hold the names, shapes and types of `zeros`, and counts from 0 to its number of examples; a loss may be NaN:
+    that is a finding. The group ``validation`` may be there beside ``sums``, and is held to the same.
+    """
+    if wrong := _names("groups", set(answer.tensors) - {"validation"}, {"sums"}):
+        return wrong
+    for group, sums in answer.tensors.items():
+        if not isinstance(sums, dict):
+            return f"{group} is a {type(sums).__name__}, not named tensors"
+        if wrong := _names(group, set(sums), set(zeros)):
+            return wrong
+        for name, tensor in sums.items():
+            if reason := _unlike(tensor, zeros[name], finite=False):
+                return f"{group}: {name} {reason}"
+        if not 0 <= (examples := int(sums["examples"])) <= max_examples:
+            return f"claims {examples} examples, not 0 to {max_examples}"
+        for name, tensor in sums.items():
+            if not tensor.is_floating_point() and not (tensor.min() >= 0 and (tensor.ndim or tensor <= examples)):
+                return f"{group}: {name} is {str(tensor.tolist())[:40]}, not 0 to {examples}"
+    return None
 
 
-def _unlike(tensor: object, like: Tensor) -> str | None:
+def _unlike(tensor: object, like: Tensor, finite: bool = True) -> str | None:
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
         return f"is a {type(tensor).__name__}, not a dense tensor"
     if tensor.shape != like.shape:
         return f"has shape {list(tensor.shape)}, not {list(like.shape)}"
     if tensor.dtype != like.dtype:
         return f"is {tensor.dtype}, not {like.dtype}"
-    return None if tensor.isfinite().all() else "holds NaN or infinity"
+    return None if not finite or tensor.isfinite().all() else "holds NaN or infinity"
 
 
 def _is_finite(value: object) -> bool:

@@ -4,18 +4,21 @@ import math
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedshare.clipping import Clipping, losses
+from fedshare.clipping import Clipping
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
+from fedshare.fit import Batch, autocast
 from fedshare.noise import Stream
-from fedshare.privacy import Privacy
+from fedshare.scratch import as_real
+from fedshare.tasks import Losses, Task, models
+from fedshare.training import Training
 
 
 class Poisson:
-    """`epochs` passes of ``ceil(n / batch_size)`` steps, each of which takes every example with probability `rate`.
+    """Passes of ``ceil(n / batch_size)`` steps, each of which takes every example with probability `rate`.
 
     A step's gradient is the sum over its examples of the gradient of each one's own mean loss, divided by the number of
     examples that is expected, not by that which came: or the divisor would tell who is there. A step without any
@@ -29,11 +32,11 @@ class Poisson:
     def __init__(
         self,
         module: nn.Module,
+        task: Task,
         trained: Mapping[str, nn.Parameter],
         examples: Examples,
-        epochs: int,
-        batch_size: int | None,
-        privacy: Privacy | None,
+        training: Training,
+        epochs: float | None,
         who: Stream,
         noise: Stream,
     ) -> None:
@@ -43,40 +46,49 @@ class Poisson:
                     f"client.sampling=poisson: {name} is a BatchNorm, which mixes a step's examples; GroupNorm and "
                     "LayerNorm do not"
                 )
-        self._module, self._trained, self._examples = module, trained, examples
-        self._privacy, self._who, self._noise = privacy, who, noise
+        self._module, self._task, self._trained, self._examples = module, task, trained, examples
+        self._training, self._who, self._noise = training, who, noise
+        privacy = self._privacy = training.privacy
         count = len(examples)
-        self._expected = min(batch_size or count, count)
+        self._expected = min(training.batch_size or count, count)
         self.rate = self._expected / count if count else 1.0
-        self.steps = epochs * math.ceil(count / self._expected) if count else 0
+        self.steps = training.round_steps(math.ceil(count / self._expected), epochs) if count else 0
         clips = privacy is not None and privacy.max_grad_norm < math.inf
-        self._clipping = Clipping(module, trained, privacy.max_grad_norm, privacy.chunk) if privacy and clips else None
+        self._clipping = Clipping(module, task, trained, training) if clips else None
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[Batch]:
         for _ in range(self.steps):
             rows = (self._who.uniform(len(self._examples)) < self.rate).nonzero().flatten()
-            yield self._examples.batch(rows.to(self._examples.y.device))
+            yield self._examples.batch(rows.to(self._device))
 
-    def backward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Add the step's gradient to the parameters'; the batch's mean loss, which is 0 where nobody may know it."""
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._trained.values())).device if self._trained else torch.device("cpu")
+
+    def backward(self, batch: Batch) -> Losses:
+        """Add the step's gradient to the parameters'; the losses, which are 0 where nobody may know them."""
         inputs, targets = batch
+        nothing = torch.zeros(1, device=targets.device)
         if self._clipping:
             self._clipping.add(inputs, targets)
             self._finish()
         elif len(targets):
-            loss = losses(self._module(inputs), targets).sum()
-            (loss / self._expected).backward()
-            return loss.detach() / len(targets)
-        return torch.zeros((), device=targets.device)
+            with autocast(self._training, targets.device):
+                returned = models.call(self._module, inputs)
+            losses = self._task.alone(returned, targets)
+            (losses.sum() / self._expected).backward()
+            return Losses(losses.detach(), torch.ones_like(losses.detach()))
+        return Losses(nothing, nothing)
 
     def _finish(self) -> None:
         """From the sum to the mean, with the noise."""
         privacy = self._privacy
         assert privacy is not None
         if privacy.noisy:
-            sizes = [parameter.numel() for parameter in self._trained.values()]
+            sizes = [as_real(parameter.detach()).numel() for parameter in self._trained.values()]
             noise = self._noise.normal(sum(sizes)) * (privacy.noise_multiplier * privacy.max_grad_norm)
             for parameter, piece in zip(self._trained.values(), noise.split(sizes), strict=True):
-                parameter.grad.add_(piece.view_as(parameter).to(parameter))  # type: ignore[union-attr]
+                slope = as_real(parameter.grad)  # type: ignore[arg-type]
+                slope.add_(piece.view_as(slope).to(slope))
         for parameter in self._trained.values():
             parameter.grad.div_(self._expected)  # type: ignore[union-attr]

@@ -4,12 +4,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedshare import seeds
@@ -17,6 +16,7 @@ from fedshare.client import Batch, Client, Share, Training
 from fedshare.errors import RunHalted, UserError
 from fedshare.scratch import Scratch
 from fedshare.state import State
+from fedshare.tasks import Classification, Task, models
 from fedshare.tensors import Tensors
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # a batch's inputs, to inputs of the same shape
@@ -32,6 +32,7 @@ class Plan:
     warmup_epochs: float = 0.0  # of the rise
     label_smoothing: float = 0.0  # how much of each target goes to all classes alike
     augment: Augment | None = None  # of training batches
+    task: Task = field(default_factory=Classification)  # what the loss and the metrics are
     precision: str = "float32"  # or bfloat16, for what torch deems safe in it; weights stay as they are
     test_every: int = 1  # epochs; and after the last
 
@@ -40,11 +41,19 @@ class Plan:
             raise UserError(f"precision={self.precision}: must be float32 or bfloat16")
         if self.warmup_epochs > self.epochs:
             raise UserError(f"warmup_epochs={self.warmup_epochs:g}: must be at most epochs, {self.epochs}")
+        if self.label_smoothing and not isinstance(self.task, Classification):
+            raise UserError(f"label_smoothing={self.label_smoothing}: is for classes; task={type(self.task).__name__}")
         self.training()
 
     def training(self) -> Training:
         """One epoch, to a client. Raises UserError where the optimizer or the batch size cannot be."""
         return Training(optimizer=self.optimizer, batch_size=self.batch_size, flat=False)
+
+    def _smoothed(self) -> Task:
+        """The task in training; a test is without label smoothing."""
+        if isinstance(self.task, Classification) and self.label_smoothing:
+            return replace(self.task, label_smoothing=self.label_smoothing)
+        return self.task
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate at a step counted from 0, of `steps` an epoch, in parts of the optimizer's own."""
@@ -64,13 +73,12 @@ class Plan:
             yield
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The cross-entropy summed over the batch's targets, and how many those are; -100 is none."""
-        inputs, targets = batch[0], batch[1].flatten()
-        with self.autocast(inputs.device):
-            logits = model(inputs).flatten(0, -2)
-        logits = logits if self.precision == "float32" else logits.float()
-        loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.label_smoothing)
-        return loss, (targets != -100).sum()
+        """The loss summed over the batch, and what that is to be divided by."""
+        inputs, targets = batch
+        with self.autocast(targets.device):
+            returned = models.call(model, inputs)
+        losses = self._smoothed().train_losses(returned, targets)
+        return losses.sums.sum(), losses.weights.sum()
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def pretrain(scratch: Scratch, share: Share, plan: Plan, seed: int, memory: Stat
     ``examples_per_second`` (in training) and, where the epoch was tested, ``accuracy`` and ``loss``. Raise RunHalted
     when a loss or a parameter is no longer finite.
     """
-    client = Client(0, seed, scratch, plan.training(), share, {})
+    client = Client(0, seed, scratch, plan.training(), share, {}, task=plan.task)
     client.load({})
     optimizer = plan.optimizer([entry for entry in scratch.module.parameters() if entry.requires_grad])
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -102,7 +110,7 @@ def pretrain(scratch: Scratch, share: Share, plan: Plan, seed: int, memory: Stat
         trained = time.perf_counter()
         record = {"epoch": epoch, "train_loss": loss, "lr": optimizer.param_groups[0]["lr"]}
         if (epoch % plan.test_every == 0 or epoch == plan.epochs) and len(client.test_examples):
-            record |= {key: value for key, value in client.evaluate().items() if key != "examples"}
+            record |= {key: value for key, value in client.scores().items() if key != "examples"}
         _check_finite(epoch, record.get("loss", 0.0), *scratch.parameters.values())
         record["seconds"] = time.perf_counter() - began
         record["examples_per_second"] = len(client.train_examples) / (trained - began)
@@ -111,25 +119,26 @@ def pretrain(scratch: Scratch, share: Share, plan: Plan, seed: int, memory: Stat
 
 def _train(client: Client, plan: Plan, optimizer: torch.optim.Optimizer, rates: list[float], epoch: int) -> float:
     """One pass over the training examples; the mean loss."""
-    steps = math.ceil(len(client.train_examples) / plan.batch_size)
+    steps = len(client.training.pieces(len(client.train_examples)))
     random = seeds.generator(client.seed, "augment", epoch)
-    total, count = torch.zeros(2, device=client.train_examples.y.device)
+    total, count = torch.zeros(2, device=client.device)
     client.model.train()
     for step, (inputs, targets) in enumerate(client.batches(epoch), (epoch - 1) * steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * plan.rate(step, steps)
-        inputs = plan.augment(inputs, random) if plan.augment else inputs
-        loss, targets_there = plan.loss(client.model, (inputs, targets))
+        if plan.augment and isinstance(inputs, Tensor):
+            inputs = plan.augment(inputs, random)
+        loss, weight = plan.loss(client.model, (inputs, targets))
         optimizer.zero_grad()
-        (loss / targets_there.clamp(min=1)).backward()
+        (loss / torch.where(weight > 0, weight, 1)).backward()
         optimizer.step()
         total += loss.detach()
-        count += targets_there
+        count += weight
         if step % 50 == 0:  # not in each: it waits for the device
             _check_finite(epoch, total)
     _check_finite(epoch, total)
     client.model.eval()
-    return float(total / count.clamp(min=1))
+    return float(total / count) if count else 0.0
 
 
 def _check_finite(epoch: int, *values: Tensor | float) -> None:

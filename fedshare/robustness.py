@@ -12,20 +12,21 @@ def observed(row: Mapping[str, Any], adversaries: Collection[int]) -> dict[str, 
     """What more a row tells where it is known who lies; nothing where nobody does.
 
     ``accuracy_honest`` and ``accuracy_honest_worst10`` are over honest clients, ``accuracy_adversaries`` is what the
-    liars obtain, ``attack_success`` (mean over honest clients) how far the attack reaches its aim at their models,
-    ``adversaries_weight`` the liars' share in the round's average, ``adversaries_removed`` and ``honest_removed`` how
-    many are out.
+    liars obtain; of another task it is the headline metric. ``attack_success`` (mean over honest clients) is how far
+    the attack reaches its aim at their models, ``adversaries_weight`` the liars' share in the round's average,
+    ``adversaries_removed`` and ``honest_removed`` how many are out.
     """
     if not adversaries:
         return {}
     liars = {str(client) for client in adversaries}
     more: dict[str, Any] = {"adversaries": sorted(adversaries)}
     if "per_client" in row:
-        honest, lying = split(row["per_client"]["accuracy"], liars)
+        name, higher = row.get("headline", "accuracy"), row.get("better", "higher") == "higher"
+        honest, lying = split(row["per_client"][name], liars)
         if honest:
-            more |= {"accuracy_honest": mean(honest), "accuracy_honest_worst10": worst_share(honest)}
+            more |= {f"{name}_honest": mean(honest), f"{name}_honest_worst10": worst_share(honest, higher=higher)}
         if lying:
-            more["accuracy_adversaries"] = mean(lying)
+            more[f"{name}_adversaries"] = mean(lying)
         reached, _ = split(row["per_client"].get("attack_success", {}), liars)
         if reached:
             more["attack_success"] = mean(reached)

@@ -1,8 +1,8 @@
 """The two loops, a server's and a peer's. They yield after each round; who runs them prints, logs and draws."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from fedshare.network import Network, Peers, Purpose
 from fedshare.payload import Payload, evaluation_flaw, flaw
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
+from fedshare.tasks import Classification, Task
 from fedshare.threads import one_thread
 
 
@@ -27,7 +28,14 @@ class Schedule:
     clients_per_round: int | None = None  # sampled without replacement; None, or more than there are: all
     evaluate_every: int = 1  # test every client after each this many rounds, and after the last; 0: never
     evaluate_first: bool = False  # test every client before round 1, too: the ``before`` of its row
-    max_examples: int = 10**9  # an upload that claims to stand for more is dropped
+    max_examples: int = 10**9  # an upload that claims to stand for more is dropped,
+    sizes: Mapping[int, int] = field(default_factory=dict)  # or for more than what the client is known to have
+    clients: int | None = None  # how many there are: ids below it that the network lacks are untested; None: unknown
+    unseen: tuple[int, ...] = ()  # clients that never train, and are tested as newcomers
+
+    def most(self, client: int) -> int:
+        """How many examples an upload of this client may stand for."""
+        return self.sizes.get(client, self.max_examples)
 
 
 @dataclass(frozen=True)
@@ -56,26 +64,28 @@ def run_server(
     start: int = 0,
     digest: str = chain.START,
     account: Account = Account(),  # noqa: B008  # frozen
+    task: Task = Classification(),  # noqa: B008  # the same
 ) -> Iterator[Round]:
     """Run the rounds after `start`, whose server memory is `state` and whose digest is `digest`.
 
-    `account` knows what the model's tensors are called in the account of bytes. Raises `RunHalted` when more than half
-    of a round's uploads cannot be used.
+    `account` knows what the model's tensors are called in the account of bytes, `task` what a test gives. Raises
+    `RunHalted` when more than half of a round's uploads cannot be used.
     """
     for round in range(start + 1, schedule.rounds + 1):
         everyone = network.client_ids()
         clock = _Clock()
         before = {}
         if schedule.evaluate_first and round == 1:
-            before = {"before": metrics.summarise(_evaluate(strategy, network, state, 0, everyone)[0])}
+            before = {"before": _tested(strategy, network, state, 0, everyone, schedule, task)}
             clock.lap("evaluate")
-        chosen = sample(everyone, schedule.clients_per_round, schedule.seed, round)
+        trains = [client for client in everyone if client not in schedule.unseen]
+        chosen = sample(trains, schedule.clients_per_round, schedule.seed, round)
         downloads = _downloads(strategy.download, state, chosen)
         clock.lap("download")
         answers = network.exchange(Purpose.TRAIN, round, downloads)
         clock.lap("train")
         state, uploads, dropped = _concluded(
-            strategy, state, round, answers, downloads, network.absent(), schedule.max_examples
+            strategy, state, round, answers, downloads, network.absent(), schedule.most
         )
         clock.lap("aggregate")
         link = Link.extend(digest, round, digests(state), network.digests())
@@ -86,8 +96,7 @@ def run_server(
         row |= account.row(good, bad, downloads.values())
         last = round == schedule.rounds
         if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
-            tested, untested = _evaluate(strategy, network, state, round, everyone)
-            row |= metrics.summarise(tested) | {"untested": untested}
+            row |= _tested(strategy, network, state, round, everyone, schedule, task)
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
 
@@ -102,6 +111,7 @@ def run_peer(
     start: int = 0,
     digest: str = chain.START,
     account: Account = Account(),  # noqa: B008  # frozen
+    task: Task = Classification(),  # noqa: B008  # the same
 ) -> Iterator[Round]:
     """The same rounds with no server: every peer keeps the server's memory, and aggregates what all have gathered.
 
@@ -117,7 +127,7 @@ def run_peer(
         clock.lap("train")
         answers = peers.gather(round, upload)
         clock.lap("gather")
-        state, uploads, dropped = _concluded(strategy, state, round, answers, downloads, {}, schedule.max_examples)
+        state, uploads, dropped = _concluded(strategy, state, round, answers, downloads, {}, schedule.most)
         clock.lap("aggregate")
         link = Link.extend(digest, round, digests(state), {})
         digest = link.digest
@@ -128,7 +138,7 @@ def run_peer(
         if schedule.evaluate_every and (round == schedule.rounds or round % schedule.evaluate_every == 0):
             download = strategy.test_download(state, me)
             if download is not None:
-                row |= metrics.summarise({me: play(Purpose.EVALUATE, round, download).metrics})
+                row |= _row_of_test(task, {me: play(Purpose.EVALUATE, round, download)}, schedule)
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
 
@@ -140,11 +150,11 @@ def _concluded(
     answers: dict[int, Payload],
     downloads: dict[int, Payload],
     absent: dict[int, str],
-    max_examples: int,
+    most: Callable[[int], int],
 ) -> tuple[State, dict[int, Payload], dict[int, str]]:
     """The memory after the round, the uploads that it was made of, and why the others are not among them."""
     with one_thread():
-        uploads, dropped = _usable(strategy, state, answers, downloads, max_examples)
+        uploads, dropped = _usable(strategy, state, answers, downloads, most)
         dropped |= {client: reason for client, reason in absent.items() if client in dropped}
         if 2 * len(dropped) > len(downloads):
             flawed = 2 * len(dropped.keys() & answers.keys()) > len(downloads)
@@ -188,7 +198,7 @@ def _usable(
     state: State,
     answers: dict[int, Payload],
     downloads: dict[int, Payload],
-    max_examples: int,
+    most: Callable[[int], int],
 ) -> tuple[dict[int, Payload], dict[int, str]]:
     """The uploads that can be used, and why the others cannot, both in client order."""
     usable, dropped = {}, {}
@@ -199,7 +209,7 @@ def _usable(
             expected = strategy.expects(state, client)
             try:
                 upload = strategy.unpack(answers[client], expected)
-                reason = flaw(upload, expected, max_examples)
+                reason = flaw(upload, expected, most(client))
             except ValueError as error:
                 reason = str(error)
             if reason:
@@ -209,19 +219,51 @@ def _usable(
     return usable, dropped
 
 
-def _evaluate(
-    strategy: Strategy, network: Network, state: State, round: int, clients: list[int]
-) -> tuple[dict[int, dict[str, float]], dict[str, str]]:
-    """Each client's test metrics with the model it would use now; and who gave none that can be used, and why."""
+def _tested(
+    strategy: Strategy,
+    network: Network,
+    state: State,
+    round: int,
+    clients: list[int],
+    schedule: Schedule,
+    task: Task,
+) -> dict[str, Any]:
+    """A row's part about each client's test with the model it would use now; who was not tested, and why.
+
+    Who is away would otherwise leave the mean unnoticed, and it would be another one.
+    """
     downloads = _downloads(strategy.test_download, state, clients)
     answers = network.exchange(Purpose.EVALUATE, round, downloads)
-    absent = network.absent()
-    flaws = {
-        client: evaluation_flaw(answers[client].metrics) if client in answers else absent.get(client, "no answer")
-        for client in sorted(downloads)
-    }
-    untested = {str(client): reason for client, reason in flaws.items() if reason}
-    return {client: answers[client].metrics for client, reason in flaws.items() if not reason}, untested
+    absent, zeros, untested = network.absent(), task.zeros(), dict[int, str]()
+    for client in range(schedule.clients) if schedule.clients else clients:
+        if client not in clients:
+            untested[client] = "not connected"
+        elif client not in downloads:
+            untested[client] = "is sent no model"
+        elif client not in answers:
+            untested[client] = absent.get(client, "no answer")
+        elif reason := evaluation_flaw(answers[client], zeros):
+            untested[client] = reason
+    good = {client: answer for client, answer in sorted(answers.items()) if client not in untested}
+    counts = {"tested": len(good), "untested": {str(client): reason for client, reason in untested.items()}}
+    return _row_of_test(task, good, schedule) | counts
+
+
+def _row_of_test(task: Task, answers: dict[int, Payload], schedule: Schedule) -> dict[str, Any]:
+    """The test's metrics; those of validation, and of clients that never train, are apart."""
+    told = {client: answer.metrics for client, answer in answers.items()}
+
+    def summary(group: str, unseen: bool) -> dict[str, Any]:
+        sums = {
+            c: a.tensors[group] for c, a in answers.items() if group in a.tensors and (c in schedule.unseen) is unseen
+        }
+        return metrics.summarise(task, sums, told)
+
+    row = summary("sums", False)
+    for name, found in (("validation", summary("validation", False)), ("unseen", summary("sums", True))):
+        if found:
+            row[name] = {key: value for key, value in found.items() if key not in ("per_client", "headline", "better")}
+    return row
 
 
 def _averages(uploads: dict[int, Payload]) -> dict[str, float]:

@@ -37,6 +37,8 @@ class RunFolder:
         self.links_file = self.path / "digests.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model.safetensors"
+        self.best = self.path / "best"  # a checkpoint of the best round,
+        self.best_model = self.path / "best.safetensors"  # and its model
         self.ledger = LedgerFile(self.path / "ledger")
 
     @classmethod

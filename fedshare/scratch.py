@@ -15,41 +15,56 @@ from fedshare.tensors import Tensors, digest
 
 
 class Scratch:
-    """A module whose parameters, and after them its floating-point buffers, are views of one flat vector.
+    """A module whose trained parameters, and after them its running statistics, are views of one flat vector.
 
-    So are the gradients of the trainable ones, which come first, the shared before the local. Loading, sending and
-    stepping a whole model are a few operations, however many tensors it has. Whatever a client does to the module,
-    `load` undoes.
+    So are the gradients of the parameters; the shared ones come before the local. Loading, sending and stepping a whole
+    model are a few operations, however many tensors it has. What is frozen stays apart, in types of its own, such as
+    the integers of a quantised backbone. Complex parameters are stored as real ones, with a last dimension of 2.
+    Whatever a client does to the module, `load` undoes.
     """
 
     def __init__(self, module: nn.Module, device: str | torch.device = "cpu", parts: Parts | None = None) -> None:
         self.module = module.to(device).eval()
         self.device = torch.device(device)
         self.parts = parts or Parts.of(module)
-        order = list(Role)
-        named = sorted(module.named_parameters(), key=lambda entry: order.index(self.parts.roles[entry[0]]))
-        self.parameters: dict[str, nn.Parameter] = dict(named)
-        self.trainable = [name for name in self.parameters if self.parts.roles[name] is not Role.FROZEN]
-        buffers = dict(module.named_buffers())
+        roles, buffers = self.parts.roles, dict(module.named_buffers())
+        self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
+        # Complex ones first: they are views of an even number of floats only from an even place on.
+        trained = [
+            name
+            for role in (Role.SHARED, Role.LOCAL)
+            for name in sorted(self.parameters, key=lambda name: not self.parameters[name].is_complex())
+            if roles[name] is role
+        ]
+        self.trainable = trained
         # Running statistics have roles, as parameters do; all other buffers stay at their first value.
-        moving = {name: buffers[name] for name in moving_buffers(module)}
-        self._fixed = {name: (b, b.clone()) for name, b in buffers.items() if name not in moving}
-        entries = self.parameters | moving
-        if len(kinds := {entry.dtype for entry in entries.values()}) != 1:
-            raise UserError(f"model: its parameters must have one type, not {sorted(map(str, kinds))}")
+        moving = [name for name in moving_buffers(module) if roles[name] is not Role.FROZEN]
+        entries = {name: as_real(self.parameters[name].detach()) for name in trained}
+        entries |= {name: buffers[name] for name in moving}
+        if len(kinds := {entry.dtype for entry in entries.values()}) > 1:
+            raise UserError(f"model: what is trained of it must have one type, not {sorted(map(str, kinds))}")
+        self.moved = list(entries)  # what lies in the flat vector, in its order
         self.shapes = {name: entry.shape for name, entry in entries.items()}
-        self.shared, self.local = (self.parts.named(role, self.shapes) for role in (Role.SHARED, Role.LOCAL))
-        self.flat = torch.cat([entry.detach().reshape(-1) for entry in entries.values()])
+        self.shared, self.local = (self.parts.named(role, self.moved) for role in (Role.SHARED, Role.LOCAL))
+        self.flat = torch.cat([entry.reshape(-1) for entry in entries.values()])
         self.views = self._split(self.flat)
-        self.gradient = _untouched_zeros(self._size(self.trainable), self.flat)
-        self._gradients = self._split(self.gradient, self.trainable)
+        self.gradient = _untouched_zeros(self._size(trained), self.flat)
+        self._gradients = self._split(self.gradient, trained)
+        self._check_even()
         self._buffers = {name: self.views[name] for name in moving}
+        # What does not move, and its first value.
+        self._frozen = {n: (p.data, p.data.clone()) for n, p in self.parameters.items() if n not in entries}
+        self._fixed = {name: (b, b.clone()) for name, b in buffers.items() if name not in entries}
         # What is shared of the parameters, here and in the beginning, each as one vector.
         first = self.flat.clone()
         size = self._size([name for name in self.shared if name in self.parameters])
         self.vector, self.first = self.flat[:size], first[:size]
         self._first = self._split(first)
-        self.whole = {name: tensor.cpu() for name, tensor in self._first.items()}
+        statistics = {name: self._fixed[name] for name in moving_buffers(module) if name in self._fixed}
+        self._still = self._frozen | statistics
+        self.shapes |= {name: as_real(first).shape for name, (_, first) in self._still.items()}
+        apart = {name: as_real(first) for name, (_, first) in self._still.items()}
+        self.whole = {name: tensor.cpu() for name, tensor in (self._first | apart).items()}
         # A strategy may have to tell parameters from running statistics.
         self.initial = {
             name: nn.Parameter(self.whole[name], requires_grad=False) if name in self.parameters else self.whole[name]
@@ -57,6 +72,28 @@ class Scratch:
         }
         self.cache: dict[Hashable, Any] = {}  # of what is made of it, for whoever asks again
         self._restore()
+
+    @property
+    def size(self) -> int:
+        """How many numbers the whole model has."""
+        return sum(tensor.numel() for tensor in self.whole.values())
+
+    def value(self, name: str) -> Tensor:
+        """A parameter or running statistic as it is now, real and without a gradient: a view."""
+        return self.views[name] if name in self.views else as_real(self._still[name][0])
+
+    def slope(self, name: str) -> Tensor:
+        """The gradient of the trained parameter `name`, real: a view."""
+        return self._gradients[name]
+
+    def _check_even(self) -> None:
+        for name, parameter in self.parameters.items():
+            if parameter.is_complex() and name in self.views and self.views[name].storage_offset() % 2:
+                raise UserError(f"model: {name} is complex, and in peft.local; only shared ones can be")
+
+    def _typed(self, name: str, view: Tensor) -> Tensor:
+        """A real view as what the module has there."""
+        return torch.view_as_complex(view) if self.parameters[name].is_complex() else view
 
     @cached_property
     def fingerprint(self) -> str:
@@ -68,7 +105,7 @@ class Scratch:
         return sum(self.shapes[name].numel() for name in names)
 
     def _split(self, flat: Tensor, names: list[str] | None = None) -> Tensors:
-        names = list(self.shapes) if names is None else names
+        names = self.moved if names is None else names
         pieces = flat.split([self.shapes[name].numel() for name in names])
         return {name: piece.view(self.shapes[name]) for name, piece in zip(names, pieces, strict=True)}
 
@@ -78,15 +115,22 @@ class Scratch:
 
     def _restore(self) -> None:
         """Undo what code around a model is free to do: drop gradients, freeze, replace buffers, change the mode."""
-        for name, parameter in self.parameters.items():
-            parameter.data = self.views[name]
-            parameter.requires_grad_(name in self._gradients)
-            parameter.grad = self._gradients.get(name)
+        for name, view in self.views.items():
+            if name in self._buffers:
+                place, leaf = self._place(name)
+                place[leaf] = view
+            else:
+                parameter = self.parameters[name]
+                parameter.data = self._typed(name, view)
+                parameter.requires_grad_(True)
+                parameter.grad = self._typed(name, self._gradients[name])
         if self.gradient.any():
             self.gradient.zero_()
-        for name, view in self._buffers.items():
-            place, leaf = self._place(name)
-            place[leaf] = view
+        for name, (tensor, first) in self._frozen.items():
+            parameter = self.parameters[name]
+            parameter.data = tensor.copy_(first)
+            parameter.requires_grad_(False)
+            parameter.grad = None
         for name, (buffer, first) in self._fixed.items():
             place, leaf = self._place(name)
             place[leaf] = buffer.copy_(first)
@@ -95,7 +139,7 @@ class Scratch:
     def load(self, params: Tensors) -> None:
         """Make the module the initial one overlaid with `params`, in evaluation mode, without gradients."""
         if unknown := params.keys() - self.views.keys():
-            raise KeyError(f"the model has no {', '.join(sorted(unknown))}")
+            raise KeyError(f"the model has no {', '.join(sorted(unknown))} that is trained")
         with torch.no_grad():
             for name, view in self.views.items():
                 value = params.get(name, self._first[name])
@@ -114,10 +158,11 @@ class Scratch:
 
     def _gather(self) -> None:
         """Take over what was assigned, as in ``self.mean = ...``, and not written in place."""
-        for name, parameter in self.parameters.items():
+        for name in self.trainable:
+            parameter = self.parameters[name]
             if parameter.data_ptr() != self.views[name].data_ptr():
-                self.views[name].copy_(parameter.data)
-                parameter.data = self.views[name]
+                self.views[name].copy_(as_real(parameter.data))
+                parameter.data = self._typed(name, self.views[name])
         for name, view in self._buffers.items():
             place, leaf = self._place(name)
             if place[leaf] is not view:
@@ -128,15 +173,19 @@ class Scratch:
         """A copy of what is shared, or of the tensors `names`, on the CPU."""
         self._gather()
         names = self.shared if names is None else names
-        if names == list(self.shapes)[: len(names)]:
+        if names == self.moved[: len(names)]:
             return self._split(self.flat[: self._size(names)].to("cpu", copy=True), names)
-        return {name: self.views[name].to("cpu", copy=True) for name in names}
+        return {name: self.value(name).to("cpu", copy=True) for name in names}
 
     def batched(self, vectors: Tensor) -> Tensors:
         """Several of `vector` ``[n, size]`` as parameters, each ``[n, ...]``."""
         names = [name for name in self.shared if name in self.parameters]
         pieces = vectors.split([self.shapes[name].numel() for name in names], dim=1)
-        return {name: piece.view(-1, *self.shapes[name]) for name, piece in zip(names, pieces, strict=True)}
+        found = {name: piece.view(-1, *self.shapes[name]) for name, piece in zip(names, pieces, strict=True)}
+        return {
+            name: torch.view_as_complex(piece.contiguous()) if self.parameters[name].is_complex() else piece
+            for name, piece in found.items()
+        }
 
     def slices(self, names: list[str]) -> list[Tensor]:
         """The trainable parameters `names` as few flat vectors as they allow, each with its gradient."""
@@ -155,6 +204,11 @@ class Scratch:
             vector.grad = self.gradient[start:end]
             vectors.append(vector)
         return vectors
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as a real view of it, with a last dimension of 2; a real one as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _untouched_zeros(size: int, like: Tensor) -> Tensor:

@@ -64,11 +64,4 @@ def loss(client: Client) -> float:
     """Of the model as it is, over the client's examples. Raises UserError where training is private."""
     if client.training.private:
         raise UserError("client.privacy: protects what `fit` makes of the examples, and q-FFL tells their loss without")
-    examples, total, count = client.train_examples, 0.0, 0
-    with torch.no_grad():
-        for rows in torch.arange(len(examples)).split(client.training.evaluation_batch_size):
-            batch = examples.batch(rows)
-            if targets := int((batch[1] != -100).sum()):
-                total += float(client.loss(batch)) * targets
-                count += targets
-    return total / max(count, 1)
+    return client.loss_over(client.train_examples)

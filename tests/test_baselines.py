@@ -34,6 +34,7 @@ from fedshare.strategies.fedrep import FedRep
 from fedshare.strategies.finetune import FineTune
 from fedshare.strategies.local import Local
 from fedshare.strategy import Strategy
+from fedshare.tasks import Classification
 from fedshare.tensors import Tensors
 
 HEAD = ("head.*",)
@@ -297,10 +298,10 @@ def test_a_client_is_tested_with_its_personal_model_once_it_has_one() -> None:
     for client, params in ((absent, state["params"]), (present, network.states[present]["personal"])):
         by_hand = made.client(client, {})
         by_hand.load(params)
-        assert tested[client].metrics == by_hand.evaluate()
+        assert tested[client] == by_hand.evaluate()
     global_model = made.client(present, network.states[present])
     global_model.load(state["params"])
-    assert tested[present].metrics["loss"] != global_model.evaluate()["loss"]
+    assert tested[present].tensors["sums"]["loss"] != global_model.evaluate().tensors["sums"]["loss"]
 
 
 def test_both_of_dittos_fits_are_accounted_for() -> None:
@@ -341,8 +342,8 @@ def test_a_test_is_that_of_the_model_fine_tuned_by_hand(local: Sequence[str]) ->
                 optimizer.zero_grad()
                 by_hand.loss(batch).backward()
                 optimizer.step()
-        assert tested[client].metrics == by_hand.evaluate()
-        assert tested[client].metrics["loss"] != untuned[client].metrics["loss"]
+        assert tested[client] == by_hand.evaluate()
+        assert tested[client].tensors["sums"]["loss"] != untuned[client].tensors["sums"]["loss"]
 
 
 def test_no_passes_of_fine_tuning_are_fedavg() -> None:
@@ -566,6 +567,10 @@ def quarrel(warmup: int) -> Population:
     return population(strategy, (), Without, planted(), optimizer=plain(0.5), epochs=2, batch_size=None)
 
 
+def accuracies(tested: dict[int, Payload]) -> list[float]:
+    return [Classification().scores(answer.tensors["sums"])["accuracy"] for answer in tested.values()]
+
+
 def test_two_planted_groups_are_found_and_each_then_learns_its_own_names() -> None:
     done = run(Simulation(partial(quarrel, 3)), 15, None)
     assert [round.row["clusters"] for round in done[:3]] == [[[0, 1, 2, 3, 4, 5]]] * 3
@@ -574,10 +579,10 @@ def test_two_planted_groups_are_found_and_each_then_learns_its_own_names() -> No
     strategy = network.population.strategy
     downloads = {client: strategy.download(done[-1].state, client) for client in range(6)}
     tested = network.exchange(Purpose.EVALUATE, 15, {i: d for i, d in downloads.items() if d is not None})
-    assert min(metrics.metrics["accuracy"] for metrics in tested.values()) == 1.0
+    assert min(accuracies(tested)) == 1.0
     everyones = Payload({"params": done[-1].state["params"]})
     together = network.exchange(Purpose.EVALUATE, 15, dict.fromkeys(range(6), everyones))
-    assert sum(metrics.metrics["accuracy"] for metrics in together.values()) / 6 < 0.8
+    assert sum(accuracies(together)) / 6 < 0.8
 
 
 def test_one_cluster_is_fedavg_to_the_bit() -> None:

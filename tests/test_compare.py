@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_runs import SMALL, fedshare
 
+import world
 from fedshare.metrics import summarise
 from fedshare.report.compare import Run, comparison, comparison_csv, comparison_plot, last_evaluation, titles, unlike
+from fedshare.tasks import Classification
 
 Make = Callable[..., Path]
 
@@ -20,10 +23,10 @@ Make = Callable[..., Path]
 def run(name: str, accuracy: list[float], examples: list[int] | None = None, round: int = 9) -> Run:
     examples = examples or [10] * len(accuracy)
     clients = {
-        client: {"accuracy": value, "loss": 1.0, "examples": count}
+        client: world.tested(value, 1.0, count) | {"correct": torch.tensor(value * count, dtype=torch.float64)}
         for client, (value, count) in enumerate(zip(accuracy, examples, strict=True))
     }
-    made = last_evaluation([{"round": round, **summarise(clients)}], name, f"runs/{name}")
+    made = last_evaluation([{"round": round, **summarise(Classification(), clients)}], name, f"runs/{name}")
     assert made is not None
     return made
 
@@ -88,7 +91,7 @@ def test_where_names_are_long_the_columns_are_numbered() -> None:
 
 
 def test_a_number_that_is_not_there_is_a_dash() -> None:
-    old = replace(run("old", [0.1, 0.3]), overall={"accuracy": 0.2, "accuracy_mean": None, "accuracy_worst10": None})
+    old = replace(run("old", [0.1, 0.3]), overall={"": 0.2, "_mean": None, "_worst10": None})
     (line,) = (line for line in comparison([old, run("new", [0.2, 0.3])]).splitlines() if "mean" in line)
     assert line.split() == ["mean", "of", "clients", "-", "0.2500"]
 
@@ -237,7 +240,7 @@ def test_what_cannot_be_compared_is_one_line_and_creates_nothing(
 
 
 def test_the_last_evaluation_counts_whatever_came_after() -> None:
-    rows = [{"round": 1, **summarise({3: {"accuracy": 0.5, "loss": 1.0, "examples": 4}})}, {"round": 2}]
+    rows = [{"round": 1, **summarise(Classification(), {3: world.tested(0.5, 1.0, 4)})}, {"round": 2}]
     found = last_evaluation(rows, "a", "A")
     assert found is not None
     assert (found.round, found.accuracy, found.examples) == (1, {3: 0.5}, {3: 4})

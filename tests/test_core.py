@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import world
 from fedshare import chain, seeds, tensors
 from fedshare.payload import Payload, evaluation_flaw, flaw
 from fedshare.state import State, digests, pack, unpack
+from fedshare.tasks import Classification
 
 
 def test_arithmetic_by_hand() -> None:
@@ -161,21 +163,31 @@ def test_flaws(group: tensors.Tensors, metrics: dict[str, float], reason: str | 
     assert flaw(Payload({"params": group}, metrics), EXPECTED, max_examples=10) == reason
 
 
+SUMS = world.tested(0.5, 1.0, 4)
+
+
 @pytest.mark.parametrize(
-    ("metrics", "reason"),
+    ("answer", "reason"),
     [
-        ({"accuracy": 0.5, "loss": 1.0, "examples": 4.0}, None),
-        ({"accuracy": 0.5, "loss": math.nan, "examples": 4.0}, None),
-        ({"examples": 0.0}, None),
-        ({}, "claims no number of examples, not 0 to 10"),
-        ({"accuracy": 0.5, "loss": 1.0, "examples": math.inf}, "claims inf examples, not 0 to 10"),
-        ({"accuracy": 1e9, "loss": 1.0, "examples": 4.0}, "claims accuracy 1000000000.0, not 0 to 1"),
-        ({"accuracy": "all", "loss": 1.0, "examples": 4.0}, "claims accuracy all, not 0 to 1"),
-        ({"accuracy": 0.5, "examples": 4.0}, "claims loss None"),
+        ({"sums": SUMS}, None),
+        ({"sums": SUMS, "validation": SUMS}, None),
+        ({"sums": SUMS | {"loss": torch.tensor(math.nan, dtype=torch.float64)}}, None),  # a finding
+        ({"sums": SUMS | dict.fromkeys(("examples", "correct"), torch.tensor(0))}, None),
+        ({}, "groups: lacks sums"),
+        ({"sums": SUMS, "more": SUMS}, "groups: has unknown more"),
+        ({"sums": {}}, "sums: lacks correct, lacks examples, lacks loss and 1 more"),
+        ({"sums": None}, "sums is a NoneType, not named tensors"),
+        ({"sums": SUMS | {"examples": torch.tensor(11)}}, "claims 11 examples, not 0 to 10"),
+        ({"sums": SUMS | {"examples": torch.tensor(-1)}}, "claims -1 examples, not 0 to 10"),
+        ({"sums": SUMS | {"examples": torch.tensor(4.0)}}, "sums: examples is torch.float32, not torch.int64"),
+        ({"sums": SUMS | {"correct": torch.tensor(5)}}, "sums: correct is 5, not 0 to 4"),
+        ({"sums": SUMS | {"correct": torch.tensor([2])}}, "sums: correct has shape [1], not []"),
+        ({"sums": SUMS | {"correct": 2}}, "sums: correct is a int, not a dense tensor"),
+        ({"sums": SUMS, "validation": SUMS | {"correct": torch.tensor(-1)}}, "validation: correct is -1, not 0 to 4"),
     ],
 )
-def test_flaws_of_an_evaluation(metrics: dict[str, float], reason: str | None) -> None:
-    assert evaluation_flaw(metrics, max_examples=10) == reason
+def test_flaws_of_an_evaluation(answer: dict[str, tensors.Tensors], reason: str | None) -> None:
+    assert evaluation_flaw(Payload(answer), Classification().zeros(), max_examples=10) == reason
 
 
 def test_payload_bytes() -> None:

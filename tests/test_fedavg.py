@@ -50,7 +50,7 @@ def test_full_participation_with_one_full_batch_is_one_centralised_step() -> Non
 
     with seeds.scope(0, "model"):
         central = nn.Sequential(nn.Linear(world.FEATURES, 8), nn.Tanh(), nn.Linear(8, world.CLASSES))
-    everything = Examples(*(torch.cat([getattr(train, part) for train, _ in world.shares()]) for part in "xy"))
+    everything = Examples(*(torch.cat([getattr(train, part) for train, *_ in world.shares()]) for part in "xy"))
     optimizer = torch.optim.SGD(central.parameters(), lr=0.5)
     for _ in range(3):
         optimizer.zero_grad()

@@ -325,7 +325,7 @@ def test_weights_are_where_it_starts(folder: Path, tmp_path: Path) -> None:
 
 
 WRONG = {
-    "optimiser.lr=1": "optimiser.lr: no such key (did you mean optimizer?); allowed: data, model, weights,",
+    "optimiser.lr=1": "optimiser.lr: no such key (did you mean optimizer?); allowed: data, model, task, weights,",
     "rounds=3": "rounds: no such key",
     "strategy=fedavg": "strategy: no such key",
     "epochs=0": "epochs=0: must be at least 1",

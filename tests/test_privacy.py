@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import world
 from fedshare import peft, privacy, seeds
-from fedshare.client import Client, Training, check_private
-from fedshare.clipping import Clipping, losses
+from fedshare.client import Client, Training
+from fedshare.clipping import Clipping
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
 from fedshare.flower.memory import Ledger
@@ -28,8 +28,10 @@ from fedshare.poisson import Poisson
 from fedshare.privacy import Privacy, noise_for
 from fedshare.rounds import Round, Schedule, _averages, run_server
 from fedshare.scratch import Scratch
-from fedshare.simulation import Part, Population, Simulation
+from fedshare.simulation import Population, Simulation
+from fedshare.tasks import Classification
 from fedshare.tensors import Tensors
+from fedshare.trial import attempt
 
 needs_opacus = pytest.mark.skipif(find_spec("opacus") is None, reason="opacus is not installed: fedshare[dp] has it")
 SCHEDULE = Schedule(rounds=2, seed=0, max_examples=100)
@@ -71,6 +73,14 @@ def run(made: Population, schedule: Schedule = SCHEDULE) -> tuple[list[Round], S
     network = Simulation(lambda: made)
     state = made.strategy.init(made.scratch.initial)
     return list(run_server(made.strategy, network, state, schedule)), network
+
+
+TASK = Classification()
+
+
+def clipping(model: nn.Module, trained: dict[str, nn.Parameter], cut: float, chunk: int | None = None) -> Clipping:
+    privacy = Privacy(noise_multiplier=0.0, max_grad_norm=cut, delta=0.1, chunk=chunk)
+    return Clipping(model, TASK, trained, training(privacy))
 
 
 def fitted(made: Population, id: int = 0) -> Tensors:
@@ -192,7 +202,7 @@ def check_against_a_loop(model: nn.Module, names: list[str], x: Tensor, y: Tenso
         for parameter in trained.values():
             parameter.grad = torch.zeros_like(parameter)
         before = [parameter.detach().clone() for parameter in trained.values()]
-        Clipping(model, trained, cut, chunk).add(x, y)
+        clipping(model, trained, cut, chunk).add(x, y)
         for parameter, value, old in zip(trained.values(), expected, before, strict=True):
             torch.testing.assert_close(parameter.grad, value, rtol=1e-4, atol=2e-6)
             assert torch.equal(parameter, old)
@@ -207,7 +217,7 @@ def test_dropout_is_drawn_for_each_example() -> None:
     for parameter in trained.values():
         parameter.grad = torch.zeros_like(parameter)
     x = torch.randn(1, world.FEATURES).expand(16, -1)
-    Clipping(net, trained, 1e-3).add(x, torch.zeros(16, dtype=torch.int64))
+    clipping(net, trained, 1e-3).add(x, torch.zeros(16, dtype=torch.int64))
     norm = torch.cat([parameter.grad.flatten() for parameter in trained.values()]).norm()  # type: ignore[union-attr]
     assert 0.1 * 16e-3 < float(norm) < 0.999 * 16e-3
 
@@ -229,7 +239,7 @@ def test_one_example_moves_the_sum_by_no_more_than_the_norm(
     def total(rows: slice) -> Tensor:
         for parameter in trained.values():
             parameter.grad = torch.zeros_like(parameter)
-        Clipping(net, trained, cut, chunk).add(x[rows], y[rows])
+        clipping(net, trained, cut, chunk).add(x[rows], y[rows])
         return torch.cat([p.grad.double().flatten() for p in trained.values()])  # type: ignore[union-attr]
 
     assert float((total(slice(count)) - total(slice(count - 1))).norm()) <= cut * (1 + 1e-5 * count)
@@ -246,7 +256,7 @@ def test_an_example_whose_gradient_is_not_finite_counts_for_nothing() -> None:
         some = x.clone()
         some[1] = math.nan if bad is None else bad
         rows = [0, 2] if bad is None else [0, 1, 2]
-        Clipping(net, trained, 0.1).add(some[rows], y[rows])
+        clipping(net, trained, 0.1).add(some[rows], y[rows])
         sums.append(torch.cat([parameter.grad.flatten() for parameter in trained.values()]))  # type: ignore[union-attr]
     assert all(part.isfinite().all() for part in sums)
     torch.testing.assert_close(sums[0], sums[2])
@@ -258,8 +268,8 @@ def test_each_example_has_the_mean_over_its_own_targets() -> None:
     targets = torch.tensor([[1, 2, 3, 4], [1, -100, -100, -100], [-100] * 4])
     first = nn.functional.cross_entropy(logits[0], targets[0])
     second = nn.functional.cross_entropy(logits[1, :1], targets[1, :1])
-    torch.testing.assert_close(losses(logits, targets), torch.stack([first, second, torch.zeros(())]))
-    torch.testing.assert_close(losses(logits[:, 0], targets[:, 0])[1], second)
+    torch.testing.assert_close(TASK.alone(logits, targets), torch.stack([first, second, torch.zeros(())]))
+    torch.testing.assert_close(TASK.alone(logits[:, 0], targets[:, 0])[1], second)
 
 
 # ---- who is in a step
@@ -273,7 +283,8 @@ def poisson(made: Privacy | None, count: int, batch_size: int | None, epochs: in
     x = torch.randn(count, features, generator=seeds.generator("x"))
     examples = Examples(x, torch.arange(count) % 2)
     streams = (Stream("who"), Stream("noise"))
-    return Poisson(net, dict(net.named_parameters()), examples, epochs, batch_size, made, *streams)
+    how = Training(optimizer=world.sgd, epochs=epochs, batch_size=batch_size, sampling="poisson", privacy=made)
+    return Poisson(net, TASK, dict(net.named_parameters()), examples, how, None, *streams)
 
 
 def test_every_example_is_in_a_step_as_often_as_it_should_be() -> None:
@@ -440,7 +451,7 @@ def test_noise_follows_secret_terms_model_and_examples(tmp_path: Path) -> None:
         return client._poisson(client._key(1, names), names)._noise.normal(4)
 
     other = {**made.scratch.initial, "last.bias": torch.full((world.CLASSES,), 1e-7)}
-    fewer = Population(made.strategy, made.scratch, made.training, [Part(*world.shares()[1])], 0)
+    fewer = Population(made.strategy, made.scratch, made.training, [world.shares()[1]], 0)
     assert torch.equal(noise(secret), noise(secret))
     drawn = [noise(None), noise(secret), noise(Ledger(tmp_path / "other")), noise(Ledger(tmp_path, b"terms"))]
     drawn += [noise(secret, other), noise(secret, population=fewer)]
@@ -674,7 +685,7 @@ def test_models_without_a_gradient_of_one_example_are_refused(how: str, line: st
     client.load(client.initial)
     assert same(client.params(), made.scratch.initial)
     with unchanged(made.scratch), pytest.raises(UserError, match=r"^client\.privacy: the model "):
-        check_private(made.scratch, made.training, client.train_examples)
+        attempt(made)
 
 
 @contextmanager
@@ -701,17 +712,17 @@ def test_a_step_is_tried_without_a_trace(made: Privacy | str | None) -> None:
     privacy = noisy() if isinstance(made, str) else made
     fine = population(privacy, batch_size=None)
     with unchanged(fine.scratch):
-        check_private(fine.scratch, fine.training, fine.shares[0].train)
+        attempt(fine)
     shuffled = population(None, sampling="shuffle", module=lambda: Counting("adds them"))
     with unchanged(shuffled.scratch):
-        check_private(shuffled.scratch, shuffled.training, shuffled.shares[0].train)
+        attempt(shuffled)
 
     def module() -> nn.Module:
         return nn.Sequential(nn.Linear(world.FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, world.CLASSES))
 
     bad = population(privacy, module=module)
     with unchanged(bad.scratch), pytest.raises(UserError, match=r"^client.sampling=poisson: 1 is a BatchNorm"):
-        check_private(bad.scratch, bad.training, bad.shares[0].train)
+        attempt(bad)
 
 
 @pytest.mark.parametrize("made", [None, CUT], ids=["plain", "cut"])

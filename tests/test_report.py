@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from test_runs import SMALL, fedshare
 
+import world
 from fedshare.experiments import execute
 from fedshare.metrics import summarise, weighted_mean, worst_share
 from fedshare.report import collaboration
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress, fitting
-from fedshare.report.plots import accuracy_plot, partition_plot
+from fedshare.report.plots import partition_plot, progress_plot
 from fedshare.report.summary import summary
 from fedshare.report.units import human_bytes, human_seconds
+from fedshare.tasks import Classification
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -66,38 +68,41 @@ def test_weighted_mean_and_worst_share():
         worst_share([1.0], 0.0)
 
 
+TASK = Classification()
+
+
 def test_summarise_by_hand():
     clients = {
-        10: {"accuracy": 1.0, "loss": 0.1, "examples": 30},
-        2: {"accuracy": 0.5, "loss": 0.5, "examples": 10},
-        3: {"accuracy": 0.9, "loss": 9.0, "examples": 0},
+        10: world.tested(accuracy=1.0, loss=0.1, examples=30),
+        2: world.tested(accuracy=0.5, loss=0.5, examples=10),
+        3: world.tested(accuracy=0.0, loss=9.0, examples=0),
     }
-    assert summarise(clients) == {
+    assert summarise(TASK, clients) == {
+        "headline": "accuracy",
+        "better": "higher",
         "accuracy": 0.875,
         "accuracy_mean": 0.75,
         "accuracy_worst10": 0.5,
         "loss": pytest.approx(0.2, rel=1e-15),
         "per_client": {
             "accuracy": {"2": 0.5, "10": 1.0},
-            "loss": {"2": 0.5, "10": 0.1},
+            "loss": {"2": 0.5, "10": pytest.approx(0.1, rel=1e-15)},
             "examples": {"2": 10, "10": 30},
         },
     }
-    assert list(summarise(clients)["per_client"]["loss"]) == ["2", "10"]
-    assert summarise({3: clients[3]}) == {}
+    assert list(summarise(TASK, clients)["per_client"]["loss"]) == ["2", "10"]
+    assert summarise(TASK, {3: clients[3]}) == {}
 
 
 def test_summarise_does_not_depend_on_the_order_of_clients():
-    clients = {i: {"accuracy": 0.1 + i / 7, "loss": 10.0 ** (9 * i - 18), "examples": 3 + i} for i in range(5)}
-    answers = [repr(summarise(dict(order))) for order in itertools.permutations(clients.items())]
+    clients = {i: world.tested(0.1 + i / 7, 10.0 ** (9 * i - 18), 3 + i) for i in range(5)}
+    answers = [repr(summarise(TASK, dict(order))) for order in itertools.permutations(clients.items())]
     assert len(set(answers)) == 1
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_one_broken_loss_shows_and_spares_the_accuracy(loss):
-    summed = summarise(
-        {0: {"accuracy": 0.5, "loss": loss, "examples": 1}, 1: {"accuracy": 1, "loss": 1, "examples": 1}}
-    )
+    summed = summarise(TASK, {0: world.tested(0.5, loss, 2), 1: world.tested(1.0, 1.0, 2)})
     assert summed["accuracy"] == 0.75
     assert not math.isfinite(summed["loss"])
 
@@ -138,9 +143,9 @@ def test_partition_plot_shows_who_holds_what(tmp_path):
         [evaluated(number) for number in range(1, 101)],
     ],
 )
-def test_accuracy_plot_draws_what_there_is(tmp_path, rows):
+def test_progress_plot_draws_what_there_is(tmp_path, rows):
     for name in ("a.svg", "b.svg"):
-        accuracy_plot(rows, tmp_path / name)
+        progress_plot(rows, tmp_path / name)
     picture = (tmp_path / "a.svg").read_bytes()
     assert picture == (tmp_path / "b.svg").read_bytes()
     text = picture.decode()
@@ -156,7 +161,7 @@ def test_drawing_leaves_no_trace_in_the_process(tmp_path):
         assert "matplotlib" not in sys.modules
         import matplotlib
         before = matplotlib.rcParams.copy()  # reading the backend would import pyplot
-        plots.accuracy_plot([], {str(tmp_path / "a.svg")!r})
+        plots.progress_plot([], {str(tmp_path / "a.svg")!r})
         assert matplotlib.rcParams.copy() == before
         assert "matplotlib.pyplot" not in sys.modules
     """
@@ -384,7 +389,6 @@ def test_summary_by_hand():
     rows = [evaluated(1, 0.75), row(2, dropped={"7": "NaN", "3": "late"}), evaluated(3) | {"dropped": {"7": "NaN"}}]
     assert summary(rows, "runs/a").splitlines() == [
         "accuracy  0.5000 in round 3 (mean of clients 0.4000, worst 10 % 0.2500)",
-        "best      0.7500 in round 1",
         "loss      1.2500",
         "traffic   3.0 kB up, 7.5 MB down",
         "time      10.5 s: train 9.00 s, evaluate 1.50 s",

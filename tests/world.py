@@ -17,6 +17,7 @@ from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import State
 from fedshare.strategy import Strategy
+from fedshare.tensors import Tensors
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = sorted(path.stem for path in (ROOT / "strategies").glob("*.py") if path.stem != "__init__")
@@ -69,6 +70,15 @@ def shares(clients: int = CLIENTS, seed: int = 0) -> list[Part]:
         x = torch.randn(count, FEATURES, generator=random) + torch.eye(CLASSES, FEATURES)[y] * 3
         parts.append(Part(Examples(x[:-4], y[:-4]), Examples(x[-4:], y[-4:])))
     return parts
+
+
+def tested(accuracy: float, loss: float, examples: int) -> Tensors:
+    """The sums of a client's test that give these."""
+    counts = {"examples": examples, "correct": round(accuracy * examples)}
+    floats = {"loss": loss * examples, "weight": float(examples)}
+    return {name: torch.tensor(value) for name, value in counts.items()} | {
+        name: torch.tensor(value, dtype=torch.float64) for name, value in floats.items()
+    }
 
 
 class Net(nn.Module):

@@ -76,7 +76,7 @@ class Backdoor(Attack):
         labelled(example)
         if self.target >= classes:
             raise UserError(f"attack: its target is {self.target}, but the data's classes are 0 to {classes - 1}")
-        shape, kind = list(example.x.shape[1:]), example.x.dtype
+        shape, kind = list(example.single.shape[1:]), example.single.dtype
         if len(shape) not in (1, 3) or self.size > min(shape[-2:]):
             raise UserError(f"attack: a trigger of size {self.size} does not fit into inputs of shape {shape}")
         if not kind.is_floating_point and torch.tensor(self.value).to(kind).item() != self.value:
@@ -93,7 +93,7 @@ class Backdoor(Attack):
     def poison(self, examples: Examples, generator: torch.Generator) -> Examples:
         count = math.ceil(self.fraction * len(examples))
         rows = torch.randperm(len(examples), generator=generator)[:count]
-        x, y = examples.x.clone(), examples.y.clone()
+        x, y = examples.single.clone(), examples.y.clone()
         x[rows], y[rows] = self.triggered(x[rows]), self.target
         return replace(examples, x=x, y=y)
 
@@ -102,13 +102,17 @@ class Backdoor(Attack):
 
     def success(self, client: Client) -> dict[str, float]:
         examples = client.test_examples
-        triggered = replace(examples, x=self.triggered(examples.x))
+        triggered = replace(examples, x=self.triggered(examples.single))
         return reached(client, triggered, torch.full_like(examples.y, self.target))
 
 
 def labelled(example: Examples) -> None:
-    """Raise UserError where examples have not one label each."""
-    if example.y.ndim != 1:
+    """Raise UserError where examples have not one label each, or are not in memory."""
+    if not example.in_memory:
+        raise UserError(
+            "attack: changes examples, and these are read lazily; data.load.cache=true keeps them in memory"
+        )
+    if example.labels is None:
         raise UserError("attack: needs examples that have one label each")
 
 
@@ -125,5 +129,5 @@ def reached(client: Client, examples: Examples, aims: Tensor) -> dict[str, float
     with torch.no_grad():
         for some in rows.split(client.training.evaluation_batch_size):
             inputs, _ = examples.batch(some)
-            hits += int((client.model(inputs).argmax(-1) == aims[some]).sum())
+            hits += int((client.outputs(inputs).argmax(-1) == aims[some]).sum())
     return {"attack_success": hits / len(rows)}

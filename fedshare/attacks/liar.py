@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from fedshare import seeds
 from fedshare.attacks.attack import Attack, Sight
 from fedshare.attacks.update import read, write
@@ -72,7 +70,7 @@ class Adversary(Client):
         round: int,
         names: Iterable[str] | None = None,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         toward: Tensors | None = None,
         pull: float = 0.0,
     ) -> dict[str, float]:
@@ -83,8 +81,4 @@ class Adversary(Client):
         examples = self.train_examples
         if self.training.privacy:
             return claimed
-        total = 0.0
-        with torch.no_grad():
-            for rows in torch.arange(len(examples)).split(self.training.evaluation_batch_size):
-                total += float(self.loss(examples.batch(rows))) * len(rows)
-        return claimed | {"train_loss": total / max(len(examples), 1)}
+        return claimed | {"train_loss": self.loss_over(examples)}

@@ -1,48 +1,86 @@
-"""What a client learns from: examples in memory, as tensors."""
+"""What a client learns from: examples in memory as tensors, or read when they are asked for."""
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedshare import seeds
+from fedshare import seeds, tensors
 from fedshare.errors import UserError
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]  # a model's: one, several by position, or by name
+Shape = tuple[int, ...] | list[tuple[int, ...]] | dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and targets, row by row.
+    """Inputs and targets in memory, row by row; numpy arrays become tensors.
 
-    `x` is ``[n, ...]``: uint8 images ``[n, channels, height, width]``, int64 tokens ``[n, length]``, float32 features.
-    `y` is int64: labels ``[n]``, or one target per position ``[n, length]`` (-100 is ignored by loss and accuracy).
-    `mean` and `std`, one number a channel, belong to images: a batch is ``(x / 255 - mean) / std``.
+    `x` is ``[n, ...]``: images ``[n, channels, height, width]``, int64 tokens ``[n, length]``, float32 features; or a
+    tuple or a dict of several inputs, which a model gets as its arguments. `y` is what the task takes: classes ``[n]``,
+    a target for each position ``[n, ...]``, numbers ``[n, outputs]``. `mean` and `std`, one number a channel, belong to
+    images: a batch is ``(x - mean) / std``, of uint8 ones ``(x / 255 - mean) / std``.
     """
 
-    x: Tensor
+    in_memory: ClassVar[bool] = True  # else x and y are read when asked for, by batches
+
+    x: Inputs
     y: Tensor
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", mapped(as_input, self.x))
+        object.__setattr__(self, "y", as_tensor(self.y))
+        for part in parts(self.x):
+            if len(part) != len(self.y):
+                raise UserError(
+                    f"data: x has {len(part)} rows of {_kind(part)}, and y {len(self.y)} of {_kind(self.y)}"
+                )
+
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def single(self) -> Tensor:
+        """The only input. Raises UserError where there are several."""
+        if not isinstance(self.x, Tensor):
+            raise UserError(f"data: the examples have {len(parts(self.x))} inputs, and one is required here")
+        return self.x
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The class of each example, int64 ``[n]``; None where an example has no single class."""
+        single = self.y.ndim == 1 and not self.y.is_floating_point()
+        return self.y.to(torch.int64).numpy() if single else None
+
     def subset(self, indices: np.ndarray | Tensor) -> "Examples":
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        return Examples(self.x[rows], self.y[rows], self.mean, self.std)
+        return Examples(mapped(lambda x: x[rows], self.x), self.y[rows], self.mean, self.std)
 
-    def batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: Tensor | slice) -> tuple[Inputs, Tensor]:
         """Inputs ready for a model, and their targets."""
-        x = self.x[rows]
-        if self.mean:
-            shape = (1, -1, *[1] * (x.ndim - 2))
-            scale = torch.tensor(self.std, device=x.device).reshape(shape) * 255
-            shift = torch.tensor(self.mean, device=x.device).reshape(shape) * 255
-            x = (x.to(torch.float32) - shift) / scale
-        return x, self.y[rows]
+        return normalised(mapped(itemgetter(rows), self.x), self.mean, self.std), self.y[rows]
 
     def to(self, device: torch.device | str) -> "Examples":
-        return Examples(self.x.to(device), self.y.to(device), self.mean, self.std)
+        """The same on `device`."""
+        return Examples(mapped(lambda x: x.to(device), self.x), self.y.to(device), self.mean, self.std)
+
+    def retyped(self, kind: torch.dtype) -> "Examples":
+        """The same, whose targets are of this type."""
+        return replace(self, y=self.y.to(kind))
+
+    def digest(self) -> str:
+        """SHA-256, in hex, of all inputs and targets."""
+        leaves = [tensors.digest(part) for part in (*parts(self.x), self.y)]
+        return hashlib.sha256(repr((leaves, self.mean, self.std)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -50,7 +88,8 @@ class Dataset:
     """A data set as published: one pool of examples, the training part first.
 
     A partition answers with indices into this pool, because some conventions (PFLlib's) mix training and test examples.
-    `owner`, int64 ``[n]``, is who an example comes from, where the data say so (the speaker of a line).
+    `owner`, int64 ``[n]``, is who an example comes from, where the data say so (the speaker of a line). `classes` is
+    how many numbers a model answers with: classes, labels, or outputs of a regression.
     """
 
     name: str
@@ -59,10 +98,24 @@ class Dataset:
     classes: int
     owner: np.ndarray | None = None
 
-    @property
+    def __post_init__(self) -> None:
+        if not 1 <= self.train_size <= len(self.pool):
+            raise UserError(
+                f"data: {self.name}: train_size is {self.train_size}, and there are {len(self.pool)} examples in all; "
+                f"allowed is 1 to {len(self.pool)}"
+            )
+        if self.owner is not None and len(self.owner) != len(self.pool):
+            raise UserError(f"data: {self.name}: {len(self.owner)} owners of {len(self.pool)} examples")
+
+    @cached_property
     def labels(self) -> np.ndarray | None:
-        """The class of each example, int64 ``[n]``; None where an example has no single class (language modelling)."""
-        return self.pool.y.numpy() if self.pool.y.ndim == 1 else None
+        """The class of each example, int64 ``[n]``; None where some example has no class, or several."""
+        labels = self.pool.labels
+        return labels if labels is not None and labels.min() >= 0 and labels.max() < self.classes else None
+
+    def retyped(self, kind: torch.dtype) -> "Dataset":
+        """The same, whose targets are of this type."""
+        return replace(self, pool=self.pool.retyped(kind))
 
     def scarce(self, count: int, seed: int) -> "Dataset":
         """With so many of the training examples only, drawn without regard to their classes. Raises UserError."""
@@ -74,6 +127,60 @@ class Dataset:
         return Dataset(self.name, self.pool.subset(rows), count, self.classes, owner)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
-        return tuple(self.pool.x.shape[1:])
+    def shape(self) -> Shape:
+        """The shape of one input; of several, a list or a dict of theirs."""
+        inputs, _ = self.pool.batch(slice(0, 1))
+        return shape_of(inputs)
+
+
+def normalised(x: Inputs, mean: tuple[float, ...], std: tuple[float, ...]) -> Inputs:
+    """A batch of images as a model gets them; what has no `mean`, and several inputs, stay as they are."""
+    if not mean or not isinstance(x, Tensor):
+        return x
+    shape, most = (1, -1, *[1] * (x.ndim - 2)), 255 if x.dtype == torch.uint8 else 1
+    scale = torch.tensor(std, device=x.device).reshape(shape) * most
+    shift = torch.tensor(mean, device=x.device).reshape(shape) * most
+    return (x.to(torch.float32) - shift) / scale
+
+
+def shape_of(inputs: Inputs) -> Shape:
+    """The shapes of one row of a batch's inputs."""
+    if isinstance(inputs, Mapping):
+        return {name: tuple(part.shape[1:]) for name, part in inputs.items()}
+    return [tuple(part.shape[1:]) for part in inputs] if isinstance(inputs, tuple) else tuple(inputs.shape[1:])
+
+
+def mapped(change: Callable[[Any], Tensor], inputs: Inputs) -> Inputs:
+    """`change` of each tensor of the inputs."""
+    if isinstance(inputs, Mapping):
+        return {str(name): change(part) for name, part in inputs.items()}
+    return tuple(change(part) for part in inputs) if isinstance(inputs, tuple | list) else change(inputs)
+
+
+def parts(inputs: Inputs) -> list[Tensor]:
+    """The tensors of the inputs, in their order."""
+    if isinstance(inputs, Mapping):
+        return list(inputs.values())
+    return list(inputs) if isinstance(inputs, tuple) else [inputs]
+
+
+def as_input(value: Any) -> Tensor:
+    """float64 is what numpy makes of numbers unless told otherwise, and no model's type."""
+    return value if isinstance(value, Tensor) else as_tensor(value, {np.dtype(np.float64): np.dtype(np.float32)})
+
+
+def as_tensor(value: Any, instead: Mapping[Any, Any] = MappingProxyType({})) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        array = np.asarray(value)
+        # torch takes no memory that is not to be written to, and no other byte order.
+        kind = array.dtype.newbyteorder("=")
+        return torch.from_numpy(np.require(array, instead.get(kind, kind), ["C", "W"]))
+    except (TypeError, ValueError):
+        named = getattr(value, "dtype", type(value).__name__)
+        raise UserError(f"data: {named} cannot be made a tensor; x and y must be arrays of numbers") from None
+
+
+def _kind(part: Tensor) -> str:
+    return f"{str(part.dtype).removeprefix('torch.')} {list(part.shape[1:])}"

@@ -4,6 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -14,7 +15,7 @@ from fedshare import wire
 from fedshare._proto.payload_pb2 import Attendance, Contents, Invitation, Leaf, Reply, Request
 from fedshare.errors import RunHalted, UserError, brief
 from fedshare.flower.participant import Terms
-from fedshare.flower.private import names_of
+from fedshare.flower.private import RAISED, names_of
 from fedshare.flower.records import unwrap, wrap
 from fedshare.network import Purpose
 from fedshare.payload import Payload, same_tensors
@@ -31,7 +32,8 @@ class FlowerNetwork:
 
     `run` names the run whose memories they are to use; `timeout` is how many seconds a client may take for an answer.
     The first round waits for `clients` of `everyone`, a later one for half as many, both up to `patience` seconds. A
-    node is asked who it is when it comes; then its client takes part whenever the Grid lists the node.
+    node is asked who it is when it comes; then its client takes part whenever the Grid lists the node. A client that
+    raises is absent from the round, or with ``on_error="halt"`` ends the run.
     """
 
     remote = True
@@ -46,10 +48,12 @@ class FlowerNetwork:
         clients: int = 1,
         patience: float = 600.0,
         say: Callable[[str], None] = print,
+        on_error: Literal["halt", "drop"] = "drop",
     ) -> None:
         self.attendance: dict[int, Attendance] = {}  # by client
         self.refused: dict[int, str] = {}  # by node: why it does not take part
         self._grid, self._terms, self._run, self._timeout = grid, terms, run, timeout
+        self._halts = on_error == "halt"
         self._everyone, self._needed, self._patience, self._say = everyone, clients, patience, say
         self._wait: Callable[[float], None] = getattr(grid, "wait", lambda _: time.sleep(_POLL))
         self._give_up: Callable[[set[str]], None] = getattr(grid, "give_up", lambda _: None)
@@ -142,6 +146,8 @@ class FlowerNetwork:
         ]
         answers, memories = dict[int, Payload](), dict[int, dict[str, str]]()
         for client, reply in self._collect(dict(zip(self._grid.push_messages(messages), clients, strict=True))):
+            if self._halts and reply.has_error() and reply.error.code == RAISED:
+                raise RunHalted(f"round {round}: client {client}: {brief(reply.error.reason or 'raised an error')}")
             try:
                 answers[client], memories[client] = _read(reply)
             except (ValueError, DecodeError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedshare.fairness import collaborative, jain
 from fedshare.report.plots import BLUE, GREEN, GREY, INK, RED, figure_at
+from fedshare.report.rows import headline, higher
 from fedshare.report.units import decimal
 
 MOST_LINES, SOME_LINES = 60, 10  # clients in the terminal: up to so many all, else those that differ most
@@ -24,7 +25,7 @@ MARKERS = "os^DvPX"
 
 @dataclass(frozen=True)
 class Run:
-    """The last evaluation of a run."""
+    """The last evaluation of a run; `accuracy` is its headline metric's."""
 
     name: str
     place: str  # its folder
@@ -32,23 +33,27 @@ class Run:
     accuracy: dict[int, float]  # by client
     examples: dict[int, int]
     overall: dict[str, float | None]
+    metric: str = "accuracy"
+    higher: bool = True  # whether more is better
 
 
 def last_evaluation(rows: list[dict[str, Any]], name: str, place: str) -> Run | None:
     """From the rows of ``metrics.jsonl``; None where no client has been tested yet."""
     for row in reversed(rows):
-        if "accuracy" in row:
+        metric = headline([row])
+        if metric in row:
             accuracy, examples = (
-                {int(client): value for client, value in row["per_client"][key].items()}
-                for key in ("accuracy", "examples")
+                {int(client): value for client, value in row["per_client"][key].items()} for key in (metric, "examples")
             )
-            overall = {key: row.get(key) for key in ("accuracy", "accuracy_mean", "accuracy_worst10")}
-            return Run(name, place, row["round"], accuracy, examples, overall)
+            overall = {kind: row.get(f"{metric}{kind}") for kind in ("", "_mean", "_worst10")}
+            return Run(name, place, row["round"], accuracy, examples, overall, metric, higher([row]))
     return None
 
 
 def unlike(a: Run, b: Run) -> str | None:
-    """The first client that is not the same in both."""
+    """The first client that is not the same in both, or that the runs are about different metrics."""
+    if a.metric != b.metric:
+        return f"{a.place} is about {a.metric}, {b.place} about {b.metric}"
     for client in sorted(a.examples.keys() | b.examples.keys()):
         mine, others = (run.examples.get(client, 0) for run in (a, b))
         if mine != others:
@@ -80,12 +85,13 @@ def comparison(runs: list[Run]) -> str:
     clients = sorted(runs[0].accuracy)
     shown = clients if len(clients) <= MOST_LINES else _most_different(runs)[:SOME_LINES]
     lines = [
-        [str(client), f"{runs[0].examples[client]:,}", *_marked([run.accuracy[client] for run in runs])]
+        [str(client), f"{runs[0].examples[client]:,}", *_marked([run.accuracy[client] for run in runs], runs[0].higher)]
         for client in shown
     ]
     fair = [_fairness(runs[0], run) for run in runs[1:]]
+    more = runs[0].higher
     means, worst, all_examples = (
-        _marked([run.overall[key] for run in runs]) for key in ("accuracy_mean", "accuracy_worst10", "accuracy")
+        _marked([run.overall[kind] for run in runs], more) for kind in ("_mean", "_worst10", "")
     )
     lines += [
         ["mean of clients", "", *means],
@@ -125,10 +131,10 @@ def _most_different(runs: list[Run]) -> list[int]:
     return sorted(runs[0].accuracy, key=lambda client: (-difference(client), client))
 
 
-def _marked(values: Sequence[float | None]) -> list[str]:
+def _marked(values: Sequence[float | None], higher: bool) -> list[str]:
     """With a star at the best, where they are not all the same."""
     known = {value for value in values if value is not None}
-    best = max(known) if len(known) > 1 else None
+    best = (max if higher else min)(known) if len(known) > 1 else None
     return [decimal(value) + ("*" if best is not None and value == best else " ") for value in values]
 
 
@@ -138,9 +144,8 @@ def _aligned(lines: list[list[str]]) -> list[str]:
 
 
 def _duel(a: Run, b: Run) -> str:
-    better, worse = (
-        sum(one.accuracy[client] > two.accuracy[client] for client in a.accuracy) for one, two in ((a, b), (b, a))
-    )
+    pairs = ((a, b), (b, a)) if a.higher else ((b, a), (a, b))
+    better, worse = (sum(one.accuracy[client] > two.accuracy[client] for client in a.accuracy) for one, two in pairs)
     return f"{a.name} is better than {b.name} for {better} of {len(a.accuracy)} clients, worse for {worse}"
 
 
@@ -174,7 +179,7 @@ def comparison_plot(runs: list[Run], path: Path | str) -> None:
                 style["markerfacecolor"] = "none"
             axes.axhline(line.mean(), color=colour, linewidth=0.9, dashes=(4, 2 + number))
             axes.plot(at, line, label=f"{run.name}: {decimal(line.mean())}", **style)
-        axes.set(xlabel=f"clients, from {runs[0].name}'s worst to its best", ylabel="test accuracy")
+        axes.set(xlabel=f"clients, from {runs[0].name}'s worst to its best", ylabel=f"test {runs[0].metric}")
         axes.set_xlim(-0.6, len(clients) - 0.4)
         named = len(clients) <= MOST_NAMED
         axes.set_xticks(at if named else [], map(str, clients if named else []))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from fedshare.report.rows import headline
 from fedshare.report.units import decimal, human_bytes, printable
 
 if TYPE_CHECKING:
@@ -42,11 +43,16 @@ def _notes(row: Row) -> str:
     return ", ".join(["ckpt"] * saved + [f"dropped {dropped}"] * (dropped > 0))
 
 
+def _headline(row: Row, suffix: str = "") -> str:
+    return decimal(row.get(headline([row]) + suffix))
+
+
+METRIC = "acc"  # the title of the headline metric's column, where that is accuracy
 COLUMNS = (
     Column("round", 5, 10, lambda row: str(row["round"]), "bold"),
-    Column("acc", 6, 9, lambda row: decimal(row.get("accuracy")), "cyan"),
-    Column("mean", 6, 1, lambda row: decimal(row.get("accuracy_mean"))),
-    Column("worst10%", 8, 8, lambda row: decimal(row.get("accuracy_worst10"))),
+    Column(METRIC, 6, 9, _headline, "cyan"),
+    Column("mean", 6, 1, lambda row: _headline(row, "_mean")),
+    Column("worst10%", 8, 8, lambda row: _headline(row, "_worst10")),
     Column("loss", 7, 7, lambda row: decimal(row.get("loss"))),
     Column("up", 8, 5, lambda row: _bytes(row, "bytes_up")),
     Column("down", 8, 2, lambda row: _bytes(row, "bytes_down")),
@@ -68,11 +74,15 @@ def fitting(width: int | None) -> list[Column]:
 class Progress:
     """A context manager that prints one line a round.
 
-    `rounds` is the number of the last round, `first` the number of the first one to come (above 1 for a run resumed).
+    `rounds` is the number of the last round, `first` the number of the first one to come (above 1 for a run resumed),
+    `metric` the one by which clients are compared.
     Without a terminal, lines are plain text, flushed one by one, without any ANSI code.
     """
 
-    def __init__(self, rounds: int, first: int = 1, header: str = "", stream: TextIO | None = None) -> None:
+    def __init__(
+        self, rounds: int, first: int = 1, header: str = "", stream: TextIO | None = None, metric: str = "accuracy"
+    ) -> None:
+        self.metric = METRIC if metric == "accuracy" else metric
         self.rounds, self.first, self.header = rounds, first, printable(header)
         self.stream = stream or sys.stdout
         self.bar: Bar | None = None
@@ -109,7 +119,8 @@ class Progress:
         return fitting(self.bar.console.width if self.bar else None)
 
     def _titles(self) -> None:
-        self._print([(column.aligned(column.title), "dim") for column in self._columns()])
+        titles = {METRIC: self.metric}
+        self._print([(column.aligned(titles.get(column.title, column.title)), "dim") for column in self._columns()])
         self.lines = 0
 
     def _print(self, cells: list[tuple[str, str]], wrap: bool = False) -> None:

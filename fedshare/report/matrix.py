@@ -13,6 +13,7 @@ import numpy as np
 
 from fedshare.fairness import collaborative
 from fedshare.report.plots import INK, figure_at, heat_map
+from fedshare.report.rows import headline
 from fedshare.report.units import decimal, human_bytes, human_seconds, printable
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Entry:
     @property
     def accuracy(self) -> dict[int, float]:
         """By client."""
-        found = self.result["row"].get("per_client", {}).get("accuracy", {})
+        found = self.result["row"].get("per_client", {}).get(headline([self.result["row"]]), {})
         return {int(client): value for client, value in found.items()}
 
     def values(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedshare.files import write_atomically
+from fedshare.report.rows import headline
 from fedshare.report.units import human_bytes
 
 if TYPE_CHECKING:
@@ -128,15 +129,15 @@ def enlarged(cells: np.ndarray) -> np.ndarray:
     return cells.repeat(down, axis=0).repeat(across, axis=1)
 
 
-def accuracy_plot(rows: list[dict[str, Any]], path: Path | str) -> None:
-    """Draw accuracy by round (over all examples, worst tenth, spread among clients), and the bytes sent so far.
+def progress_plot(rows: list[dict[str, Any]], path: Path | str) -> None:
+    """Draw the headline metric by round (over all examples, worst tenth, spread among clients), and the bytes so far.
 
     `rows` are those of ``metrics.jsonl``; a round without evaluation leaves no point.
     """
     with figure_at(path, 7.0, 4.8) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
-        evaluated = [row for row in rows if row.get("accuracy") is not None]
-        _accuracy(above, evaluated)
+        evaluated = [row for row in rows if row.get(headline(rows)) is not None]
+        _metric(above, evaluated, headline(rows))
         _traffic(below, rows)
         below.set(xlabel="round", xlim=(0, 1.02 * max([1, *(row["round"] for row in rows)])))
         whole_numbers(below.xaxis)
@@ -145,27 +146,27 @@ def accuracy_plot(rows: list[dict[str, Any]], path: Path | str) -> None:
         figure.align_ylabels()
 
 
-def _accuracy(axes: "Axes", rows: list[dict[str, Any]]) -> None:
-    axes.set_ylabel("test accuracy")
+def _metric(axes: "Axes", rows: list[dict[str, Any]], name: str) -> None:
+    axes.set_ylabel(f"test {name}")
     if not rows:
         axes.text(0.5, 0.5, "no evaluation yet", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_yticks([])
         return
     rounds = [row["round"] for row in rows]
     marker = "o" if len(rows) <= 30 else ""
-    spread = [(row["round"], *_spread(row)) for row in rows if row.get("per_client", {}).get("accuracy")]
+    spread = [(row["round"], *_spread(row, name)) for row in rows if row.get("per_client", {}).get(name)]
     if spread:
         at, low, high = zip(*spread, strict=True)
         axes.fill_between(at, low, high, color=BLUE, alpha=0.15, linewidth=0, label="middle 80 % of clients")
-    lines = (("accuracy", "all examples", BLUE, "-"), ("accuracy_mean", "mean of clients", GREEN, "--"))
-    for key, label, colour, dash in (*lines, ("accuracy_worst10", "worst 10 % of clients", RED, "-")):
+    lines = ((name, "all examples", BLUE, "-"), (f"{name}_mean", "mean of clients", GREEN, "--"))
+    for key, label, colour, dash in (*lines, (f"{name}_worst10", "worst 10 % of clients", RED, "-")):
         values = [math.nan if row.get(key) is None else row[key] for row in rows]
         axes.plot(rounds, values, dash, color=colour, label=label, linewidth=1.6, marker=marker, markersize=3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _spread(row: dict[str, Any]) -> tuple[float, float]:
-    values = [math.nan if value is None else value for value in row["per_client"]["accuracy"].values()]
+def _spread(row: dict[str, Any], name: str) -> tuple[float, float]:
+    values = [math.nan if value is None else value for value in row["per_client"][name].values()]
     low, high = np.quantile(values, [0.1, 0.9])
     return float(low), float(high)
 

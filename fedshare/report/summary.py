@@ -4,28 +4,37 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fedshare.best import Best
+from fedshare.report.rows import headline
 from fedshare.report.units import decimal, human_bytes, human_seconds
 
 
-def summary(rows: list[dict[str, Any]], folder: Path | str) -> str:
-    """What came out, what it cost, where it is: a few aligned lines, from the rows of ``metrics.jsonl``."""
+def summary(rows: list[dict[str, Any]], folder: Path | str, best: Best | None = None) -> str:
+    """What came out, what it cost, where it is: a few aligned lines, from the rows of ``metrics.jsonl``.
+
+    `best` is the round that validation examples choose; no round is chosen by the test.
+    """
     lines: list[tuple[str, str]] = []
-    evaluated = [row for row in rows if row.get("accuracy") is not None]
+    name = headline(rows)
+    evaluated = [row for row in rows if row.get(name) is not None]
     if evaluated:
         last = evaluated[-1]
-        best = max(evaluated, key=lambda row: row["accuracy"])
-        among = {"mean of clients": "accuracy_mean", "worst 10 %": "accuracy_worst10"}
+        among = {"mean of clients": f"{name}_mean", "worst 10 %": f"{name}_worst10"}
         parts = [f"{name} {decimal(last[key])}" for name, key in among.items() if key in last]
         aside = f" ({', '.join(parts)})" if parts else ""
         before = rows[0].get("before", {})
-        first = f"; before round 1: {decimal(before['accuracy'])}" if "accuracy" in before else ""
-        lines.append(("accuracy", f"{decimal(last['accuracy'])} in round {last['round']}{aside}{first}"))
-        if best["accuracy"] > last["accuracy"]:
-            lines.append(("best", f"{decimal(best['accuracy'])} in round {best['round']}"))
-        for name in ("loss", "perplexity"):
-            if name in last:
-                first = f"; before round 1: {decimal(before[name])}" if name in before else ""
-                lines.append((name, decimal(last[name]) + first))
+        first = f"; before round 1: {decimal(before[name])}" if name in before else ""
+        lines.append((name, f"{decimal(last[name])} in round {last['round']}{aside}{first}"))
+        for other in last.get("per_client", ("loss",)):
+            if other != name and other in last and other != "examples":
+                first = f"; before round 1: {decimal(before[other])}" if other in before else ""
+                lines.append((other, decimal(last[other]) + first))
+        if found := last.get("unseen"):
+            lines.append(("unseen", f"{name} {decimal(found.get(name))} of clients that never trained"))
+        if best and best.round:
+            chosen = next(row for row in rows if row["round"] == best.round)
+            said = f"round {best.round} by validation {best.metric} {decimal(best.value)}"
+            lines.append(("best", f"{said}: test {name} {decimal(chosen.get(name))}"))
     lines += [("traffic" if not number else "", text) for number, text in enumerate(_traffic(rows))]
     if spent := [row["max_epsilon"] for row in rows if row.get("max_epsilon") is not None]:
         lines.append(("privacy", f"epsilon {decimal(max(spent), 2)}, of the client that has spent most"))

@@ -6,17 +6,23 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 
+from fedshare import seeds
 from fedshare.attacks import Attack
 from fedshare.attacks.liar import Adversary, Liar
 from fedshare.client import Client, Ledger, Share, Training
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.data.partition.base import Partition, Split
+from fedshare.data.partition.deal import shuffled
+from fedshare.errors import UserError
 from fedshare.network import Purpose, answer
 from fedshare.payload import Payload
 from fedshare.scratch import Scratch
+from fedshare.seeds import numpy_generator
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
+from fedshare.tasks import Classification, Task
 
 
 class Sized(Share, Protocol):
@@ -33,6 +39,10 @@ class Part(NamedTuple):
     test: Examples
 
     @property
+    def validation(self) -> None:
+        """There is none."""
+
+    @property
     def size(self) -> int:
         return len(self.train)
 
@@ -46,27 +56,46 @@ class Cut:
 
     @property
     def size(self) -> int:
-        return len(self.parts.split.train[self.client])
+        return len(self.parts.split.train[self.client]) - self.parts.held_out(self.client)
 
     @property
     def train(self) -> Examples:
-        return self._view(self.parts.split.train)
+        return self._view(self._divided[0])
+
+    @property
+    def validation(self) -> Examples | None:
+        held_out = self._divided[1]
+        return self._view(held_out) if self.parts.validation else None
 
     @property
     def test(self) -> Examples:
-        return self._view(self.parts.split.test)
+        return self._view(self.parts.split.test[self.client])
 
-    def _view(self, indices: list[np.ndarray]) -> Examples:
-        examples = self.parts.dataset.pool.subset(indices[self.client])
+    @property
+    def _divided(self) -> tuple[np.ndarray, np.ndarray]:
+        """The indices to train on, and those to validate with; both sorted."""
+        rows, count = self.parts.split.train[self.client], self.parts.held_out(self.client)
+        if not count:
+            return rows, rows[:0]
+        order = shuffled(len(rows), numpy_generator(self.parts.seed, "validation", self.client))
+        return rows[np.sort(order[count:])], rows[np.sort(order[:count])]
+
+    def _view(self, indices: np.ndarray) -> Examples:
+        examples = self.parts.dataset.pool.subset(indices)
         return self.parts.partition.view(self.client, examples, self.parts.seed)
 
 
 class Partitioned(Sequence[Cut]):
-    """A data set and how it is divided."""
+    """A data set and how it is divided. Of each client's training part the share `validation` is held out."""
 
-    def __init__(self, dataset: Dataset, partition: Partition, seed: int) -> None:
-        self.dataset, self.partition, self.seed = dataset, partition, seed
+    def __init__(self, dataset: Dataset, partition: Partition, seed: int, validation: float = 0.0) -> None:
+        self.dataset, self.partition, self.seed, self.validation = dataset, partition, seed, validation
         self.split: Split = partition.split(dataset, seed)
+
+    def held_out(self, client: int) -> int:
+        """How many of a client's training examples validate; one is left to train on."""
+        count = len(self.split.train[client])
+        return min(round(self.validation * count), count - 1)
 
     def __len__(self) -> int:
         return len(self.split.train)
@@ -87,15 +116,27 @@ class Population:
     shares: Sequence[Sized]
     seed: int
     attack: Attack = field(default_factory=Attack)
+    task: Task = field(default_factory=Classification)
+    unseen: int = 0  # how many clients never train, and are tested as newcomers
 
     @cached_property
     def adversaries(self) -> list[int]:
         """Their ids. Raises UserError where the attack names a client that there is not."""
         return self.attack.who(len(self.shares), self.seed)
 
+    @cached_property
+    def newcomers(self) -> list[int]:
+        """The ids of those who never train, drawn by the seed. Raises UserError where nobody would be left."""
+        if not 0 <= self.unseen < len(self.shares):
+            raise UserError(
+                f"unseen={self.unseen}: must be from 0 to {len(self.shares) - 1}, for somebody has to train"
+            )
+        order = torch.randperm(len(self.shares), generator=seeds.generator(self.seed, "unseen"))
+        return sorted(order[: self.unseen].tolist())
+
     def client(self, id: int, state: State, ledger: Ledger | None = None) -> Client:
         """As it would be if nobody lied."""
-        return Client(id, self.seed, self.scratch, self.training, self.shares[id], state, ledger)
+        return Client(id, self.seed, self.scratch, self.training, self.shares[id], state, ledger, self.task)
 
     def sizes(self) -> list[int]:
         """How many training examples each client has."""
@@ -112,7 +153,7 @@ class Population:
         payload = answer(strategy, client, purpose, round, download)
         if purpose is Purpose.TRAIN:
             return Answer(payload, client.state, digests(client.state))
-        return Answer(Payload(metrics=payload.metrics | self.attack.success(client)), client.state, {})
+        return Answer(Payload(payload.tensors, payload.metrics | self.attack.success(client)), client.state, {})
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """Clients on this machine: in this process, or in several worker processes, with the same bits."""
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from fedshare.network import Purpose
 from fedshare.payload import Payload
-from fedshare.simulation.population import Answer, Population
-from fedshare.simulation.workers import Job, Workers
+from fedshare.simulation.population import Population
+from fedshare.simulation.workers import Job, Outcome, Workers, attempt
 from fedshare.state import State
 from fedshare.threads import one_thread
 
@@ -17,8 +18,8 @@ class Simulation:
     a `functools.partial` of one); `population` is what it gave, where it was called before. `workers` is the number of
     processes, no more than there are clients; 0 stays in this one. What clients remember lies in `states`, here: a
     worker may serve any client, and one that dies loses nothing. `timeout` is how many seconds a client may take there.
-
-    A client that raises ends the run: in a laboratory that is a bug to be seen, not an upload to be dropped.
+    A client that raises is absent from the round with ``on_error="drop"``, and ends the run with ``halt``; a UserError,
+    which is the config's fault and no client's, always does.
     """
 
     def __init__(
@@ -27,13 +28,15 @@ class Simulation:
         workers: int = 0,
         timeout: float = 3600.0,
         population: Population | None = None,
+        on_error: Literal["halt", "drop"] = "halt",
     ) -> None:
         with one_thread():
             self.population = population or build()
         self.states: dict[int, State] = {}
         self._digests: dict[int, dict[str, str]] = {}
         self._sizes = self.population.sizes()
-        self._build, self._timeout = build, timeout
+        self._absent: dict[int, str] = {}
+        self._build, self._timeout, self._halts = build, timeout, on_error == "halt"
         self._count = min(workers, len(self._sizes))
         self._workers: Workers | None = None  # started by the first exchange
 
@@ -51,7 +54,7 @@ class Simulation:
         return list(range(len(self._sizes)))
 
     def absent(self) -> dict[int, str]:
-        return {}
+        return self._absent
 
     def digests(self) -> dict[int, dict[str, str]]:
         return self._digests
@@ -74,14 +77,16 @@ class Simulation:
         order = sorted(downloads, key=lambda client: -self._sizes[client])
         jobs = [Job(purpose, round, client, downloads[client], self.states.get(client, {})) for client in order]
         if self._count and not self._workers:
-            self._workers = Workers(self._build, self._count, self._timeout)
-        answers = dict(self._workers.run(jobs) if self._workers else self._here(jobs))
+            self._workers = Workers(self._build, self._count, self._timeout, self._halts)
+        outcomes = dict(self._workers.run(jobs) if self._workers else self._here(jobs))
+        self._absent = {client: why for client, why in sorted(outcomes.items()) if isinstance(why, str)}
+        answers = {client: answer for client, answer in outcomes.items() if not isinstance(answer, str)}
         if purpose is Purpose.TRAIN:
             self.states |= {client: answer.state for client, answer in answers.items()}
             self._digests = {client: answer.digests for client, answer in sorted(answers.items())}
         return {client: answers[client].payload for client in sorted(answers)}
 
-    def _here(self, jobs: list[Job]) -> Iterator[tuple[int, Answer]]:
+    def _here(self, jobs: list[Job]) -> Iterator[tuple[int, Outcome]]:
         with one_thread():
             for job in jobs:
-                yield job.client, job.run(self.population)
+                yield job.client, job.run(self.population) if self._halts else attempt(job, self.population)

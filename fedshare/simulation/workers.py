@@ -9,13 +9,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from fedshare.errors import RunHalted, UserError
+from fedshare.errors import RunHalted, UserError, brief, first_line
 from fedshare.network import Purpose
 from fedshare.payload import Payload, same_tensors
 from fedshare.simulation.population import Answer, Population
@@ -25,6 +27,9 @@ from fedshare.tensors import Tensors
 START_DEADLINE = 300.0  # seconds for a worker to import torch and load its data
 GRACE = 5.0  # seconds for workers to end by themselves
 ATTEMPTS = 2  # a job whose worker dies is given to another one once
+
+
+Outcome = Answer | str  # or why there is no answer
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,40 @@ class Job:
         return f"round {self.round}: client {self.client}: {self.purpose.value}"
 
 
+def attempt(job: Job, population: Population) -> Outcome:
+    """The answer, or in a line what was raised. What the client remembers is then as it was before."""
+    state = _copied(job.state)
+    try:
+        return replace(job, state=state).run(population)
+    except UserError:
+        raise
+    except Exception as error:
+        return raised(error)
+
+
+def raised(error: Exception) -> str:
+    """An error in a line, with the place where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in last)
+    return brief(f"raised {type(error).__name__}: {first_line(error)}{where}")
+
+
+def _copied(value: Any) -> Any:
+    """The same tensors in dicts and lists of its own."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
 class Workers:
     """`count` processes, each with a population of its own. Only bytes made by `pack` go to and fro.
 
-    A watchdog kills a worker that is late, which ends every wait for it, also one in the middle of a message.
+    A watchdog kills a worker that is late, which ends every wait for it, also one in the middle of a message. Where it
+    `halts`, a client that raises is an error; else that is its outcome.
     """
 
-    def __init__(self, build: Callable[[], Population], count: int, timeout: float) -> None:
-        self._build, self._timeout = build, timeout
+    def __init__(self, build: Callable[[], Population], count: int, timeout: float, halts: bool = True) -> None:
+        self._build, self._timeout, self._halts = build, timeout, halts
         self._closed = threading.Event()
         self._workers: list[_Worker] = []
         threading.Thread(target=self._watch, daemon=True).start()
@@ -66,8 +97,8 @@ class Workers:
             for worker in list(self._workers):
                 worker.kill_if_late()
 
-    def run(self, jobs: list[Job]) -> Iterator[tuple[int, Answer]]:
-        """Answers by client, in the order in which they come. After an error, the workers are gone."""
+    def run(self, jobs: list[Job]) -> Iterator[tuple[int, Outcome]]:
+        """Outcomes by client, in the order in which they come. After an error, the workers are gone."""
         if self._closed.is_set():
             raise RuntimeError("these workers were closed, or ended with an error")
         waiting = [(job, 1) for job in reversed(jobs)]
@@ -84,7 +115,7 @@ class Workers:
                 for worker in [worker for worker in busy if worker.connection in ready]:
                     job, attempt = busy.pop(worker)
                     try:
-                        answer = worker.receive(job)
+                        outcome = worker.receive(job, self._halts)
                     except (EOFError, OSError):
                         if worker.late:
                             raise RunHalted(
@@ -96,7 +127,7 @@ class Workers:
                         self._replace(worker)
                         waiting.append((job, attempt + 1))
                     else:
-                        yield job.client, answer
+                        yield job.client, outcome
         except BaseException:
             self.close()  # a worker still busy would give its answer to a later question
             raise
@@ -162,12 +193,14 @@ class _Worker:
         with contextlib.suppress(OSError):  # it has died; receive() will find the same
             self.connection.send_bytes(pack(request))
 
-    def receive(self, job: Job) -> Answer:
+    def receive(self, job: Job, halts: bool) -> Outcome:
         data = self.connection.recv_bytes()
         self._deadline = math.inf
         reply = unpack(data)
         if "wrong" in reply:
             raise UserError(reply["wrong"])
+        if "error" in reply and not halts:
+            return str(reply["error"])
         if "error" in reply:
             raise RuntimeError(f"{job}: {reply['error']}\n{reply['trace']}")
         return Answer(Payload(reply["tensors"], reply["metrics"]), reply["state"], reply["digests"])
@@ -239,4 +272,4 @@ def _reply(job: Job, population: Population) -> bytes:
     except UserError as error:
         return pack({"wrong": str(error)})
     except Exception as error:
-        return pack({"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})
+        return pack({"error": raised(error), "trace": traceback.format_exc()})

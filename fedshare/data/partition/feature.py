@@ -34,12 +34,12 @@ class FeatureSkew(Iid):
             not_negative(name, getattr(self, name))
 
     def split(self, dataset: Dataset, seed: int) -> Split:
-        if dataset.pool.x.dtype != torch.uint8 or dataset.pool.x.ndim != 4:
+        if dataset.pool.single.dtype != torch.uint8 or dataset.pool.single.ndim != 4:
             raise UserError(f"partition=feature_skew needs images; data={dataset.name} has none")
         return super().split(dataset, seed)
 
     def view(self, client: int, examples: Examples, seed: int) -> Examples:
-        x = turn(examples.x, client * self.rotation % 360)
+        x = turn(examples.single, client * self.rotation % 360)
         if self.colour:
             gains = torch.rand(x.shape[1], 1, 1, generator=generator(seed, "partition", "colour", client)) * 2 - 1
             x = to_uint8(x * (1 + self.colour * gains))

@@ -1,0 +1,78 @@
+"""LEAF's json files (Caldas et al. 2018, arXiv 1812.01097): ``train/*.json`` and ``test/*.json``, by user."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedshare.data.dataset import Dataset, Examples
+from fedshare.errors import UserError
+
+
+def leaf(
+    path: str,
+    *,
+    shape: Sequence[int],
+    classes: int | None = None,
+    alphabet: str | None = None,
+    name: str | None = None,
+) -> Dataset:
+    """Every user's examples, whose owner is the user: ``partition=natural`` gives each client one of them.
+
+    Inputs are lists of numbers, of `shape` when put in order; texts, as Shakespeare's, become the places of their
+    characters in the `alphabet`, after 0 for all others. Who has no training example is left out.
+    """
+    folder = Path(path).expanduser()
+    parts = {part: _users(folder / part) for part in ("train", "test")}
+    users = sorted(parts["train"])
+    if alien := sorted(parts["test"].keys() - parts["train"].keys()):
+        parts["test"] = {user: data for user, data in parts["test"].items() if user not in set(alien)}
+    x, y, owner = list[Any](), list[Any](), list[int]()
+    for part in ("train", "test"):
+        for number, user in enumerate(users):
+            inputs, targets = parts[part].get(user, ([], []))
+            x += inputs
+            y += targets
+            owner += [number] * len(targets)
+    train = sum(len(targets) for _, targets in parts["train"].values())
+    tables = np.asarray([_numbers(text, alphabet) for text in x]), np.asarray([_numbers(text, alphabet) for text in y])
+    if tables[0].dtype == object or tables[0][:1].size != int(np.prod(shape)):
+        raise UserError(
+            f"{folder}: an input has {np.size(x[0])} numbers, and data.shape={list(shape)} {int(np.prod(shape))}"
+        )
+    inputs = tables[0].reshape(len(x), *shape)
+    targets = tables[1].squeeze(1) if tables[1].ndim == 2 and tables[1].shape[1] == 1 else tables[1]
+    if classes is None:
+        classes = int(targets.max()) + 1 if targets.dtype.kind == "i" else 1
+    return Dataset(name or folder.name, Examples(inputs, targets), train, classes, np.array(owner))
+
+
+def _users(folder: Path) -> dict[str, tuple[list[Any], list[Any]]]:
+    """Each user's inputs and targets."""
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise UserError(f"{folder}: holds no .json of LEAF")
+    found: dict[str, tuple[list[Any], list[Any]]] = {}
+    for file in files:
+        try:
+            data = json.loads(file.read_bytes())["user_data"]
+            for user, examples in data.items():
+                inputs, targets = examples["x"], examples["y"]
+                if len(inputs) != len(targets):
+                    raise ValueError(f"user {user} has {len(inputs)} inputs and {len(targets)} targets")
+                before = found.setdefault(user, ([], []))
+                before[0].extend(inputs)
+                before[1].extend(targets)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file}: is no file of LEAF: {error}") from error
+    return {user: data for user, data in found.items() if data[1]}
+
+
+def _numbers(value: Any, alphabet: str | None) -> Any:
+    if not isinstance(value, str):
+        return value
+    if alphabet is None:
+        raise UserError("data.load.alphabet: is required where inputs are texts: the characters that are known")
+    return [alphabet.find(character) + 1 for character in value]

@@ -1,0 +1,139 @@
+"""A table of one's own, CSV or Parquet: columns of numbers and of words as features, one column as the target."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedshare.data.dataset import Dataset, Examples
+from fedshare.data.split import divided
+from fedshare.errors import UserError, first_line
+
+SHOWN = 5  # columns or values that an error names
+
+
+def table(
+    path: str,
+    *,
+    target: str | Sequence[str],
+    test: str | None = None,
+    features: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    owner: str | None = None,
+    categories: Mapping[str, Sequence[Any]] | None = None,
+    fill: float | None = None,
+    standardise: bool = True,
+    test_share: float = 0.2,
+    classes: int | None = None,
+    name: str | None = None,
+) -> Dataset:
+    """Float32 features ``[n, columns]`` and what the task takes as a target.
+
+    Columns of numbers and bools are features as they are, with `standardise` less their mean and divided by their
+    deviation in the training part; columns of words become one feature for each of their values. Those values, and the
+    classes of a target of words, are the sorted ones that occur, or the `categories` of the column, which several hosts
+    must have alike. `target` may name several columns of numbers. A missing number is an error, unless `fill` stands
+    for it. `owner` names the column that says whose a row is, for ``partition=natural``. Without a file of `test` rows,
+    it is a share of all, of each class where there are classes.
+    """
+    frames = {file: _read(file) for file in (path, test) if file is not None}
+    columns = [str(column) for column in frames[path].columns]
+    targets = [target] if isinstance(target, str) else list(target)
+    aside = [*targets, *drop, *([owner] if owner else [])]
+    used = [column for column in columns if column not in aside] if features is None else list(features)
+    for file, frame in frames.items():
+        for column in (*aside, *used):
+            if column not in frame.columns:
+                raise UserError(f"{file}: has no column {column}; it has {_some(frame.columns)}")
+    if not used:
+        raise UserError(f"{path}: no column is left for features")
+    known = {str(column): list(values) for column, values in (categories or {}).items()}
+
+    def whole(column: str) -> np.ndarray:
+        return np.concatenate([frame[column].to_numpy() for frame in frames.values()])
+
+    y = np.stack([_target(whole(column), f"{path}: column {column}", known.get(column)) for column in targets], axis=1)
+    y = y[:, 0] if len(targets) == 1 else y
+    rows = np.arange(len(y))
+    train = len(frames[path])
+    if test is None:
+        kept, held_out = divided(y if y.ndim == 1 and y.dtype == np.int64 else None, len(y), test_share, "table")
+        rows, train = np.concatenate([kept, held_out]), len(kept)
+    named = [(whole(column)[rows], f"{path}: column {column}", known.get(column)) for column in used]
+    x = np.concatenate([_feature(*column, fill, train if standardise else 0) for column in named], axis=1)
+    whose = None if owner is None else np.unique(whole(owner).astype(str), return_inverse=True)[1][rows]
+    if classes is None:
+        numbers = y.dtype.kind == "f"
+        classes = len(targets) if numbers or len(targets) > 1 else max(2, int(y.max()) + 1)
+    return Dataset(name or Path(path).stem, Examples(x, y[rows]), train, classes, whose)
+
+
+def _read(file: str) -> Any:
+    """The file as a pandas DataFrame. Raises UserError where it cannot be read, or is empty."""
+    try:
+        import pandas
+    except ModuleNotFoundError:
+        raise UserError("data=table needs pandas: pip install 'fedshare[tables]'") from None
+    path = Path(file).expanduser()
+    readers = {".csv": pandas.read_csv, ".parquet": pandas.read_parquet, ".pq": pandas.read_parquet}
+    if path.suffix not in readers:
+        raise UserError(f"{file}: must end in {', '.join(readers)}")
+    try:
+        frame = readers[path.suffix](path)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except Exception as error:  # of many libraries' kinds
+        raise UserError(f"{file}: cannot be read: {first_line(error)}") from error
+    if not len(frame):
+        raise UserError(f"{file}: has no row")
+    frame.columns = [str(column) for column in frame.columns]
+    return frame
+
+
+def _target(values: np.ndarray, where: str, known: list[Any] | None) -> np.ndarray:
+    """Classes as int64, from words or where the categories are given; else the numbers as they are."""
+    if (missing := int(_missing(values).sum())) > 0:
+        raise UserError(f"{where}, a target, lacks {missing} of {len(values)} values")
+    if known is None and values.dtype.kind in "iufb":
+        return values.astype(np.int64 if values.dtype.kind == "b" else values.dtype)
+    return _numbered(values, where, known)
+
+
+def _feature(values: np.ndarray, where: str, known: list[Any] | None, fill: float | None, train: int) -> np.ndarray:
+    """float32 ``[n, columns]``: one column of numbers, standardised by its first `train` rows; or one for each word."""
+    if known is not None or values.dtype.kind not in "iufb":
+        return np.eye(len(known or _words(values)), dtype=np.float32)[_numbered(values, where, known)]
+    column = values.astype(np.float64)
+    missing = ~np.isfinite(column)
+    if missing.any() and fill is None:
+        raise UserError(
+            f"{where} lacks {int(missing.sum())} of {len(column)} values: fill=0 puts one there, or drop it"
+        )
+    column[missing] = fill
+    if train:
+        deviation = column[:train].std()
+        column = (column - column[:train].mean()) / (deviation if deviation > 0 else 1)
+    return column[:, None].astype(np.float32)
+
+
+def _numbered(values: np.ndarray, where: str, known: list[Any] | None) -> np.ndarray:
+    """Each value's place among the categories."""
+    words = [str(word) for word in known] if known is not None else _words(values)
+    place = {word: number for number, word in enumerate(words)}
+    if unknown := sorted({str(value) for value in values} - place.keys()):
+        raise UserError(f"{where} has {unknown[0]!r}, which is none of its categories: {_some(words)}")
+    return np.array([place[str(value)] for value in values], dtype=np.int64)
+
+
+def _words(values: np.ndarray) -> list[str]:
+    return sorted({str(value) for value in values})
+
+
+def _missing(values: np.ndarray) -> np.ndarray:
+    return np.array([value is None or value != value for value in values], dtype=bool)  # NaN is not itself
+
+
+def _some(names: Any) -> str:
+    known = [str(name) for name in names]
+    return ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")

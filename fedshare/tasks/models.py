@@ -1,0 +1,50 @@
+"""Calling a model: several inputs, several outputs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedshare.data.dataset import Inputs
+from fedshare.errors import UserError
+
+FIRST = ("logits", "out")  # what libraries call the answer among several outputs
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Positional and keyword arguments of a model: those of a tuple, and those of a dict."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def call(module: nn.Module, inputs: Inputs) -> Any:
+    """Whatever the model returns."""
+    positional, named = arguments(inputs)
+    return module(*positional, **named)
+
+
+def select(returned: Any, output: str | int | None) -> tuple[Tensor, list[Tensor]]:
+    """The answer among a model's outputs, and the other floating-point ones; in float32 where they have fewer bits.
+
+    A model returns a tensor, a tuple (or list) or a dict. `output` is the answer's position or key; None is the key
+    ``logits`` or ``out`` where there is one, else the first. Raises UserError where the answer is no tensor.
+    """
+    if isinstance(returned, Tensor) and output is None:
+        return _full(returned), []
+    if isinstance(returned, Mapping):
+        known: dict[Any, Any] = dict(returned)
+    else:
+        known = dict(enumerate(returned if isinstance(returned, tuple | list) else [returned]))
+    key = output if output is not None else next((name for name in FIRST if name in known), next(iter(known), None))
+    answer = known.pop(key, None)
+    if not isinstance(answer, Tensor):
+        have = f"a {type(returned).__name__}" + (f" of {', '.join(map(str, known))}" if known else "")
+        raise UserError(f"task.output={output}: the model returns {have}, and no tensor there")
+    others = [_full(other) for other in known.values() if isinstance(other, Tensor) and other.is_floating_point()]
+    return _full(answer), others
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,0 +1,62 @@
+"""Targets as people have them: taken where they are clear, else refused in a line that says what they are."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from fedshare.data.dataset import Dataset
+from fedshare.errors import UserError
+
+
+def classes(dataset: Dataset, ignored: Collection[int]) -> Dataset:
+    """Integers of any type, and bool, become int64. Raises UserError unless they are 0 to classes - 1, or `ignored`."""
+    most = dataset.classes - 1
+    others = " or ".join(map(str, sorted(ignored)))
+    due = f"must be integers (bool, int8 to int64) from 0 to {most}, or {others} for a target that does not count"
+    if dataset.pool.in_memory:
+        y = dataset.pool.y
+    elif (named := dataset.labels) is not None:  # the batches are converted as they are read
+        y = torch.as_tensor(named)
+    else:
+        return dataset.retyped(torch.int64)
+    if y.is_floating_point() or y.is_complex():
+        raise UserError(f"{_described(dataset, y)}; {due}")
+    whole = y.to(torch.int64)
+    wrong = (whole < 0) | (whole > most)
+    for number in ignored:
+        wrong &= whole != number
+    if wrong.any():
+        raise UserError(f"{_described(dataset, whole)}; {due}")
+    return dataset.retyped(torch.int64)
+
+
+def labels(dataset: Dataset, ignored: int) -> Dataset:
+    """0 and 1 of any type become int8. Raises UserError unless there is one for each label of each example."""
+    if not dataset.pool.in_memory:
+        return dataset.retyped(torch.int8)
+    y = dataset.pool.y
+    due = f"must be 0, 1, or {ignored} for a label that does not count, of shape [{len(y)}, {dataset.classes}]"
+    if y.ndim != 2 or y.shape[1] != dataset.classes or not ((y == 0) | (y == 1) | (y == ignored)).all():
+        raise UserError(f"{_described(dataset, y)}; {due}")
+    return dataset.retyped(torch.int8)
+
+
+def numbers(dataset: Dataset) -> Dataset:
+    """Whole numbers become float64. Raises UserError where one is not finite, or an example has too few or too many."""
+    if not dataset.pool.in_memory:
+        return dataset
+    y = dataset.pool.y
+    shapes = [f"[{len(y)}]"] * (dataset.classes == 1) + [f"[{len(y)}, {dataset.classes}]"]
+    fits = y.ndim == 1 if dataset.classes == 1 and y.ndim < 2 else y.ndim == 2 and y.shape[1] == dataset.classes
+    if y.is_complex() or not fits or not y.isfinite().all():
+        raise UserError(f"{_described(dataset, y)}; must be finite numbers of shape {' or '.join(shapes)}")
+    return dataset if y.is_floating_point() else dataset.retyped(torch.float64)
+
+
+def _described(dataset: Dataset, y: Tensor) -> str:
+    kind = str(y.dtype).removeprefix("torch.")
+    if not y.numel():
+        return f"data: {dataset.name}'s y is {kind} of shape {list(y.shape)}"
+    low, high = ("nan", "nan") if y.is_complex() or y.isnan().any() else (f"{y.min():g}", f"{y.max():g}")
+    return f"data: {dataset.name}'s y is {kind} from {low} to {high}, of shape {list(y.shape)}"

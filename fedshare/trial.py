@@ -1,0 +1,82 @@
+"""One real step before anything is created: what cannot work is found now, and named."""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from fedshare import seeds
+from fedshare.client import Client
+from fedshare.errors import UserError, first_line
+from fedshare.fit import Backward, Batch, fit, plain
+from fedshare.noise import Stream
+from fedshare.poisson import Poisson
+from fedshare.simulation.population import Population
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+Named = Callable[[Exception], str]  # what has failed, from what it raised
+
+
+def attempt(population: Population) -> None:
+    """Take a training step on the smallest batch that any client has, and test on it; leave no trace.
+
+    Raises UserError where the model, the task, the optimizer or the privacy cannot do that.
+    """
+    scratch, training, task = population.scratch, population.training, population.task
+    id, rows = _smallest(population)
+    client = population.client(id, {})
+    try:
+        with seeds.scope("trial"):
+            client.load({})
+            batch, backward = _step(client, population, rows)
+            named = _saying(backward, lambda error: f"model: fails in training: {_why(error, rows)}")
+            step = _saying(fit, lambda error: f"client.optimizer: a step fails: {first_line(error)}")
+            step(scratch, training, 1, scratch.trainable, [batch], named, {}, 0.0)
+            client.load({})
+            with torch.no_grad():
+                test = _saying(task.sums, lambda error: f"task: a test fails: {first_line(error)}")
+                task.scores(test(client.outputs(batch[0]), batch[1]))
+    finally:
+        scratch.load({})
+
+
+def _step(client: Client, population: Population, rows: Tensor) -> tuple[Batch, Backward]:
+    """The batch to step on, and what makes its gradient: of one example where training is on Poisson samples."""
+    scratch, training, task = population.scratch, population.training, population.task
+    if training.sampling != "poisson":
+        return client.train_examples.subset(rows).batch(slice(None)), plain(scratch, task, training)
+    one = client.train_examples.subset(rows[:1])
+    trained = {name: scratch.parameters[name] for name in scratch.trainable}
+    scratch.train()  # or a BatchNorm would not be seen
+    poisson = Poisson(scratch.module, task, trained, one, training, None, Stream(), Stream())
+    return one.batch(slice(None)), poisson.backward
+
+
+def _smallest(population: Population) -> tuple[int, Tensor]:
+    """Whose the smallest batch is, and as many rows."""
+    known = [(min(population.training.pieces(share.size)), id) for id, share in enumerate(population.shares)]
+    size, id = min(known)
+    return id, torch.arange(size)
+
+
+def _saying(act: Callable[Given, Result], what: Named) -> Callable[Given, Result]:
+    """`act`, whose errors become UserErrors."""
+
+    def acted(*given: Given.args, **named: Given.kwargs) -> Result:
+        try:
+            return act(*given, **named)
+        except UserError:
+            raise
+        except Exception as error:  # anybody's model, loss, optimizer or metric
+            raise UserError(what(error)) from error
+
+    return acted
+
+
+def _why(error: Exception, rows: Tensor) -> str:
+    line = first_line(error)
+    if len(rows) == 1 and "more than 1 value per channel" in line:  # what every BatchNorm of torch says
+        return f"{line}: a client has a batch of one, which a BatchNorm cannot take; GroupNorm and LayerNorm can"
+    return line
