@@ -162,6 +162,10 @@ def backbone(config: DictConfig, dataset: Dataset, task: Task, head: str = weigh
     with seeds.scope(config.seed, "model"):
         model: torch.nn.Module = make(config.model, "model", torch.nn.Module)
         _show(model, dataset, task, "model:")
+    if isinstance(model, torch.jit.ScriptModule):  # torch gives no access to its parts
+        raise UserError(
+            "model: is scripted, and cannot be divided into its parts; name what torch.jit.script was given"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model: has no parameter to train")
     if config.weights is not None:

@@ -1,13 +1,14 @@
 """LEAF's json files (Caldas et al. 2018, arXiv 1812.01097): ``train/*.json`` and ``test/*.json``, by user."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedshare.data.dataset import Dataset, Examples
+from fedshare.data.dataset import Dataset, Examples, as_input, as_tensor
 from fedshare.errors import UserError
 
 
@@ -27,26 +28,24 @@ def leaf(
     folder = Path(path).expanduser()
     parts = {part: _users(folder / part) for part in ("train", "test")}
     users = sorted(parts["train"])
-    if alien := sorted(parts["test"].keys() - parts["train"].keys()):
-        parts["test"] = {user: data for user, data in parts["test"].items() if user not in set(alien)}
     x, y, owner = list[Any](), list[Any](), list[int]()
     for part in ("train", "test"):
         for number, user in enumerate(users):
-            inputs, targets = parts[part].get(user, ([], []))
-            x += inputs
-            y += targets
-            owner += [number] * len(targets)
+            own = parts[part].get(user, ([], []))
+            x += own[0]
+            y += own[1]
+            owner += [number] * len(own[1])
     train = sum(len(targets) for _, targets in parts["train"].values())
-    tables = np.asarray([_numbers(text, alphabet) for text in x]), np.asarray([_numbers(text, alphabet) for text in y])
-    if tables[0].dtype == object or tables[0][:1].size != int(np.prod(shape)):
-        raise UserError(
-            f"{folder}: an input has {np.size(x[0])} numbers, and data.shape={list(shape)} {int(np.prod(shape))}"
-        )
-    inputs = tables[0].reshape(len(x), *shape)
-    targets = tables[1].squeeze(1) if tables[1].ndim == 2 and tables[1].shape[1] == 1 else tables[1]
+    inputs, targets = (np.asarray([_numbers(value, alphabet) for value in values]) for values in (x, y))
+    size = math.prod(shape)
+    if inputs.dtype == object or inputs[:1].size != size:
+        raise UserError(f"{folder}: an input has {np.size(x[0])} numbers; data.shape={list(shape)} has {size}")
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]
     if classes is None:
         classes = int(targets.max()) + 1 if targets.dtype.kind == "i" else 1
-    return Dataset(name or folder.name, Examples(inputs, targets), train, classes, np.array(owner))
+    pool = Examples(as_input(inputs.reshape(len(x), *shape)), as_tensor(targets))
+    return Dataset(name or folder.name, pool, train, classes, np.array(owner))
 
 
 def _users(folder: Path) -> dict[str, tuple[list[Any], list[Any]]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedshare.data.batches import ArraysOnly
-from fedshare.data.dataset import Dataset, Examples
+from fedshare.data.dataset import Dataset, Examples, as_input, as_tensor
 from fedshare.errors import UserError
 
 
@@ -39,7 +39,13 @@ def pfllib(path: str, *, classes: int | None = None, name: str | None = None) ->
     if classes is None:
         classes = int(targets.max()) + 1
     whole = [inputs for inputs in x if len(inputs)]
-    return Dataset(name or folder.name, Examples(np.concatenate(whole), targets), train, classes, np.concatenate(owner))
+    return Dataset(
+        name or folder.name,
+        Examples(as_input(np.concatenate(whole)), as_tensor(targets)),
+        train,
+        classes,
+        np.concatenate(owner),
+    )
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:

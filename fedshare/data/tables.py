@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedshare.data.dataset import Dataset, Examples
+from fedshare.data.dataset import Dataset, Examples, as_input, as_tensor
 from fedshare.data.split import divided
 from fedshare.errors import UserError, first_line
 
@@ -66,7 +66,7 @@ def table(
     if classes is None:
         numbers = y.dtype.kind == "f"
         classes = len(targets) if numbers or len(targets) > 1 else max(2, int(y.max()) + 1)
-    return Dataset(name or Path(path).stem, Examples(x, y[rows]), train, classes, whose)
+    return Dataset(name or Path(path).stem, Examples(as_input(x), as_tensor(y[rows])), train, classes, whose)
 
 
 def _read(file: str) -> Any:
