@@ -21,10 +21,11 @@ from typing import Any, Self
 import preloaded
 
 from fedshare import keys
+from world import PATIENCE
 
 Value = str | int | float | bool
 HOST = "127.0.0.1"
-START_UP, SHUT_DOWN, COMMAND = 60.0, 15.0, 60.0  # seconds: until a process serves, until it ends, for a short command
+SHUT_DOWN = 15.0  # seconds until a process is killed
 _READY = {
     "superlink": "Application startup complete",
     "superexec": "Starting Flower SuperExec",
@@ -150,7 +151,7 @@ class Fleet:
         assert status == "finished:completed", f"{status}\n{log}"
         return log
 
-    def run(self, app: Path, config: Mapping[str, Value] | None = None, timeout: float = 120) -> str:
+    def run(self, app: Path, config: Mapping[str, Value] | None = None, timeout: float = PATIENCE) -> str:
         """Run an app to its end; its log."""
         return self.finish(self.submit(app, config), timeout)
 
@@ -212,7 +213,7 @@ class Fleet:
         assert answer["success"], f"flwr {' '.join(arguments)}: {answer}"  # where the exit status is 0 all the same
         return answer
 
-    def _flwr(self, *arguments: str, timeout: float = COMMAND) -> str:
+    def _flwr(self, *arguments: str, timeout: float = PATIENCE) -> str:
         home, command = self.folder / "user", [_program("flwr"), *arguments]
         done = subprocess.run(
             command, cwd=home, env=self._environment(home), capture_output=True, text=True, timeout=timeout
@@ -221,10 +222,10 @@ class Fleet:
         return done.stdout
 
     def _wait(self, name: str, sign: str) -> None:
-        deadline = time.monotonic() + START_UP
+        deadline = time.monotonic() + PATIENCE
         while sign not in (output := self.output(name)):
             assert self._processes[name].poll() is None, f"{name} ended before it said {sign!r}:\n{output}"
-            assert time.monotonic() < deadline, f"{name} did not say {sign!r} within {START_UP} s:\n{output}"
+            assert time.monotonic() < deadline, f"{name} did not say {sign!r} within {PATIENCE} s:\n{output}"
             time.sleep(0.05)
 
 

@@ -141,9 +141,9 @@ def test_what_cannot_be_made_is_one_line() -> None:
         ("timm.create_model", "timm", "timm"),
         ("opacus.PrivacyEngine", "opacus", "dp"),
         ("flwr_datasets.partitioner.IidPartitioner", "flwr_datasets", "partitioners"),
-        ("flwr.server.ServerApp", "flwr", "deploy"),
-        ("grpc.server", "grpc", "deploy"),
-        ("wandb.init", "wandb", "tracking"),
+        ("byzfl.Average", "byzfl", "byzfl"),
+        ("numba.njit", "numba", "fast"),
+        ("pandas.read_csv", "pandas", "tables"),
         ("fedshare.peft.library.Library", "peft", "peft"),
     ],
 )

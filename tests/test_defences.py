@@ -42,6 +42,7 @@ from fedshare.strategies.rffl import RFFL
 from fedshare.strategies.robust import Robust
 from fedshare.strategy import Strategy
 from fedshare.threads import threads
+from optional import extra
 
 RULES: dict[str, Rule] = {
     "median": Median(),
@@ -470,7 +471,7 @@ def test_without_byzfl_one_line_says_what_to_install(monkeypatch: pytest.MonkeyP
     for module in [name for name in sys.modules if name.split(".")[0] == "byzfl"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "byzfl", None)
-    with pytest.raises(UserError, match=r"byzfl is not installed: pip install 'fedshare\[byzfl\]'"):
+    with pytest.raises(UserError, match=r"rule=byzfl needs byzfl: pip install 'fedshare\[byzfl\]'"):
         made(ByzFL("Median"), drawn())
 
 
@@ -491,7 +492,7 @@ COUNTERPARTS: dict[str, tuple[Rule, ByzFL]] = {
 @pytest.mark.parametrize("lies", [0, 2])
 @pytest.mark.parametrize("name", COUNTERPARTS)
 def test_rules_agree_with_byzfl(name: str, lies: int, clients: int) -> None:
-    pytest.importorskip("byzfl")
+    extra("byzfl")
     ours, theirs = COUNTERPARTS[name]
     if name == "multi-krum":
         ours = MultiKrum(2, m=clients - 3)
@@ -505,7 +506,7 @@ def test_rules_agree_with_byzfl(name: str, lies: int, clients: int) -> None:
 @pytest.mark.parametrize("before", [None, "Bucketing", "ARC"])
 @pytest.mark.parametrize("name", ["CAF", "Meamed", "MDA"])
 def test_more_of_byzfl_is_deterministic_and_bounded(name: str, before: str | None) -> None:
-    pytest.importorskip("byzfl")
+    extra("byzfl")
     rule = ByzFL(name, {"f": 2}, before, {"Bucketing": {"s": 2}, "ARC": {"f": 2}}.get(before or "", {}))
     updates = drawn()
     updates[:2] = 1e3
@@ -518,7 +519,7 @@ def test_more_of_byzfl_is_deterministic_and_bounded(name: str, before: str | Non
 
 
 def test_byzfl_says_what_it_does_not_have() -> None:
-    pytest.importorskip("byzfl")
+    extra("byzfl")
     with pytest.raises(UserError, match=r"byzfl has no Mean; allowed: Average, CAF"):
         made(ByzFL("Mean"), drawn())
     with pytest.raises(UserError, match=r"byzfl TrMean: .*non-negative"):

@@ -160,7 +160,9 @@ def test_the_package_and_its_help_load_neither_torch_nor_flwr() -> None:
         "except SystemExit as end: assert not end.code\n"
         "print('heavy:', sorted({'torch', 'flwr', 'numpy', 'hydra', 'wandb', 'sklearn', 'grpc'} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=world.PATIENCE
+    )
     assert result.stdout.endswith("heavy: []\n"), result.stdout
     assert "fedshare demo" in result.stdout
 

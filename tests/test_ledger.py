@@ -206,7 +206,9 @@ def test_every_machine_thread_count_and_order_gives_one_sha256() -> None:
     for capability, threads, order in (("default", 1, ""), (None, 2, "some.reverse()")):
         program = PROGRAM.format(tests=str(world.ROOT / "tests"), threads=threads, order=order)
         env = os.environ | ({"ATEN_CPU_CAPABILITY": capability} if capability else {})
-        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=world.PATIENCE
+        )
         assert done.returncode == 0, done.stderr
         found.add(done.stdout)
     assert len(found) == 1

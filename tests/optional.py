@@ -1,0 +1,22 @@
+"""What an extra brings: a test that needs it skips where it is not installed, and the reason names the extra."""
+
+import importlib
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from fedshare.extras import EXTRAS, root_cause
+
+
+def extra(package: str) -> Any:
+    """The package. A skip where it is missing, or cannot be imported, and why."""
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # torchvision, which some import, may be of another build than torch
+        pytest.skip(f"needs fedshare[{EXTRAS[package]}]: {root_cause(error)}", allow_module_level=True)
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """A mark for tests of a package that they do not import themselves."""
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"needs fedshare[{EXTRAS[package]}]")
