@@ -41,9 +41,11 @@ def root_cause(error: BaseException) -> str:
         error = error.__cause__
     where, before = _place(error), error.__context__
     if not where:  # the name that was asked for is not there
-        return first_line(before if isinstance(before, AttributeError) else error)
+        while isinstance(before, AttributeError):
+            error, before = before, before.__context__
+        return first_line(error)
     said = f"{where}: {_said(error)}"
-    if before is not None and not error.__suppress_context__:
+    if before is not None and not error.__suppress_context__ and _place(before):
         said += f" (after {_said(before)})"
     return said
 
