@@ -14,7 +14,9 @@ def extra(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except Exception as error:  # torchvision, which some import, may be of another build than torch
-        pytest.skip(f"needs fedshare[{EXTRAS[package]}]: {root_cause(error)}", allow_module_level=True)
+        lacking = isinstance(error, ModuleNotFoundError) and error.name == package
+        why = "" if lacking else f"; {package} cannot be imported: {root_cause(error)}"
+        pytest.skip(f"needs fedshare[{EXTRAS[package]}]{why}", allow_module_level=True)
 
 
 def needs(package: str) -> pytest.MarkDecorator:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -729,13 +728,6 @@ def test_success_is_measured_at_every_client_also_when_the_adversaries_rest() ->
 
 
 # ByzFL
-
-
-def test_without_byzfl_its_attacks_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("byzfl", "byzfl.attacks", "byzfl.attacks.attacks"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"attack=byzfl needs byzfl: pip install 'fedshare\[byzfl\]'"):
-        ByzFL(name="ALittleIsEnough")
 
 
 def test_byzfl_agrees_with_us() -> None:

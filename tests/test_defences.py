@@ -1,7 +1,6 @@
 """The defences: rules and strategies against worked numbers, what a few lies can do to them, and ByzFL's rules."""
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -465,14 +464,6 @@ def test_a_run_reports_weights_and_learns(name: str) -> None:
 
 
 # ByzFL
-
-
-def test_without_byzfl_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.split(".")[0] == "byzfl"]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "byzfl", None)
-    with pytest.raises(UserError, match=r"rule=byzfl needs byzfl: pip install 'fedshare\[byzfl\]'"):
-        made(ByzFL("Median"), drawn())
 
 
 # Its Krum counts a neighbour more than the paper: our f is its f - 1. Its MultiKrum averages n - f.

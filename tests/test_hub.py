@@ -1,6 +1,5 @@
 """Models of timm and of transformers: theirs to the bit, and what they refuse, in one line."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -360,19 +359,3 @@ def test_checkpoints_of_other_models_and_other_files(timm: Any, tmp_path: Path) 
         with pytest.raises(UserError, match=r"is damaged, or no \.safetensors file") as raised:
             small(checkpoint=str(path))
         assert "\n" not in str(raised.value)
-
-
-# Without the extra
-
-
-@pytest.mark.parametrize(
-    ("package", "brings", "make"),
-    [
-        ("timm", "timm", lambda: Timm("resnet10t", [3, 32, 32], 10)),
-        ("transformers", "peft", lambda: Transformers("bert", "classification", **TEXT, classes=3)),
-    ],
-)
-def test_a_missing_extra_is_named(package: str, brings: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"needs {package}: pip install 'fedshare\[{brings}\]'"):
-        make()

@@ -630,12 +630,8 @@ def test_what_is_counted_assumes_poisson() -> None:
         training(None, sampling="often")
 
 
-def test_without_opacus_noise_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_noise_there_is_nothing_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opacus", None)
-    monkeypatch.delitem(sys.modules, "opacus.accountants", raising=False)
-    line = r"privacy.noise_multiplier needs opacus: pip install 'fedshare\[dp\]'"
-    with pytest.raises(UserError, match=line):
-        noisy()
     assert not noisy(noise_multiplier=0.0).noisy
 
 

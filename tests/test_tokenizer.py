@@ -2,7 +2,6 @@
 
 import os
 import struct
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -167,12 +166,6 @@ def test_hugging_face_tokenizer_that_is_not_there(tmp_path: Path, monkeypatch: p
         with pytest.raises(UserError, match=f"no tokenizer in a folder or on the hub at {path}: ") as raised:
             HuggingFaceTokenizer(path)
         assert "\n" not in str(raised.value)
-
-
-def test_hugging_face_tokenizer_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"needs transformers: pip install 'fedshare\[peft\]'"):
-        HuggingFaceTokenizer("bert-base-uncased")
 
 
 # Data sets
