@@ -8,6 +8,10 @@ import pytest
 
 from fedshare.extras import EXTRAS, root_cause
 
+NEEDED = {("client", "dpsgd"): "opacus"} | {
+    ("peft", name): "peft" for name in ("lora", "ffa_lora", "fedsa_lora", "ia3")
+}
+
 
 def extra(package: str) -> Any:
     """The package. A skip where it is missing, or cannot be imported, and why."""
@@ -22,3 +26,9 @@ def extra(package: str) -> Any:
 def needs(package: str) -> pytest.MarkDecorator:
     """A mark for tests of a package that they do not import themselves."""
     return pytest.mark.skipif(find_spec(package) is None, reason=f"needs fedshare[{EXTRAS[package]}]")
+
+
+def option(group: str, name: str) -> Any:
+    """An option of the config as a parameter of a test, that needs what the option needs."""
+    marks = [needs(NEEDED[group, name])] if (group, name) in NEEDED else []
+    return pytest.param(group, name, marks=marks, id=f"{group}={name}")

@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+import optional
 import world
 from fedshare.client import Training
 from fedshare.data.partition import Partition
@@ -22,7 +23,7 @@ OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"
 LANGUAGE = {"language_model", "stories260k", "text_cnn", "text_transformer", "transformers"}
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(pair) for pair in OPTIONS])
+@pytest.mark.parametrize(("group", "option"), [optional.option(*pair) for pair in OPTIONS])
 def test_every_option_composes_and_fits_what_it_names(group: str, option: str) -> None:
     text = ["data=sst_trees"] if option in LANGUAGE else []
     config = resolved([*text, f"{group}={option}"])

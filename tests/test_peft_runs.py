@@ -18,15 +18,14 @@ from fedshare.parts import Role
 from fedshare.peft import Method
 from fedshare.runs import RunFolder, verify
 from fedshare.tensors import digest
-from optional import needs
+from optional import NEEDED, needs
 
 VIT = ["model=vit", "model.dim=16", "model.depth=2", "model.heads=2"]
 SMALL = [*VIT, "partition.clients=4", "client.epochs=1", "client.batch_size=50", "rounds=2", "workers=0"]
 OPTIONS = sorted(path.stem for path in (CONF / "peft").glob("*.yaml"))
-LIBRARY = {"lora", "ffa_lora", "fedsa_lora", "ia3"}
 each_option = pytest.mark.parametrize(
     "option",
-    [pytest.param(option, marks=needs("peft")) if option in LIBRARY else option for option in OPTIONS],
+    [pytest.param(option, marks=needs("peft")) if ("peft", option) in NEEDED else option for option in OPTIONS],
 )
 
 
