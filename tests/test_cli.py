@@ -271,7 +271,7 @@ def test_wandb_offline_is_one_run_a_job_and_a_group_a_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    wandb = ["tracking=wandb", "tracking.mode=offline", "hydra.sweep.dir=sweep"]
+    wandb = ["tracking=wandb", "tracking.mode=offline", f"tracking.deadline={PATIENCE}", "hydra.sweep.dir=sweep"]
     assert fedshare("run", "-m", "seed=0,1", *wandb, "workers=0", *SMALL, "rounds=1") == 0
     assert capfd.readouterr().out.count("to upload: wandb sync") == 2
     for job in range(2):

@@ -263,7 +263,7 @@ CRASHES_TWICE = """
 def test_a_client_that_crashes_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(host, "BACKOFF", (0.01, 0.02, 5.0))
+    monkeypatch.setattr(host, "BACKOFF", (0.01, 0.02, PATIENCE))
     assert host.start({3: client(CRASHES_TWICE, tmp_path / "starts")}, {3: CPU}) == 0
     assert capfd.readouterr().out.splitlines() == [
         "client 3 | starting on cpu, 1 thread",

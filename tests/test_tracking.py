@@ -99,7 +99,7 @@ def test_offline_writes_into_the_folder_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    notes = track(tracking.Wandb(mode="auto"), tmp_path / "run")
+    notes = track(tracking.Wandb(mode="auto", deadline=PATIENCE), tmp_path / "run")
     assert len(notes) == 1
     assert notes[0].startswith("wandb: offline (")  # there is no account, and nobody was asked
     (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
@@ -115,7 +115,7 @@ def test_offline_writes_into_the_folder_alone(tmp_path, monkeypatch):
 
 def test_one_run_with_its_rows(tmp_path, stub):
     stub()
-    tracker = tracking.Wandb(project="p", mode="online")
+    tracker = tracking.Wandb(project="p", mode="online", deadline=PATIENCE)
     assert track(tracker, tmp_path / "run", rounds=2) == ["wandb: https://example.org/run"]
     lines = (tmp_path / "run" / "tracking.log").read_text().splitlines()
     init = {"project": "p", "group": "sweep", "name": "name", "mode": "online", "config": {"seed": 1}}
@@ -148,13 +148,13 @@ def test_a_run_that_did_not_complete_is_shown_as_failed(tmp_path, stub):
 )
 def test_a_broken_wandb_is_one_line(tmp_path, stub, code, reason):
     stub(code)
-    notes = track(tracking.Wandb(mode="online"), tmp_path / "run")
+    notes = track(tracking.Wandb(mode="online", deadline=PATIENCE), tmp_path / "run")
     assert notes == [f"wandb: {reason}; tracking stopped, the run goes on"]
 
 
 def test_a_wandb_that_broke_long_ago_is_noticed_while_the_run_goes_on(tmp_path, stub):
     stub("raise RuntimeError('broken')")
-    tracker = tracking.Wandb()
+    tracker = tracking.Wandb(deadline=PATIENCE)
     notes = []
     tracker.start({}, "name", None, tmp_path, notes.append)
     until = time.monotonic() + PATIENCE
@@ -178,7 +178,7 @@ def test_a_wandb_that_hangs_costs_the_deadline_at_most(tmp_path, stub, code):
 
 def test_more_rows_than_a_pipe_holds_all_arrive(tmp_path, stub):
     stub("time.sleep(0.3)")
-    track(tracking.Wandb(), tmp_path / "run", rounds=500)
+    track(tracking.Wandb(deadline=PATIENCE), tmp_path / "run", rounds=500)
     assert (tmp_path / "run" / "tracking.log").read_text().count("logged") == 500
 
 
