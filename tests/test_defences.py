@@ -41,7 +41,7 @@ from fedshare.strategies.rffl import RFFL
 from fedshare.strategies.robust import Robust
 from fedshare.strategy import Strategy
 from fedshare.threads import threads
-from optional import extra
+from optional import extra, needs
 
 RULES: dict[str, Rule] = {
     "median": Median(),
@@ -416,6 +416,7 @@ def test_qffl_tells_the_loss_of_the_model_it_got() -> None:
     assert digests(upload.tensors) == digests(same.tensors), "looking changes no training"
 
 
+@needs("opacus")
 def test_qffl_does_not_tell_what_privacy_hides() -> None:
     privacy = Privacy(noise_multiplier=1.0, max_grad_norm=1.0, delta=1e-3)
     training = Training(optimizer=world.sgd, batch_size=4, sampling="poisson", privacy=privacy)

@@ -38,6 +38,7 @@ from fedshare.simulation import Simulation
 from fedshare.state import State, digests
 from fedshare.strategies.onebyte import OneByte
 from fedshare.tensors import digest
+from optional import needs
 
 Capture = pytest.CaptureFixture[str]
 SIGNS, NORMAL = Rademacher(), Gaussian()
@@ -539,6 +540,7 @@ def test_a_sparse_upload_is_dropped_and_a_missing_ledger_is_missed(tmp_path: Pat
     assert "round 1: ledger is missing" in sentence
 
 
+@needs("opacus")
 def test_private_training_is_refused_in_one_line_by_worker_processes_too(tmp_path: Path, capsys: Capture) -> None:
     settings = ["strategy=onebyte", "client=dpsgd", "model=logistic", "partition.clients=3", "rounds=2", "workers=2"]
     assert fedshare("run", f"folder={tmp_path / 'run'}", *settings) == 2
