@@ -20,6 +20,7 @@ from fedshare.flower.grid import reply
 from fedshare.flower.stream import StreamGrid
 from fedshare.payload import Payload
 from fedshare.stream.server import Answer
+from world import PATIENCE
 
 T = TypeVar("T")
 DTYPES = list(wire.DTYPES.values())
@@ -309,7 +310,7 @@ BAD_ANSWERS = {
 @pytest.mark.parametrize("body", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
 def test_a_server_hears_of_an_answer_that_cannot_be_read_and_goes_on(body: bytes) -> None:
     grid = StreamGrid(Answering(body))  # type: ignore[arg-type]
-    (answer,) = grid.send_and_receive([Message(RecordDict(), 2, "train", group_id="1")], timeout=5)
+    (answer,) = grid.send_and_receive([Message(RecordDict(), 2, "train", group_id="1")], timeout=PATIENCE)
     assert answer.has_error()
     assert answer.error.reason.startswith("sent ")
     assert answer.error.reason.isprintable()
