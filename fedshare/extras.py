@@ -30,15 +30,15 @@ def importing(package: str, who: str, extra: str | None = None) -> Iterator[None
         yield
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            name, extra = package.replace("_", "-"), extra or EXTRAS[package]
-            raise UserError(f"{who} needs {name}: pip install 'fedshare[{extra}]'") from error
+            name, extra = package.replace("_", "-"), extra or EXTRAS.get(package)
+            bring = f"'fedshare[{extra}]'" if extra else name
+            raise UserError(f"{who} needs {name}: pip install {bring}") from error
         raise UserError(f"{who}: {package} cannot be imported: {root_cause(error)}") from error
 
 
 def root_cause(error: BaseException) -> str:
     """Where the first error of a chain was raised, and what it says, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = _root(error)
     where, before = _place(error), error.__context__
     if not where:  # the name that was asked for is not there
         while isinstance(before, AttributeError):
@@ -50,13 +50,16 @@ def root_cause(error: BaseException) -> str:
     return said
 
 
-def missing(error: BaseException | None) -> str:
-    """Which package of an extra a chain of errors lacks, and how to install it; nothing where it is another fault."""
-    while error is not None:
-        if _of_an_extra(error):
-            return _said(error)
+def missing(error: BaseException) -> str:
+    """Which package of an extra our own code lacks, and how to install it; nothing where it is another fault."""
+    error = _root(error)
+    return _said(error) if _of_an_extra(error) and not _place(error, "fedshare") else ""
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
         error = error.__cause__
-    return ""
+    return error
 
 
 def _of_an_extra(error: BaseException) -> bool:
@@ -67,17 +70,19 @@ def _said(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is not installed: pip install 'fedshare[{EXTRAS[error.name]}]'"
     text = (error.msg or "") if isinstance(error, SyntaxError) else first_line(error)
-    return brief(text if isinstance(error, ImportError) else f"{type(error).__name__}: {text}")
+    if not isinstance(error, ImportError) and text != type(error).__name__:
+        text = f"{type(error).__name__}: {text}"
+    return brief(text)
 
 
-def _place(error: BaseException) -> str:
-    """File and line of the innermost frame that does not only load another module."""
+def _place(error: BaseException, *known: str) -> str:
+    """File and line of the innermost frame that does not only load another module, and is in none of the `known`."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_shown(error.filename)}, line {error.lineno or 1}"
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         name = f"{frame.f_globals.get('__name__')}."
-        if not name.startswith(tuple(f"{loader}." for loader in _LOADERS)):
+        if not name.startswith(tuple(f"{module}." for module in (*_LOADERS, *known))):
             place = f"{_shown(frame.f_code.co_filename)}, line {line}"
     return place
 

@@ -155,22 +155,11 @@ def test_a_missing_package_is_named_with_its_extra(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "fedshare.peft.library", raising=False)
     monkeypatch.delattr("fedshare.peft.library", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Absent(package), *sys.meta_path])
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError) as raised:
         check(OmegaConf.create({"config": {"_target_": target}}), "peft")
     line = f"peft.config._target_={target}: {package} is not installed: pip install 'fedshare[{extra}]'"
     assert str(raised.value) == line
-
-
-class Absent:
-    """Finds nothing of a package, as where it is not installed."""
-
-    def __init__(self, package: str) -> None:
-        self.package = package
-
-    def find_spec(self, name: str, *_: object) -> None:
-        if name.partition(".")[0] == self.package:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def test_what_an_installed_package_lacks_is_no_extra() -> None:

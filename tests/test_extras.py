@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from test_configs import Absent
 from test_runs import fedshare
 
 import world
@@ -20,7 +19,7 @@ from fedshare.data.tokenizer import HuggingFaceTokenizer
 from fedshare.errors import UserError
 from fedshare.experiments.compose import PLUGINS
 from fedshare.experiments.instantiate import make
-from fedshare.extras import EXTRAS
+from fedshare.extras import EXTRAS, importing
 from fedshare.models import Timm, Transformers
 from fedshare.privacy import Privacy
 from fedshare.rules.byzfl import made
@@ -82,6 +81,17 @@ KINDS: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
+class Absent:
+    """Finds nothing of a package, as where it is not installed."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def package(folder: Path, name: str, files: dict[str, str]) -> Path:
     (folder / name).mkdir(parents=True)
     for file, text in {"__init__": "", **files}.items():
@@ -141,8 +151,8 @@ def test_files_below_the_current_folder_are_named_from_there(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "timm", None)
     assert fedshare("run", "model._target_=mylab.model.Net", "folder=run") == 2
-    said = "model._target_=mylab.model.Net: timm is not installed: pip install 'fedshare[timm]'"
-    assert capfd.readouterr().err == f"fedshare: {said}\n"
+    said = "mylab/model.py, line 1: timm is not installed: pip install 'fedshare[timm]'"
+    assert capfd.readouterr().err == f"fedshare: model._target_=mylab.model.Net: cannot be imported: {said}\n"
 
 
 CALLED = {
@@ -229,6 +239,16 @@ def test_a_partitioners_library_that_is_broken_is_one_line(
         partition.split(toy(), 0)
     place = "flwr_datasets/__init__.py, line 1"
     assert str(raised.value) == f"partition=flwr: flwr_datasets cannot be imported: {place}: {error}: no"
+
+
+def test_a_package_that_is_no_extra_is_named_alone(
+    monkeypatch: pytest.MonkeyPatch, forget: Callable[[str], None]
+) -> None:
+    forget("torchmetrics")
+    monkeypatch.setattr(sys, "meta_path", [Absent("torchmetrics"), *sys.meta_path])
+    with pytest.raises(UserError) as raised, importing("torchmetrics", "task"):
+        importlib.import_module("torchmetrics")
+    assert str(raised.value) == "task needs torchmetrics: pip install torchmetrics"
 
 
 @needs("peft")
