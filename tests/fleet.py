@@ -36,8 +36,9 @@ _READY = {
 class Fleet:
     """``with Fleet(tmp_path, 3) as fleet: log = fleet.run(app, {"num-server-rounds": 3})``.
 
-    The processes are "superlink", "superexec", "client-0", "client-1", ... The SuperLink has a database and SuperExec
-    runs the ServerApps, so that a run outlives a SuperLink that is killed. Each process has a folder of its name as
+    The processes are "superlink", "superexec", "client-0", "client-1", ... SuperExec runs the ServerApps and,
+    if `durable`, the SuperLink has a database, so that a run outlives a SuperLink that is killed. On a busy machine a
+    message may be lost to that database: several processes write to it, and none waits longer than 5 s for another. Each process has a folder of its name as
     working directory and Flower home: Flower's installing of an app is not safe against a neighbour that does the same.
     A node's partition-id is its number, and `extras` adds to its node config, by name. With `preload`, apps are forks
     of a process that has loaded the libraries: see `preloaded.py`.
@@ -50,8 +51,10 @@ class Fleet:
         nodes: int,
         extras: Mapping[str, Mapping[str, Value]] | None = None,
         preload: bool = False,
+        durable: bool = True,
     ) -> None:
         self.folder = folder
+        self._database = f"{folder}/superlink/state.db" if durable else ":flwr-in-memory:"
         self.names = [f"client-{number}" for number in range(nodes)]
         self.node_ids: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -181,7 +184,7 @@ class Fleet:
     def _superlink(self, http: str, fleet: str) -> list[str]:
         server = self.folder / "keys" / "server"
         command = [_program("flower-superlink"), "--host", HOST, "--port", http, "--isolation", "process"]
-        command += ["--enable-supernode-auth", "--database", f"{self.folder}/superlink/state.db"]
+        command += ["--enable-supernode-auth", "--database", self._database]
         command += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", f"{HOST}:{fleet}"]
         command += ["--ssl-ca-certfile", f"{server}/ca.crt", "--ssl-certfile", f"{server}/server.crt"]
         return [*command, "--ssl-keyfile", f"{server}/server.key"]

@@ -57,7 +57,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, apps: Path) -> Iterator[d
         for client in clients:  # a file where the client's memory of this run would be
             (states / str(client)).mkdir(exist_ok=True)
             (states / str(client) / id).touch()
-    with Fleet(tmp_path_factory.mktemp("fleet"), NODES, extras, preload=True) as fleet:
+    with Fleet(tmp_path_factory.mktemp("fleet"), NODES, extras, preload=True, durable=False) as fleet:
         given = {"min-nodes": NODES, "fraction-evaluate": 0.0, "lr": 0.2}
         started = {"quickstart": fleet.submit(apps / "quickstart", given)}
         for name, keys in overrides.items():
