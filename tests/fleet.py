@@ -36,10 +36,10 @@ _READY = {
 class Fleet:
     """``with Fleet(tmp_path, 3) as fleet: log = fleet.run(app, {"num-server-rounds": 3})``.
 
-    The processes are "superlink", "superexec", "client-0", "client-1", ... SuperExec runs the ServerApps and,
-    if `durable`, the SuperLink has a database, so that a run outlives a SuperLink that is killed. On a busy machine a
-    message may be lost to that database: several processes write to it, and none waits longer than 5 s for another. Each process has a folder of its name as
-    working directory and Flower home: Flower's installing of an app is not safe against a neighbour that does the same.
+    The processes are "superlink", "superexec", "client-0", "client-1", ... SuperExec runs the ServerApps and, if
+    `durable`, the SuperLink has a database, so that a run outlives a SuperLink that is killed; on a busy machine it may
+    lose a message, for nothing in it waits longer than 5 s to write. Each process has a folder of its name as working
+    directory and Flower home: Flower's installing of an app is not safe against a neighbour that does the same.
     A node's partition-id is its number, and `extras` adds to its node config, by name. With `preload`, apps are forks
     of a process that has loaded the libraries: see `preloaded.py`.
     A wait that ends without what it waits for is an AssertionError, with the logs.
