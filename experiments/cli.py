@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import fedshare
 from fedshare.errors import UserError
+from fedshare.extras import root_cause
 
 _EPILOG = """examples:
   fedshare demo
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except ImportError as error:
+        print(f"fedshare: cannot be imported: {root_cause(error)}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         print(f"fedshare: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
@@ -113,10 +117,8 @@ def _deploy(command: str, arguments: list[str]) -> int:
     from .deploy_options import parser
 
     options = parser(command).parse_intermixed_args(arguments)
-    try:
-        from . import deploy
-    except ImportError as error:
-        raise UserError(f"{command}: {error.name} is not installed: pip install 'fedshare[deploy]'") from error
+    from . import deploy
+
     run = {
         "server": deploy.server,
         "client": deploy.client,

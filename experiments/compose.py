@@ -26,6 +26,12 @@ from fedshare.errors import UserError, first_line
 from .config import Root, check_ranges, register
 
 CONF = Path(__file__).parent / "conf"
+PLUGINS = {  # options that a plugin of hydra's adds -> the extra that brings it
+    ("hydra/launcher", "joblib"): "joblib",
+    ("hydra/launcher", "submitit_local"): "submitit",
+    ("hydra/launcher", "submitit_slurm"): "submitit",
+    ("hydra/sweeper", "optuna"): "optuna",
+}
 
 
 def hydra(directory: str | None = None) -> Hydra:
@@ -188,6 +194,8 @@ def _explain(app: Hydra, name: str, parsed: list[Override], mode: RunMode) -> st
 def _blame(override: Override, options: list[str], groups: Sequence[str], base: DictConfig, fault: Exception) -> str:
     key, line = override.key_or_group, override.input_line
     if options and not override.is_delete() and override.value() not in options:
+        if extra := PLUGINS.get((key, str(override.value()))):
+            return f"{line}: is not installed: pip install 'fedshare[{extra}]'"
         return f"{line}: {_no_such(key, str(override.value()), options)}"
     if "/" in key and not options:
         return f"{line}: {_no_such('group', key, groups)}"

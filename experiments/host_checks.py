@@ -48,12 +48,12 @@ def _wrong_versions() -> Iterator[str]:
     if not SpecifierSet(wanted).contains(python, prereleases=True):
         yield f"Python {python}: must be {wanted}"
     for requirement in map(Requirement, metadata.requires("fedshare") or []):
-        if requirement.marker and not requirement.marker.evaluate({"extra": "deploy"}):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             found = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield f"{requirement.name} is not installed: pip install 'fedshare[deploy]'"
+            yield f"{requirement.name} is not installed: pip install '{requirement}'"
             continue
         if not requirement.specifier.contains(found, prereleases=True):
             yield f"{requirement.name} {found}: must be {requirement.specifier}"

@@ -12,18 +12,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedshare.errors import UserError, first_line
+from fedshare.extras import missing, root_cause
 
 logging.getLogger("hydra").addHandler(logging.NullHandler())  # it would print what we say in one line
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
-_EXTRAS = {  # which brings what
-    **dict.fromkeys(("peft", "transformers"), "peft"),
-    **dict.fromkeys(("flwr", "grpc"), "deploy"),
-    "timm": "timm",
-    "opacus": "dp",
-    "byzfl": "byzfl",
-    "flwr_datasets": "partitioners",
-    "wandb": "tracking",
-}
 _PLAIN = (str, bool, int, float, type(None))
 
 
@@ -35,9 +27,7 @@ def make(node: Any, path: str, kind: type[Any] = object) -> Any:
     try:
         made = instantiate(node, _convert_="all")
     except InstantiationException as error:
-        cause = error.__cause__ or error
-        kind_of = "" if isinstance(cause, UserError | TypeError | ValueError) else f"{type(cause).__name__}: "
-        raise UserError(f"{path}: {kind_of}{first_line(cause)}") from error
+        raise UserError(f"{path}: {_fault(error.__cause__ or error)}") from error
     if not isinstance(made, kind):
         raise UserError(f"{path}._target_={node['_target_']}: gives a {type(made).__name__}, not a {kind.__name__}")
     return made
@@ -57,8 +47,8 @@ def check(node: Any, path: str) -> None:
         return
     try:
         target: Any = get_object(node["_target_"])
-    except Exception as error:
-        why = _missing(error) or f"cannot be imported: {str(error).splitlines()[-1]}"
+    except (Exception, SystemExit) as error:
+        why = missing(error) or f"cannot be imported: {root_cause(error)}"
         raise UserError(f"{path}._target_={node['_target_']}: {why}") from error
     if not callable(target):
         raise UserError(f"{path}._target_={node['_target_']}: is a {type(target).__name__}, not a class or a function")
@@ -73,13 +63,11 @@ def check(node: Any, path: str) -> None:
             raise UserError(f"{path}.{key}={_shown(value)}: must be {describe(hints[key])}")
 
 
-def _missing(error: BaseException | None) -> str:
-    """Which of our extras would have spared us `error`; nothing where none would."""
-    while error is not None:
-        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-            return f"{error.name} is not installed: pip install 'fedshare[{_EXTRAS[error.name]}]'"
-        error = error.__cause__
-    return ""
+def _fault(error: BaseException) -> str:
+    if isinstance(error, ImportError):
+        return root_cause(error)
+    plain = isinstance(error, UserError | TypeError | ValueError)
+    return first_line(error) if plain else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _check_names(node: DictConfig, path: str, arguments: typing.Mapping[str, inspect.Parameter]) -> None:

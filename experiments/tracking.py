@@ -65,7 +65,7 @@ class Wandb:
             raise UserError(f"deadline={self.deadline!r} must be above 0 seconds")
         found = importlib.util.find_spec("wandb")
         if found is None or found.origin is None:  # a folder named wandb, left by some run, counts as a package
-            raise UserError("wandb is not installed: pip install 'fedshare[tracking]', or choose tracking=none")
+            raise UserError("wandb is not installed: pip install wandb, or choose tracking=none")
 
     def start(self, config: dict[str, Any], name: str, group: str | None, folder: Path, note: Note = _note) -> None:
         """Begin a run. `note` shows a person a line."""

@@ -1,3 +1,3 @@
 """A laboratory and a deployment for federated and decentralised learning."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
 
 from fedshare.errors import UserError, first_line
+from fedshare.extras import importing
 
 _LOOSE = 100.0  # an epsilon that promises nothing; to bound it more tightly would take gigabytes
 
@@ -138,5 +138,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _require_opacus() -> None:
-    if find_spec("opacus") is None:
-        raise UserError("privacy.noise_multiplier: what it spends is counted by opacus: pip install 'fedshare[dp]'")
+    """What noise spends is counted by opacus; a broken one is found before a run begins."""
+    with importing("opacus", "privacy.noise_multiplier"):
+        import opacus.accountants  # noqa: F401

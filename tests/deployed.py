@@ -6,12 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedshare import keys
-
-DEADLINE = 120.0  # seconds for anything
+from world import PATIENCE
 
 
 def free_port() -> int:
@@ -68,9 +68,9 @@ class Command:
     def wait(self) -> int:
         """Its exit status."""
         try:
-            return self.process.wait(DEADLINE)
+            return self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running after {DEADLINE:g} s:\n{self.said}") from None
+            raise AssertionError(f"still running after {PATIENCE:g} s:\n{self.said}") from None
 
     def until(self, text: str, count: int = 1) -> None:
         """Wait until it has said `text`."""
@@ -78,10 +78,27 @@ class Command:
         assert self.said.count(text) >= count, f"it ended without {text!r}:\n{self.said}"
 
 
+@contextmanager
+def interruptible(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """One `fedshare ...` process in a group of its own, that obeys SIGINT.
+
+    A job in the background of a shell ignores SIGINT, and so does whatever it starts: these tests, for instance.
+    """
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from fedshare.experiments.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 def eventually(true: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + DEADLINE
+    until = time.monotonic() + PATIENCE
     while not true():
-        assert time.monotonic() < until, f"waited {DEADLINE:g} s for {what}"
+        assert time.monotonic() < until, f"waited {PATIENCE:g} s for {what}"
         time.sleep(0.02)
 
 

@@ -21,10 +21,11 @@ from typing import Any, Self
 import preloaded
 
 from fedshare import keys
+from world import PATIENCE
 
 Value = str | int | float | bool
 HOST = "127.0.0.1"
-START_UP, SHUT_DOWN, COMMAND = 60.0, 15.0, 60.0  # seconds: until a process serves, until it ends, for a short command
+SHUT_DOWN = 15.0  # seconds until a process is killed
 _READY = {
     "superlink": "Application startup complete",
     "superexec": "Starting Flower SuperExec",
@@ -35,9 +36,10 @@ _READY = {
 class Fleet:
     """``with Fleet(tmp_path, 3) as fleet: log = fleet.run(app, {"num-server-rounds": 3})``.
 
-    The processes are "superlink", "superexec", "client-0", "client-1", ... The SuperLink has a database and SuperExec
-    runs the ServerApps, so that a run outlives a SuperLink that is killed. Each process has a folder of its name as
-    working directory and Flower home: Flower's installing of an app is not safe against a neighbour that does the same.
+    The processes are "superlink", "superexec", "client-0", "client-1", ... SuperExec runs the ServerApps and, if
+    `durable`, the SuperLink has a database, so that a run outlives a SuperLink that is killed; on a busy machine it may
+    lose a message, for nothing in it waits longer than 5 s to write. Each process has a folder of its name as working
+    directory and Flower home: Flower's installing of an app is not safe against a neighbour that does the same.
     A node's partition-id is its number, and `extras` adds to its node config, by name. With `preload`, apps are forks
     of a process that has loaded the libraries: see `preloaded.py`.
     A wait that ends without what it waits for is an AssertionError, with the logs.
@@ -49,8 +51,10 @@ class Fleet:
         nodes: int,
         extras: Mapping[str, Mapping[str, Value]] | None = None,
         preload: bool = False,
+        durable: bool = True,
     ) -> None:
         self.folder = folder
+        self._database = f"{folder}/superlink/state.db" if durable else ":flwr-in-memory:"
         self.names = [f"client-{number}" for number in range(nodes)]
         self.node_ids: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -150,7 +154,7 @@ class Fleet:
         assert status == "finished:completed", f"{status}\n{log}"
         return log
 
-    def run(self, app: Path, config: Mapping[str, Value] | None = None, timeout: float = 120) -> str:
+    def run(self, app: Path, config: Mapping[str, Value] | None = None, timeout: float = PATIENCE) -> str:
         """Run an app to its end; its log."""
         return self.finish(self.submit(app, config), timeout)
 
@@ -180,7 +184,7 @@ class Fleet:
     def _superlink(self, http: str, fleet: str) -> list[str]:
         server = self.folder / "keys" / "server"
         command = [_program("flower-superlink"), "--host", HOST, "--port", http, "--isolation", "process"]
-        command += ["--enable-supernode-auth", "--database", f"{self.folder}/superlink/state.db"]
+        command += ["--enable-supernode-auth", "--database", self._database]
         command += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", f"{HOST}:{fleet}"]
         command += ["--ssl-ca-certfile", f"{server}/ca.crt", "--ssl-certfile", f"{server}/server.crt"]
         return [*command, "--ssl-keyfile", f"{server}/server.key"]
@@ -212,7 +216,7 @@ class Fleet:
         assert answer["success"], f"flwr {' '.join(arguments)}: {answer}"  # where the exit status is 0 all the same
         return answer
 
-    def _flwr(self, *arguments: str, timeout: float = COMMAND) -> str:
+    def _flwr(self, *arguments: str, timeout: float = PATIENCE) -> str:
         home, command = self.folder / "user", [_program("flwr"), *arguments]
         done = subprocess.run(
             command, cwd=home, env=self._environment(home), capture_output=True, text=True, timeout=timeout
@@ -221,10 +225,10 @@ class Fleet:
         return done.stdout
 
     def _wait(self, name: str, sign: str) -> None:
-        deadline = time.monotonic() + START_UP
+        deadline = time.monotonic() + PATIENCE
         while sign not in (output := self.output(name)):
             assert self._processes[name].poll() is None, f"{name} ended before it said {sign!r}:\n{output}"
-            assert time.monotonic() < deadline, f"{name} did not say {sign!r} within {START_UP} s:\n{output}"
+            assert time.monotonic() < deadline, f"{name} did not say {sign!r} within {PATIENCE} s:\n{output}"
             time.sleep(0.05)
 
 

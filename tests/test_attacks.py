@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -41,6 +40,7 @@ from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import State, digests, pack, unpack
 from fedshare.strategies.rffl import RFFL
 from fedshare.tensors import Tensors, add, mean, scale, subtract
+from optional import extra
 
 OPTIONS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
 RIDERS = ["rider_constant", "rider_random", "rider_delta", "rider_delta_noise", "rider_stale"]
@@ -50,7 +50,7 @@ IMAGE = Examples(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, dtyp
 
 def installed(option: str) -> str:
     if option == "byzfl":
-        pytest.importorskip("byzfl")
+        extra("byzfl")
     return option
 
 
@@ -730,15 +730,8 @@ def test_success_is_measured_at_every_client_also_when_the_adversaries_rest() ->
 # ByzFL
 
 
-def test_without_byzfl_its_attacks_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("byzfl", "byzfl.attacks", "byzfl.attacks.attacks"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"byzfl is not installed: pip install 'fedshare\[byzfl\]'"):
-        ByzFL(name="ALittleIsEnough")
-
-
 def test_byzfl_agrees_with_us() -> None:
-    pytest.importorskip("byzfl")
+    extra("byzfl")
     honest = scattered(7)
     middle = mean(list(honest.values()))
     for ours, name, options in (
@@ -757,7 +750,7 @@ def test_byzfl_agrees_with_us() -> None:
 
 
 def test_byzfl_by_name_and_options() -> None:
-    pytest.importorskip("byzfl")
+    extra("byzfl")
     honest = scattered(5)
     for name in ("Gaussian", "Optimal_InnerProductManipulation", "Optimal_ALittleIsEnough", "Inf"):
         before = torch.random.get_rng_state()

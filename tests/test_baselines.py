@@ -36,6 +36,7 @@ from fedshare.strategies.local import Local
 from fedshare.strategy import Strategy
 from fedshare.tasks import Classification
 from fedshare.tensors import Tensors
+from optional import extra
 
 HEAD = ("head.*",)
 HEAD_NAMES = ["head.weight", "head.bias"]
@@ -305,7 +306,7 @@ def test_a_client_is_tested_with_its_personal_model_once_it_has_one() -> None:
 
 
 def test_both_of_dittos_fits_are_accounted_for() -> None:
-    pytest.importorskip("opacus", reason="opacus is not installed; the extra fedshare[dp] has it")
+    extra("opacus")
     privacy = Privacy(noise_multiplier=1.0, max_grad_norm=0.5, delta=1e-3)
     made = population(Ditto(), (), Without, sampling="poisson", privacy=privacy, epochs=1)
     memory: State = {}
@@ -362,7 +363,7 @@ def test_no_passes_of_fine_tuning_are_fedavg() -> None:
 def test_fine_tuning_is_forgotten_and_is_the_same_again(private: bool) -> None:
     keys: dict[str, Any] = {}
     if private:
-        pytest.importorskip("opacus", reason="opacus is not installed; the extra fedshare[dp] has it")
+        extra("opacus")
         keys = {"sampling": "poisson", "privacy": Privacy(noise_multiplier=1.0, max_grad_norm=0.5, delta=1e-3)}
     state, network = ran(FineTune(), rounds=1, local=HEAD, module=Without, **keys)
     (absent,) = set(range(world.CLIENTS)) - network.states.keys()

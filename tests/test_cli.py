@@ -9,6 +9,7 @@ import pytest
 from test_runs import SMALL, fedshare
 
 from fedshare.models import MLP
+from world import PATIENCE
 
 WRONG = {
     # keys
@@ -192,10 +193,10 @@ def test_a_failing_job_does_not_stop_the_others(
 
 
 def test_a_launchers_processes_are_workers_enough_and_what_they_say_is_heard(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs fedshare[joblib]")
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"folder={tmp_path}/sweep", *SMALL, "rounds=1"]
     command = [sys.executable, "-m", "fedshare", "run", "-m", "client.optimizer.lr=1e30,0.1", *joblib]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 3, result.stderr
     said = result.stderr.splitlines()
     assert said[0].startswith("fedshare: job 0: round 1: 4 of 4 uploads")
@@ -257,7 +258,9 @@ def test_help_names_the_flags_the_groups_and_the_keys(capfd: pytest.CaptureFixtu
 
 def test_output_that_is_no_terminal_is_plain_lines(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fedshare", "run", f"folder={tmp_path}/run", "workers=0", *SMALL, "rounds=2"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"FORCE_COLOR": ""})
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, env=os.environ | {"FORCE_COLOR": ""}
+    )
     assert result.returncode == 0, result.stderr
     assert "\x1b" not in result.stdout
     assert [line.split()[0] for line in result.stdout.splitlines()[1:4]] == ["round", "1", "2"]
@@ -267,9 +270,8 @@ def test_output_that_is_no_terminal_is_plain_lines(tmp_path: Path) -> None:
 def test_wandb_offline_is_one_run_a_job_and_a_group_a_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wandb", reason="needs fedshare[tracking]")
     monkeypatch.chdir(tmp_path)
-    wandb = ["tracking=wandb", "tracking.mode=offline", "hydra.sweep.dir=sweep"]
+    wandb = ["tracking=wandb", "tracking.mode=offline", f"tracking.deadline={PATIENCE}", "hydra.sweep.dir=sweep"]
     assert fedshare("run", "-m", "seed=0,1", *wandb, "workers=0", *SMALL, "rounds=1") == 0
     assert capfd.readouterr().out.count("to upload: wandb sync") == 2
     for job in range(2):

@@ -83,7 +83,7 @@ memory = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(keys, memory, max_size=4))
 def test_any_state_packs_and_unpacks_to_the_same_bits(state: State) -> None:
     again = unpack(pack(state))

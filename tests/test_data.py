@@ -3,7 +3,6 @@
 import gzip
 import logging
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +84,7 @@ def balanced(dataset: Dataset) -> bool:
 def test_published_data_are_what_their_yaml_says(name: str) -> None:
     published(name)
     conf = config(name)
-    start = time.process_time()
     dataset = instantiate(conf.load)
-    assert time.process_time() - start < 5  # most need less than half a second
     x, y = dataset.pool.x, dataset.pool.y
     assert (dataset.name, dataset.classes, list(dataset.shape)) == (name, conf.classes, list(conf.shape))
     assert (dataset.train_size, len(x) - dataset.train_size) == SIZES[name]

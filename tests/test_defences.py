@@ -1,7 +1,6 @@
 """The defences: rules and strategies against worked numbers, what a few lies can do to them, and ByzFL's rules."""
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +41,7 @@ from fedshare.strategies.rffl import RFFL
 from fedshare.strategies.robust import Robust
 from fedshare.strategy import Strategy
 from fedshare.threads import threads
+from optional import extra, needs
 
 RULES: dict[str, Rule] = {
     "median": Median(),
@@ -416,6 +416,7 @@ def test_qffl_tells_the_loss_of_the_model_it_got() -> None:
     assert digests(upload.tensors) == digests(same.tensors), "looking changes no training"
 
 
+@needs("opacus")
 def test_qffl_does_not_tell_what_privacy_hides() -> None:
     privacy = Privacy(noise_multiplier=1.0, max_grad_norm=1.0, delta=1e-3)
     training = Training(optimizer=world.sgd, batch_size=4, sampling="poisson", privacy=privacy)
@@ -466,14 +467,6 @@ def test_a_run_reports_weights_and_learns(name: str) -> None:
 # ByzFL
 
 
-def test_without_byzfl_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.split(".")[0] == "byzfl"]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "byzfl", None)
-    with pytest.raises(UserError, match=r"byzfl is not installed: pip install 'fedshare\[byzfl\]'"):
-        made(ByzFL("Median"), drawn())
-
-
 # Its Krum counts a neighbour more than the paper: our f is its f - 1. Its MultiKrum averages n - f.
 COUNTERPARTS: dict[str, tuple[Rule, ByzFL]] = {
     "median": (Median(), ByzFL("Median")),
@@ -491,7 +484,7 @@ COUNTERPARTS: dict[str, tuple[Rule, ByzFL]] = {
 @pytest.mark.parametrize("lies", [0, 2])
 @pytest.mark.parametrize("name", COUNTERPARTS)
 def test_rules_agree_with_byzfl(name: str, lies: int, clients: int) -> None:
-    pytest.importorskip("byzfl")
+    extra("byzfl")
     ours, theirs = COUNTERPARTS[name]
     if name == "multi-krum":
         ours = MultiKrum(2, m=clients - 3)
@@ -505,7 +498,7 @@ def test_rules_agree_with_byzfl(name: str, lies: int, clients: int) -> None:
 @pytest.mark.parametrize("before", [None, "Bucketing", "ARC"])
 @pytest.mark.parametrize("name", ["CAF", "Meamed", "MDA"])
 def test_more_of_byzfl_is_deterministic_and_bounded(name: str, before: str | None) -> None:
-    pytest.importorskip("byzfl")
+    extra("byzfl")
     rule = ByzFL(name, {"f": 2}, before, {"Bucketing": {"s": 2}, "ARC": {"f": 2}}.get(before or "", {}))
     updates = drawn()
     updates[:2] = 1e3
@@ -518,7 +511,7 @@ def test_more_of_byzfl_is_deterministic_and_bounded(name: str, before: str | Non
 
 
 def test_byzfl_says_what_it_does_not_have() -> None:
-    pytest.importorskip("byzfl")
+    extra("byzfl")
     with pytest.raises(UserError, match=r"byzfl has no Mean; allowed: Average, CAF"):
         made(ByzFL("Mean"), drawn())
     with pytest.raises(UserError, match=r"byzfl TrMean: .*non-negative"):

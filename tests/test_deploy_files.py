@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-
 import world
 from fedshare.experiments import compose
 from fedshare.experiments.deploy_options import parser
@@ -58,7 +56,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         named[-1].write_text(unit)
     environment = os.environ | {"SYSTEMD_LOG_LEVEL": "warning"}
     command = ["systemd-analyze", "verify", "--man=no", *map(str, named)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=world.PATIENCE)
     ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "fedshare" in line]
     assert [line for line in ours if not NEWER.search(line)] == []
     assert not done.returncode, done.stderr
@@ -107,7 +105,7 @@ def test_flower_knows_the_flags_of_its_units(name: str) -> None:
     program, *arguments = started(name)
     flags = {word for word in arguments if word.startswith("--")}
     command = [str(PROGRAMS / Path(program).name), "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=world.PATIENCE, check=True).stdout
     assert flags <= set(re.findall(r"--[a-z-]+", shown))
 
 
@@ -163,8 +161,10 @@ def test_the_image_is_built_from_what_is_there() -> None:
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
 def test_netns_is_a_script_that_says_what_it_lacks(tmp_path: Path) -> None:
-    subprocess.run(["bash", "-n", str(DEPLOY / "netns")], check=True, timeout=60)
+    subprocess.run(["bash", "-n", str(DEPLOY / "netns")], check=True, timeout=world.PATIENCE)
     environment = os.environ | {"FEDSHARE": str(tmp_path / "nothing")}
-    done = subprocess.run([str(DEPLOY / "netns")], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(DEPLOY / "netns")], env=environment, capture_output=True, text=True, timeout=world.PATIENCE
+    )
     assert done.returncode == 2
     assert re.fullmatch(r"deploy/netns: (needs Linux and root|\S+: not found)\n", done.stderr)

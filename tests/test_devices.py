@@ -16,6 +16,7 @@ from fedshare import devices
 from fedshare.devices import Place, places, visible_gpus
 from fedshare.errors import UserError
 from fedshare.experiments import host
+from world import PATIENCE
 
 CPU = Place(None, None, 1)
 
@@ -215,7 +216,7 @@ def test_limits_of_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def python(program: str, **options: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.run(command, text=True, timeout=60, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, text=True, timeout=PATIENCE, **options)  # type: ignore[call-overload]
 
 
 def client(program: str, *arguments: object) -> list[str]:
@@ -262,7 +263,7 @@ CRASHES_TWICE = """
 def test_a_client_that_crashes_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(host, "BACKOFF", (0.01, 0.02, 5.0))
+    monkeypatch.setattr(host, "BACKOFF", (0.01, 0.02, PATIENCE))
     assert host.start({3: client(CRASHES_TWICE, tmp_path / "starts")}, {3: CPU}) == 0
     assert capfd.readouterr().out.splitlines() == [
         "client 3 | starting on cpu, 1 thread",
@@ -320,17 +321,17 @@ import signal, socket, sys, time
 {first}
 home = socket.create_connection(("127.0.0.1", {port}))
 home.sendall(b"up")
-time.sleep(60)
+time.sleep(3600)
 """
 IN_ORDER = "signal.signal(signal.SIGTERM, lambda *_: (print('leaving'), sys.exit()))"
 DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 
 @contextmanager
-def running(*firsts: str, grace: float = 20) -> Iterator[tuple["subprocess.Popen[str]", list[socket.socket]]]:
+def running(*firsts: str, grace: float = PATIENCE) -> Iterator[tuple["subprocess.Popen[str]", list[socket.socket]]]:
     """A parent whose clients are up, and a connection to each."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(30)
+        server.settimeout(PATIENCE)
         programs = [LIVES.format(first=first, port=server.getsockname()[1]) for first in firsts]
         parent = subprocess.Popen(client(PARENT, grace, *programs), stdout=subprocess.PIPE, text=True)
         homes: list[socket.socket] = []
@@ -338,7 +339,7 @@ def running(*firsts: str, grace: float = 20) -> Iterator[tuple["subprocess.Popen
             with parent:
                 for _ in firsts:
                     homes.append(server.accept()[0])
-                    homes[-1].settimeout(30)
+                    homes[-1].settimeout(PATIENCE)
                     assert homes[-1].recv(2) == b"up"
                 yield parent, homes
         finally:
@@ -358,18 +359,18 @@ def gone(home: socket.socket) -> bool:
 def test_sigterm_is_passed_on_and_clients_end_in_order() -> None:
     with running(IN_ORDER, IN_ORDER) as (parent, homes):
         parent.send_signal(signal.SIGTERM)
-        out, _ = parent.communicate(timeout=30)
+        out, _ = parent.communicate(timeout=PATIENCE)
         assert all(map(gone, homes))
     assert parent.returncode == 0
     assert "client 0 | leaving\n" in out
     assert "client 1 | leaving\n" in out
-    assert "waiting up to 20 s for clients to end: 0, 1; a second signal kills them\n" in out
+    assert f"waiting up to {PATIENCE:g} s for clients to end: 0, 1; a second signal kills them\n" in out
 
 
 def test_a_client_deaf_to_sigterm_is_killed() -> None:
-    with running(IN_ORDER, DEAF, grace=0.5) as (parent, homes):
+    with running(IN_ORDER, DEAF, grace=5) as (parent, homes):
         parent.send_signal(signal.SIGTERM)
-        out, _ = parent.communicate(timeout=30)
+        out, _ = parent.communicate(timeout=PATIENCE)
         assert all(map(gone, homes))
     assert parent.returncode == 128 + signal.SIGKILL
     assert "client 1 | did not end in time: killed\n" in out
@@ -377,13 +378,13 @@ def test_a_client_deaf_to_sigterm_is_killed() -> None:
 
 
 def test_a_second_signal_kills_at_once() -> None:
-    with running(DEAF) as (parent, homes):
+    with running(DEAF, grace=3600) as (parent, homes):
         parent.send_signal(signal.SIGTERM)
         assert parent.stdout
         while not parent.stdout.readline().startswith("waiting"):
             assert parent.poll() is None
         parent.send_signal(signal.SIGINT)
-        parent.communicate(timeout=15)  # the grace is 20 s
+        parent.communicate(timeout=PATIENCE)
         assert all(map(gone, homes))
     assert parent.returncode == 128 + signal.SIGKILL
 

@@ -294,7 +294,7 @@ def overlapping(draw: st.DrawFn, least: int = 2) -> Tensor:
     return shared_of(draw(st.lists(st.integers(0, k), min_size=pairs, max_size=pairs)), n, k)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(overlapping(3), st.integers(1, 50))
 def test_at_beta_only_the_most_alike_collaborate_and_later_nobody(shared: Tensor, beta: int) -> None:
     different = ~torch.eye(len(shared), dtype=torch.bool)
@@ -304,7 +304,7 @@ def test_at_beta_only_the_most_alike_collaborate_and_later_nobody(shared: Tensor
     assert torch.equal(later, different if bool((shared[different] == most).all()) else torch.zeros_like(different))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**53), st.integers(1, 1000), st.sampled_from([0.1, 0.5, 1, 30, 170, INFINITE]))
 def test_two_clients_always_collaborate(common: int, round: int, beta: float) -> None:
     shared = shared_of([common], 2, 2**53)
@@ -318,7 +318,7 @@ def test_equal_overlaps_are_never_rounded_apart() -> None:
             assert int(collaborators(shared, 3, 7).sum()) == n * (n - 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(overlapping(), st.sampled_from([1, 2.5, 10, 100, INFINITE]))
 def test_collaborators_become_fewer(shared: Tensor, beta: float) -> None:
     sizes = [collaborators(shared, round, beta).sum(dim=1) for round in range(1, 15)]
@@ -326,7 +326,7 @@ def test_collaborators_become_fewer(shared: Tensor, beta: float) -> None:
     assert int(collaborators(shared, 10**6, INFINITE).sum()) >= 2, "the threshold stays at the average"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 5), st.integers(1, 70), st.integers(1, 5), st.integers(0, 2**32))
 def test_overlaps_count_what_masks_have_in_common(n: int, size: int, words: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
@@ -355,7 +355,7 @@ def test_disjoint_masks_have_nothing_in_common_and_random_ones_tau_of_k() -> Non
         assert abs(float(average) - tau) < 0.01
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(-20, 20), min_size=1, max_size=60), st.sampled_from([0, 0.1, 0.29, 0.3, 0.5, 0.9, 1]))
 def test_exactly_so_many_are_critical_and_scale_does_not_matter(changes: list[int], tau: float) -> None:
     change = torch.tensor(changes, dtype=torch.float32)  # many are equal, and many 0

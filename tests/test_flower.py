@@ -4,9 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp

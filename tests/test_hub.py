@@ -1,6 +1,5 @@
 """Models of timm and of transformers: theirs to the bit, and what they refuse, in one line."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch.func import functional_call, grad, vmap
 from fedshare import seeds
 from fedshare.errors import UserError
 from fedshare.models import Timm, Transformers, ViT
-from fedshare.models.from_timm import library
 from fedshare.scratch import Scratch
+from optional import extra
 
 BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 BERT |= {"intermediate_size": 32, "max_position_embeddings": 16}
@@ -38,19 +37,16 @@ VIT = {"patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
 @pytest.fixture
 def transformers(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The library, without a network."""
-    found = pytest.importorskip("transformers", reason="needs the extra peft")
+    found = extra("transformers")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return found
 
 
 @pytest.fixture
 def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
-    pytest.importorskip("huggingface_hub", reason="needs the extra peft")
+    found = extra("timm")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    try:
-        return library()
-    except UserError as error:
-        pytest.skip(str(error))
+    return found
 
 
 def tokens() -> Tensor:
@@ -363,19 +359,3 @@ def test_checkpoints_of_other_models_and_other_files(timm: Any, tmp_path: Path) 
         with pytest.raises(UserError, match=r"is damaged, or no \.safetensors file") as raised:
             small(checkpoint=str(path))
         assert "\n" not in str(raised.value)
-
-
-# Without the extra
-
-
-@pytest.mark.parametrize(
-    ("package", "extra", "make"),
-    [
-        ("timm", "timm", lambda: Timm("resnet10t", [3, 32, 32], 10)),
-        ("transformers", "peft", lambda: Transformers("bert", "classification", **TEXT, classes=3)),
-    ],
-)
-def test_a_missing_extra_is_named(package: str, extra: str, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"needs {package}: pip install 'fedshare\[{extra}\]'"):
-        make()

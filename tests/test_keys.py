@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedshare import files, keys
 from fedshare.errors import UserError
 from fedshare.keys import Identity, client_id_of, describe, make
+from world import PATIENCE
 
 HOSTS = ["FL.example.org", "10.1.2.3", "fd00::7"]
 
@@ -72,7 +73,7 @@ def handshake(
     """The certificate that the server was shown, after both sides have accepted each other."""
     sockets = socket.socketpair()
     for end in sockets:
-        end.settimeout(10)
+        end.settimeout(PATIENCE)
     inner = context(server, ssl.PROTOCOL_TLS_SERVER, roles[0])
     outer = context(client, ssl.PROTOCOL_TLS_CLIENT, roles[1])
 
@@ -89,9 +90,9 @@ def handshake(
         except ssl.SSLCertVerificationError:
             raise
         except OSError:
-            accepted.result(timeout=10)  # the server refused, and says why
+            accepted.result(timeout=PATIENCE)  # the server refused, and says why
             raise
-        return accepted.result(timeout=10)
+        return accepted.result(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "fl.example.org", "10.1.2.3", "fd00::7"])
@@ -147,7 +148,8 @@ def test_an_expired_certificate_is_refused_and_renewed_for_the_same_key(tmp_path
 
 
 def test_grpc_accepts_them_and_shows_who_the_client_is(original: Path) -> None:
-    grpc = pytest.importorskip("grpc")
+    import grpc
+
     server, client = Identity.load(original / "server"), Identity.load(original / "client-1")
     assert (server.client_id, client.client_id) == (None, 1)
 
@@ -165,7 +167,7 @@ def test_grpc_accepts_them_and_shows_who_the_client_is(original: Path) -> None:
         try:
             credentials = grpc.ssl_channel_credentials(client.ca, client.key, client.certificate)
             with grpc.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
-                assert channel.unary_unary("/test/Who")(b"", timeout=10) == b"1"
+                assert channel.unary_unary("/test/Who")(b"", timeout=PATIENCE) == b"1"
         finally:
             service.stop(None).wait()
 
@@ -174,7 +176,9 @@ def test_grpc_accepts_them_and_shows_who_the_client_is(original: Path) -> None:
 @pytest.mark.parametrize(("place", "role"), [("server", "server"), ("client-1", "client")])
 def test_openssl_verifies_them_strictly(original: Path, place: str, role: str) -> None:
     command = ["openssl", "verify", "-x509_strict", "-purpose", f"ssl{role}", "-CAfile", original / "ca" / "ca.crt"]
-    result = subprocess.run([*command, original / place / f"{role}.crt"], capture_output=True, text=True, timeout=30)
+    result = subprocess.run(
+        [*command, original / place / f"{role}.crt"], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith(": OK\n")
 
@@ -469,5 +473,7 @@ def test_an_identity_does_not_print_its_key(original: Path) -> None:
 
 def test_keys_load_neither_torch_nor_grpc() -> None:
     program = "import sys, fedshare.keys; print({'torch', 'grpc', 'flwr', 'numpy'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
     assert result.stdout == "set()\n"

@@ -38,6 +38,7 @@ from fedshare.simulation import Simulation
 from fedshare.state import State, digests
 from fedshare.strategies.onebyte import OneByte
 from fedshare.tensors import digest
+from optional import needs
 
 Capture = pytest.CaptureFixture[str]
 SIGNS, NORMAL = Rademacher(), Gaussian()
@@ -206,7 +207,9 @@ def test_every_machine_thread_count_and_order_gives_one_sha256() -> None:
     for capability, threads, order in (("default", 1, ""), (None, 2, "some.reverse()")):
         program = PROGRAM.format(tests=str(world.ROOT / "tests"), threads=threads, order=order)
         env = os.environ | ({"ATEN_CPU_CAPABILITY": capability} if capability else {})
-        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=world.PATIENCE
+        )
         assert done.returncode == 0, done.stderr
         found.add(done.stdout)
     assert len(found) == 1
@@ -537,6 +540,7 @@ def test_a_sparse_upload_is_dropped_and_a_missing_ledger_is_missed(tmp_path: Pat
     assert "round 1: ledger is missing" in sentence
 
 
+@needs("opacus")
 def test_private_training_is_refused_in_one_line_by_worker_processes_too(tmp_path: Path, capsys: Capture) -> None:
     settings = ["strategy=onebyte", "client=dpsgd", "model=logistic", "partition.clients=3", "rounds=2", "workers=2"]
     assert fedshare("run", f"folder={tmp_path / 'run'}", *settings) == 2

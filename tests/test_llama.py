@@ -19,6 +19,7 @@ from fedshare.errors import UserError
 from fedshare.models import Llama, Llama2c
 from fedshare.models.llama2c import read_llama2c
 from fedshare.runs import RunFolder
+from optional import extra
 
 SIZES = {"dim": 24, "depth": 2, "heads": 4, "kv_heads": 2, "hidden": 20}
 HEADER = {"dim": 24, "hidden": 20, "depth": 2, "heads": 4, "kv_heads": 2, "vocabulary": 30, "length": 16}
@@ -61,7 +62,7 @@ def published() -> None:
 
 
 def test_it_is_the_llama_of_transformers() -> None:
-    transformers = pytest.importorskip("transformers", reason="compares with transformers")
+    transformers = extra("transformers")
     config = transformers.LlamaConfig(
         vocab_size=30,
         hidden_size=24,

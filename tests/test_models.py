@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 from fedshare import seeds
 from fedshare.errors import UserError
 from fedshare.models import CNN, MLP, Logistic, ResNet, TextCNN, TextTransformer, ViT
+from optional import extra
 
 DIGITS = {"shape": [1, 8, 8], "classes": 10}
 TEXT = {"vocabulary": 20, "length": 12, "classes": 3}
@@ -115,7 +116,7 @@ def test_vit_base_has_the_published_size() -> None:
 
 
 def test_vit_is_timm_s() -> None:
-    timm = pytest.importorskip("timm", reason="compares with timm")
+    timm = extra("timm")
     ours = ViT([3, 32, 32], 10, patch=8, dim=48, depth=2, heads=3).eval()
     theirs = timm.models.VisionTransformer(32, 8, num_classes=10, embed_dim=48, depth=2, num_heads=3).eval()
     theirs.load_state_dict(ours.state_dict())

@@ -1,5 +1,6 @@
 """Rounds with no server: every peer ends with the memory that a server would have."""
 
+import threading
 from functools import partial
 
 import pytest
@@ -73,18 +74,20 @@ def test_a_peer_that_fails_ends_the_others_and_its_error_is_what_is_told() -> No
 
 
 def test_a_wait_for_a_peer_ends_and_says_for_whom_it_was() -> None:
-    import threading
-
-    release = threading.Event()
+    here, given_up = threading.Barrier(2), threading.Event()
 
     def act(me: int, peers: Peers) -> None:
         if me == 0:
-            release.wait(10)
-        peers.gather(1, None)
+            given_up.wait(world.PATIENCE)
+        else:
+            here.wait(world.PATIENCE)
+        try:
+            peers.gather(1, None)
+        finally:
+            given_up.set()
 
-    threading.Timer(0.5, release.set).start()
-    with pytest.raises(RunHalted, match=r"peer [12] waited 0\.1 s for peer 0"):
-        Table(range(3), timeout=0.1).run(act)
+    with pytest.raises(RunHalted, match=r"peer [12] waited 2 s for peer 0"):
+        Table(range(3), timeout=2.0).run(act)
 
 
 def test_who_is_ready_may_leave_and_who_has_nothing_says_so() -> None:

@@ -1,6 +1,5 @@
 """What each method of parameter-efficient fine-tuning trains, shares and leaves alone."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,8 +27,9 @@ from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import digests
 from fedshare.strategies.fedpeft import FedPEFT
 from fedshare.tensors import Tensors
+from optional import needs
 
-library = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra peft")
+library = needs("peft")
 
 
 def lora(**keys: object) -> Method:

@@ -1,6 +1,5 @@
 """Runs over a partition of the parameters, from the command line: what they send, say, save, and refuse."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -19,19 +18,14 @@ from fedshare.parts import Role
 from fedshare.peft import Method
 from fedshare.runs import RunFolder, verify
 from fedshare.tensors import digest
+from optional import NEEDED, needs
 
 VIT = ["model=vit", "model.dim=16", "model.depth=2", "model.heads=2"]
 SMALL = [*VIT, "partition.clients=4", "client.epochs=1", "client.batch_size=50", "rounds=2", "workers=0"]
 OPTIONS = sorted(path.stem for path in (CONF / "peft").glob("*.yaml"))
-LIBRARY = {"lora", "ffa_lora", "fedsa_lora", "ia3"}
 each_option = pytest.mark.parametrize(
     "option",
-    [
-        pytest.param(option, marks=pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft"))
-        if option in LIBRARY
-        else option
-        for option in OPTIONS
-    ],
+    [pytest.param(option, marks=needs("peft")) if ("peft", option) in NEEDED else option for option in OPTIONS],
 )
 
 
@@ -203,7 +197,6 @@ def test_a_run_of_a_version_without_partitions_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_client_s_own_weights_are_where_its_node_config_says(tmp_path: Path) -> None:
-    pytest.importorskip("flwr", reason="needs the extra deploy")
     from fedshare.experiments import federation
 
     path = backbone(tmp_path / "here.safetensors")
@@ -256,7 +249,6 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_created(
 
 def test_the_terms_of_a_deployment_cover_what_is_frozen() -> None:
     """Oracle 2: who joins with another backbone, by as little as a bit, is refused."""
-    pytest.importorskip("flwr", reason="needs the extra deploy")
     from fedshare.experiments import federation
     from fedshare.flower.participant import Terms
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from fedshare import directions, seeds, threads
 from fedshare.directions import BLOCK, PROBES, SIGNS, Entry, Origin, accelerator, perturb, random_bytes
 from fedshare.directions.perturb import accumulate, displace, draw, settle
+from optional import extra
+from world import PATIENCE
 
 SIZE = 4 * BLOCK + 12_345  # more than what one thread does alone
 SMALL = 30_001
@@ -39,7 +41,7 @@ TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.fixture(params=["numpy", "numba"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "numba":
-        pytest.importorskip("numba", reason="without numba, numpy is all there is")
+        extra("numba")
     monkeypatch.setenv("FEDSHARE_KERNELS", request.param)
     assert (directions.compiled(SMALL) is not None) == (request.param == "numba")
     return request.param
@@ -252,7 +254,9 @@ def test_machines_of_all_kinds_have_the_same_bits(kind: str, one_without_simd: s
 def one_without_simd() -> str:
     disabled = {"ATEN_CPU_CAPABILITY": "default", "NPY_DISABLE_CPU_FEATURES": features(), "FEDSHARE_KERNELS": "numpy"}
     command, environ = [sys.executable, "-c", PROGRAM], os.environ | disabled
-    return subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    return subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=True, timeout=PATIENCE
+    ).stdout.strip()
 
 
 def features() -> str:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from test_runs import fedshare
 from torch import nn
 
+from deployed import eventually, interruptible
 from fedshare import checkpoint, seeds, weights
 from fedshare.client import Training
 from fedshare.data.augment import CropFlip
@@ -28,6 +28,7 @@ from fedshare.pretrain import Epoch, Plan, pretrain
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part
 from fedshare.state import digests, pack, unpack
+from world import PATIENCE
 
 ADAM = partial(torch.optim.AdamW, lr=0.01)
 MUON = pytest.param(
@@ -278,7 +279,7 @@ def test_a_killed_one_goes_on_to_the_same_bits(
         if line.split()[0] == "2":
             break
     process.send_signal(signal.SIGKILL)
-    process.wait(60)
+    process.wait(PATIENCE)
     process.stdout.close()
     assert not (path / "model.safetensors").exists(), "killed too late to prove anything"
     with (path / "metrics.jsonl").open("a") as file:
@@ -307,13 +308,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     path = tmp_path / "stopped"
-    command = [sys.executable, "-m", "fedshare", "pretrain", *TINY, "epochs=5000", f"folder={path}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (path / "checkpoints" / "round-000001.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    with interruptible("pretrain", *TINY, "epochs=1000000", f"folder={path}") as process:
+        eventually((path / "checkpoints" / "round-000001.json").exists, "a checkpoint")
+        os.killpg(process.pid, signal.SIGINT)
+        out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert f"! stopped; `fedshare pretrain --resume {path}` goes on after epoch " in out
 

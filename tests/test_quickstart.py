@@ -3,10 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-
 import world
 from deployed import Command, certificates, free_port
 

@@ -26,7 +26,12 @@ def test_adding_a_strategy_is_one_file_one_yaml_and_one_test(tmp_path: Path) -> 
 
     def run(*command: str) -> str:
         result = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=2 * world.PATIENCE,
         )
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
@@ -42,7 +47,7 @@ def test_adding_a_strategy_is_one_file_one_yaml_and_one_test(tmp_path: Path) -> 
 def test_the_program_runs(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     program = [sys.executable, tmp_path / "program.py"]
-    result = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(program, capture_output=True, text=True, timeout=world.PATIENCE)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]

@@ -143,7 +143,7 @@ def test_updates_with_nothing_in_common_leave_reputations_as_they_are() -> None:
     assert state["reputation"] == pytest.approx({client: n / 1000 for client, n in examples.items()})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 7), st.integers(0, 10**6), st.integers(1, 14), st.floats(0, 1), st.floats(0, 1))
 def test_reputations_are_shares_and_who_is_removed_stays_so(
     n: int, seed: int, t: int, alpha: float, beta: float
@@ -322,7 +322,7 @@ def test_models_differ_and_bytes_go_by_reputation() -> None:
 # Sparse tensors
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 80), st.floats(0, 1), st.integers(0, 2**31), st.sampled_from([torch.float32, torch.float64]))
 def test_sparse_tensors_come_back_and_are_as_small_as_can_be(size: int, share: float, seed: int, kind: Any) -> None:
     random = torch.Generator().manual_seed(seed)

@@ -143,7 +143,7 @@ def test_kill_9_then_resume_gives_the_same_bits(run: Runs, tmp_path: Path, strat
     program += "main(sys.argv[1:])"
     small = ["workers=0", *SMALL, "rounds=5", f"strategy={strategy}"]
     command = [sys.executable, "-c", program, "run", f"folder={folder}", *small]
-    killed = subprocess.run(command, capture_output=True, timeout=120)
+    killed = subprocess.run(command, capture_output=True, timeout=world.PATIENCE)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert checkpoint.rounds(folder / "checkpoints") == [2]
     assert fedshare("resume", str(folder)) == 0
@@ -168,7 +168,7 @@ def test_kill_9_with_workers_leaves_no_process_behind_and_resumes(run: Runs, tmp
     process.wait()
     process.stdout.close()
     assert len(children) >= 2
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + world.PATIENCE
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline, "a worker outlived the run"
         time.sleep(0.05)
@@ -189,7 +189,7 @@ def test_sigterm_ends_in_order(tmp_path: Path) -> None:
             break
     rest = process.stdout.read()
     process.stdout.close()
-    assert process.wait(30) == 130
+    assert process.wait(world.PATIENCE) == 130
     assert re.search(rf"stopped; `fedshare resume {folder}` goes on after round \d+, its last checkpoint", rest)
     assert (folder / "accuracy.svg").exists()
 

@@ -33,8 +33,9 @@ from fedshare.stream.diagnose import NotYet
 from fedshare.stream.frames import CHUNK, PROTOCOL, Assembly, chunks
 from fedshare.stream.server import METHOD, SERVICE, Answer, Settings, StreamServer
 from proxy import DOWN, UP, Proxy
+from world import PATIENCE
 
-HEARTBEAT = 1.0
+HEARTBEAT = 5.0  # of two without a word a connection dies: longer than a busy machine keeps a process waiting
 LOCAL = "127.0.0.1:0"
 Reply = Callable[[bytearray], Sequence[frames.Buffer]]
 
@@ -72,7 +73,7 @@ def identity(pki: Path, place: str) -> Identity:
 
 @contextlib.contextmanager
 def serving(identity: Identity | None = None, address: str = LOCAL, **settings: Any) -> Iterator[StreamServer]:
-    given = {"version": "1", "heartbeat": HEARTBEAT, "grace": 20.0, **settings}
+    given = {"version": "1", "heartbeat": HEARTBEAT, "grace": PATIENCE, **settings}
     listening = StreamServer(address, identity, Settings(**given))
     listening.start()
     try:
@@ -95,7 +96,7 @@ class Guest:
         self.said: list[str] = []
         self.error: BaseException | None = None
         self.welcomed: Any = None
-        given = {"version": "1", "patience": 60.0, "heartbeat": HEARTBEAT, "say": self.said.append, **more}
+        given = {"version": "1", "patience": PATIENCE, "heartbeat": HEARTBEAT, "say": self.said.append, **more}
         self.client = StreamClient(address, id, identity, **given)
         self._answer = answer or (lambda body: [b"re ", body])
         self.thread = threading.Thread(target=self._live, daemon=True)
@@ -117,7 +118,7 @@ class Guest:
 
     def end(self) -> BaseException | None:
         """Wait until it has ended by itself."""
-        self.thread.join(15)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive(), self.said[-3:]
         return self.error
 
@@ -126,7 +127,7 @@ class Guest:
         self.end()
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"waited {seconds:g} s until {what}"
@@ -143,7 +144,7 @@ def until_known(server: StreamServer, id: int, **state: Any) -> None:
     wait_until(lambda: (server._clients[id].connection is not None) == connected, f"client {id} connected: {connected}")
 
 
-def receive(server: StreamServer, count: int, seconds: float = 60.0) -> list[Answer]:
+def receive(server: StreamServer, count: int, seconds: float = PATIENCE) -> list[Answer]:
     answers: list[Answer] = []
     until = time.monotonic() + seconds
     while len(answers) < count:
@@ -271,20 +272,20 @@ def test_a_bad_network_neither_loses_nor_repeats_nor_changes_a_message(pki: Path
         lambda proxy: setattr(proxy, "delay", chance.random() * 0.02),
         lambda proxy: setattr(proxy, "delay", 0.0),
     ]
-    with serving(identity(pki, "ours/server")) as server, Proxy(port(server)) as proxy:
+    with serving(identity(pki, "ours/server"), heartbeat=1.0) as server, Proxy(port(server)) as proxy:
         guest = Guest(proxy.address, 0, identity(pki, "ours/client-0"), lambda body: [body[:8], body], heartbeat=1.0)
         until_present(server, 0)
         sent, answers, number = dict[int, bytes](), list[Answer](), 0
-        until = time.monotonic() + 6
-        while time.monotonic() < until or len(answers) < len(sent):
-            if len(sent) - len(answers) < 3 and time.monotonic() < until:
+        until = time.monotonic() + PATIENCE
+        while number < 40 or proxy.cuts <= 5 or len(answers) < len(sent):
+            if len(sent) - len(answers) < 3 and (number < 40 or proxy.cuts <= 5):
                 body = b"%08d" % number + chance.randbytes(chance.choice([0, 1000, BIG // 8]))
                 sent[server.send(0, [body])] = body
                 number += 1
             if chance.random() < 0.2:
                 chance.choice(mishaps)(proxy)
             answers += server.receive(0.05)
-            assert time.monotonic() < until + 20, (len(sent), len(answers), guest.said[-3:])
+            assert time.monotonic() < until, (len(sent), len(answers), guest.said[-3:])
         assert {a.ticket: a.body for a in answers} == {ticket: body[:8] + body for ticket, body in sent.items()}
         assert len(answers) == len(sent)
         assert guest.asked == list(sent.values())
@@ -294,7 +295,7 @@ def test_a_bad_network_neither_loses_nor_repeats_nor_changes_a_message(pki: Path
 def test_a_message_that_arrived_though_its_sending_broke_off_is_not_sent_again() -> None:
     with serving() as server, Proxy(port(server)) as proxy:
         free = threading.Event()
-        guest = Guest(proxy.address, answer=lambda body: [b"done"] if free.wait(10) else [b"?"])
+        guest = Guest(proxy.address, answer=lambda body: [b"done"] if free.wait(PATIENCE) else [b"?"])
         until_present(server, 0)
         server.send(0, [b"work"])
         wait_until(lambda: bool(guest.asked), "it works")
@@ -311,10 +312,10 @@ def test_a_slow_link_is_no_dead_one() -> None:
     with serving() as server, Proxy(port(server)) as proxy:
         guest = Guest(proxy.address, answer=lambda body: [b"thanks"])
         until_present(server, 0)
-        proxy.rate = 1_500_000
-        started = time.monotonic()
-        assert ask(server, 0, bytes(4_000_000)) == b"thanks"
-        assert time.monotonic() - started > 2 * HEARTBEAT
+        proxy.rate = 300_000
+        message = bytes(4_000_000)
+        assert len(message) / proxy.rate > 2 * HEARTBEAT
+        assert ask(server, 0, message) == b"thanks"
         assert proxy.connections == 1
         assert guest.said == []
 
@@ -325,7 +326,7 @@ def test_a_slow_link_is_no_dead_one() -> None:
 def test_a_client_gone_longer_than_grace_is_absent_and_can_come_back() -> None:
     with serving(grace=0.4) as server, Proxy(port(server)) as proxy:
         free = threading.Event()
-        guest = Guest(proxy.address, answer=lambda body: [body] if free.wait(10) else [])
+        guest = Guest(proxy.address, answer=lambda body: [body] if free.wait(PATIENCE) else [])
         until_present(server, 0)
         first, second = server.send(0, [b"1"]), server.send(0, [b"2"])
         wait_until(lambda: bool(guest.asked), "it works")
@@ -348,7 +349,7 @@ def test_a_client_gone_longer_than_grace_is_absent_and_can_come_back() -> None:
 
 
 def test_a_cut_shorter_than_grace_is_no_absence() -> None:
-    with serving(grace=5.0) as server, Proxy(port(server)) as proxy:
+    with serving() as server, Proxy(port(server)) as proxy:
         guest = Guest(proxy.address)
         until_present(server, 0)
         for _ in range(3):
@@ -365,12 +366,12 @@ def test_who_comes_late_takes_part_and_who_leaves_is_gone_at_once() -> None:
         stays = Guest(server.address, 0)
         until_present(server, 0)
         free = threading.Event()
-        goes = Guest(server.address, 5, answer=lambda body: [body] if free.wait(10) else [])
+        goes = Guest(server.address, 5, answer=lambda body: [body] if free.wait(PATIENCE) else [])
         until_present(server, 0, 5)
         ticket = server.send(5, [b"work"])
         wait_until(lambda: bool(goes.asked), "it works")
         goes.client.close()
-        assert receive(server, 1, 5) == [Answer(ticket, 5, None, "it left")]
+        assert receive(server, 1) == [Answer(ticket, 5, None, "it left")]
         assert server.present() == [0]
         assert ask(server, 0, b"x") == b"re x"
         free.set()
@@ -383,22 +384,20 @@ def test_a_client_whose_work_raises_leaves() -> None:
         guest = Guest(server.address, answer=lambda body: [b"%d" % (1 // 0)])
         until_present(server, 0)
         ticket = server.send(0, [b"x"])
-        assert receive(server, 1, 5) == [Answer(ticket, 0, None, "it left")]
+        assert receive(server, 1) == [Answer(ticket, 0, None, "it left")]
         assert isinstance(guest.end(), ZeroDivisionError)
 
 
 def test_silence_is_noticed_at_both_ends() -> None:
-    with serving(grace=0.1, heartbeat=0.3) as server, Proxy(port(server)) as proxy:
-        guest = Guest(proxy.address, heartbeat=0.3)
+    with serving(grace=0.1, heartbeat=2.0) as server, Proxy(port(server)) as proxy:
+        guest = Guest(proxy.address, heartbeat=2.0)
         until_present(server, 0)
         ticket = server.send(0, [b"x"])
         receive(server, 1)
         proxy.hold()
-        started = time.monotonic()
         ticket = server.send(0, [b"y"])
         assert receive(server, 1) == [Answer(ticket, 0, None, "gone since 0.1 s ago")]
         wait_until(lambda: bool(guest.said), "the client has noticed")
-        assert time.monotonic() - started < 10  # a heartbeat is 10 s where none is given
         assert guest.said[0].endswith("the connection broke off")
         proxy.release()
         until_present(server, 0)
@@ -408,7 +407,7 @@ def test_silence_is_noticed_at_both_ends() -> None:
 def test_a_slow_client_gets_only_the_newest_message() -> None:
     with serving() as server:
         free = threading.Event()
-        guest = Guest(server.address, answer=lambda body: [body] if free.wait(10) else [])
+        guest = Guest(server.address, answer=lambda body: [body] if free.wait(PATIENCE) else [])
         until_present(server, 0)
         tickets = [server.send(0, [b"round 1"])]
         wait_until(lambda: bool(guest.asked), "it works")
@@ -442,7 +441,7 @@ def test_a_message_given_up_on_its_way_is_not_finished() -> None:
 def test_an_answer_to_a_server_that_died_is_no_answer_to_the_next() -> None:
     free = threading.Event()
     with serving() as first, Proxy(port(first)) as proxy:
-        guest = Guest(proxy.address, answer=lambda body: [b"re ", body] if free.wait(10) else [])
+        guest = Guest(proxy.address, answer=lambda body: [b"re ", body] if free.wait(PATIENCE) else [])
         until_present(first, 0)
         first.send(0, [b"old 1"])
         wait_until(lambda: bool(guest.asked), "it works")
@@ -482,11 +481,9 @@ def free_address() -> str:
 
 def test_a_server_that_stays_away_is_given_up() -> None:
     address = free_address()
-    started = time.monotonic()
     guest = Guest(address, patience=0.5)
     assert isinstance(error := guest.end(), NotYet)
     assert str(error) == f"{address}: nobody listens there; given up after 0.5 s"
-    assert time.monotonic() - started < 30
     assert guest.said[0] == f"waiting for {address}, up to 0 s more: nobody listens there"
 
 
@@ -550,9 +547,7 @@ def test_who_is_not_let_in_hears_why_and_disturbs_nobody(place: str | None, reas
     with serving(identity(pki, "ours/server")) as server:
         Guest(server.address, 1, identity(pki, "ours/client-1"))
         until_present(server, 1)
-        started = time.monotonic()
         error = Guest(server.address, 0, shown).end()
-        assert time.monotonic() - started < 30
         assert isinstance(error, UserError)
         assert not isinstance(error, NotYet)
         assert reason in str(error)
@@ -605,11 +600,11 @@ def converse(address: str, *sent: bytes, end: bool = False) -> tuple[list[Down],
     def frames() -> Iterator[bytes]:
         yield from sent
         if not end:
-            over.wait(10)
+            over.wait(PATIENCE)
 
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         try:
-            heard += map(Down.FromString, channel.stream_stream(METHOD)(frames(), timeout=10))
+            heard += map(Down.FromString, channel.stream_stream(METHOD)(frames(), timeout=PATIENCE))
         except grpc.RpcError as error:
             return heard, error.code(), error.details() or ""
         finally:
@@ -670,7 +665,7 @@ def test_a_client_that_breaks_the_protocol_fails_its_messages_at_once() -> None:
         until_present(server, 0)
         ticket = server.send(0, [b"x"])
         reason = "it sent a message of 10001 bytes; at most 10000 are taken"
-        assert receive(server, 1, 5) == [Answer(ticket, 0, None, reason)]
+        assert receive(server, 1) == [Answer(ticket, 0, None, reason)]
         assert server.refused == {0: reason}
         assert isinstance(error := guest.end(), UserError)
         assert str(error).endswith("sent a message of 10001 bytes; at most 10000 are taken")
@@ -734,9 +729,9 @@ def test_leaving_and_hanging_up_are_two_things() -> None:
 
 def test_the_health_service_answers_over_mutual_tls(pki: Path) -> None:
     with serving(identity(pki, "ours/server")) as server:
-        with tls.channel(server.address, identity(pki, "ours/client-1"), 5.0) as channel:
+        with tls.channel(server.address, identity(pki, "ours/client-1"), PATIENCE) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
-            answers = [check(health_pb2.HealthCheckRequest(service=name), timeout=5) for name in ("", SERVICE)]
+            answers = [check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE) for name in ("", SERVICE)]
         assert [answer.status for answer in answers] == [health_pb2.HealthCheckResponse.SERVING] * 2
 
 
@@ -745,22 +740,22 @@ def test_sockets_that_say_nothing_disturb_nobody(secure: bool, pki: Path, monkey
     monkeypatch.setattr(tls, "HANDSHAKE_DEADLINE", 0.5)
     own, theirs = (identity(pki, "ours/server"), identity(pki, "ours/client-0")) if secure else (None, None)
     with serving(own) as server, contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port(server)), 5)) for _ in range(200)]
+        idle = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port(server)), PATIENCE)) for _ in range(200)
+        ]
         Guest(server.address, 0, theirs)
         until_present(server, 0)
         assert ask(server, 0, b"x") == b"re x"
-        started = time.monotonic()
         for one in idle:
             with contextlib.suppress(ConnectionResetError):
                 while one.recv(1024):  # without TLS the server speaks first
                     pass
-        assert time.monotonic() - started < 30
         assert ask(server, 0, b"y") == b"re y"
 
 
 # Processes.
 
-CLIENT = """
+CLIENT = f"""
 import sys
 from fedshare.stream.client import StreamClient
 
@@ -768,7 +763,7 @@ def answer(body):
     print(body.decode(), flush=True)
     return [b"re ", body]
 
-StreamClient(sys.argv[1], 0, None, "1", patience=20.0, heartbeat=0.3).run(lambda welcomed: answer)
+StreamClient(sys.argv[1], 0, None, "1", patience={PATIENCE}, heartbeat=2.0).run(lambda welcomed: answer)
 """
 
 
@@ -788,22 +783,22 @@ def process() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
 
 def test_a_stopped_process_is_noticed_and_goes_on(process: Callable[[str], subprocess.Popen[str]]) -> None:
-    with serving(grace=0.2, heartbeat=0.3) as server:
+    with serving(grace=0.2, heartbeat=2.0) as server:
         client = process(server.address)
         until_present(server, 0)
         assert ask(server, 0, b"a") == b"re a"
         os.kill(client.pid, signal.SIGSTOP)
         ticket = server.send(0, [b"b"])
-        assert receive(server, 1, 10) == [Answer(ticket, 0, None, "gone since 0.2 s ago")]
+        assert receive(server, 1) == [Answer(ticket, 0, None, "gone since 0.2 s ago")]
         os.kill(client.pid, signal.SIGCONT)
         until_present(server, 0)
         assert ask(server, 0, b"c") == b"re c"
         server.close("")
-        assert client.wait(10) == 0
+        assert client.wait(PATIENCE) == 0
 
 
 def test_a_killed_process_is_replaced_by_the_next(process: Callable[[str], subprocess.Popen[str]]) -> None:
-    with serving(grace=20.0) as server:
+    with serving() as server:
         first = process(server.address)
         until_present(server, 0)
         assert ask(server, 0, b"a") == b"re a"
@@ -813,5 +808,5 @@ def test_a_killed_process_is_replaced_by_the_next(process: Callable[[str], subpr
         second = process(server.address)
         assert receive(server, 1) == [Answer(ticket, 0, bytearray(b"re b"))]
         server.close("")
-        assert second.wait(10) == 0
+        assert second.wait(PATIENCE) == 0
         assert second.communicate()[0].split() == ["b"]

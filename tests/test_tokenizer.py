@@ -2,7 +2,6 @@
 
 import os
 import struct
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from fedshare import data
 from fedshare.data.sources import TINY_SHAKESPEARE
 from fedshare.data.tokenizer import HuggingFaceTokenizer, Llama2cTokenizer, Tokenizer
 from fedshare.errors import UserError
+from optional import extra
 
 BYTES = [f"<0x{byte:02X}>".encode() for byte in range(256)]
 SPECIAL = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *BYTES]
@@ -141,7 +141,7 @@ def test_published_tokenizer_gives_what_its_rule_says() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What transformers saves of a tokenizer that knows three words and puts [CLS] before them."""
-    transformers = pytest.importorskip("transformers", reason="needs the extra peft")
+    transformers = extra("transformers")
     from tokenizers import Tokenizer as Made
     from tokenizers import models, pre_tokenizers, processors
 
@@ -160,18 +160,12 @@ def test_hugging_face_tokenizer_in_a_folder(folder: Path) -> None:
 
 
 def test_hugging_face_tokenizer_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers", reason="needs the extra peft")
+    extra("transformers")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for path in (str(tmp_path), "nobody/has-this"):
         with pytest.raises(UserError, match=f"no tokenizer in a folder or on the hub at {path}: ") as raised:
             HuggingFaceTokenizer(path)
         assert "\n" not in str(raised.value)
-
-
-def test_hugging_face_tokenizer_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"needs transformers: pip install 'fedshare\[peft\]'"):
-        HuggingFaceTokenizer("bert-base-uncased")
 
 
 # Data sets

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from fedshare.errors import UserError
 from fedshare.experiments import tracking
+from world import PATIENCE
 
 CONF = Path(tracking.__file__).parent / "conf" / "tracking"
 ROW = {
@@ -92,14 +93,13 @@ def test_scalars_are_few_whatever_the_number_of_clients():
 
 
 def test_offline_writes_into_the_folder_alone(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
     for name in ("here", "home"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    notes = track(tracking.Wandb(mode="auto"), tmp_path / "run")
+    notes = track(tracking.Wandb(mode="auto", deadline=PATIENCE), tmp_path / "run")
     assert len(notes) == 1
     assert notes[0].startswith("wandb: offline (")  # there is no account, and nobody was asked
     (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
@@ -115,7 +115,7 @@ def test_offline_writes_into_the_folder_alone(tmp_path, monkeypatch):
 
 def test_one_run_with_its_rows(tmp_path, stub):
     stub()
-    tracker = tracking.Wandb(project="p", mode="online")
+    tracker = tracking.Wandb(project="p", mode="online", deadline=PATIENCE)
     assert track(tracker, tmp_path / "run", rounds=2) == ["wandb: https://example.org/run"]
     lines = (tmp_path / "run" / "tracking.log").read_text().splitlines()
     init = {"project": "p", "group": "sweep", "name": "name", "mode": "online", "config": {"seed": 1}}
@@ -148,16 +148,16 @@ def test_a_run_that_did_not_complete_is_shown_as_failed(tmp_path, stub):
 )
 def test_a_broken_wandb_is_one_line(tmp_path, stub, code, reason):
     stub(code)
-    notes = track(tracking.Wandb(mode="online"), tmp_path / "run")
+    notes = track(tracking.Wandb(mode="online", deadline=PATIENCE), tmp_path / "run")
     assert notes == [f"wandb: {reason}; tracking stopped, the run goes on"]
 
 
 def test_a_wandb_that_broke_long_ago_is_noticed_while_the_run_goes_on(tmp_path, stub):
     stub("raise RuntimeError('broken')")
-    tracker = tracking.Wandb()
+    tracker = tracking.Wandb(deadline=PATIENCE)
     notes = []
     tracker.start({}, "name", None, tmp_path, notes.append)
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while not notes and time.monotonic() < until:
         tracker.log(ROW)
         time.sleep(0.02)
@@ -167,20 +167,18 @@ def test_a_wandb_that_broke_long_ago_is_noticed_while_the_run_goes_on(tmp_path, 
 
 @pytest.mark.parametrize(
     "code",
-    ["time.sleep(100)", "def finish(*args, **fields): time.sleep(100)\nRun.finish = finish"],
+    ["time.sleep(3600)", "def finish(*args, **fields): time.sleep(3600)\nRun.finish = finish"],
 )
 def test_a_wandb_that_hangs_costs_the_deadline_at_most(tmp_path, stub, code):
     stub(code)
-    began = time.monotonic()
     notes = track(tracking.Wandb(deadline=1.0), tmp_path / "run", rounds=300)  # more rows than a pipe holds
-    assert time.monotonic() - began < 30
     log = tmp_path / "run" / "tracking.log"
     assert notes == [f"wandb: not finished after 1 s, see {log}; tracking stopped, the run goes on"]
 
 
 def test_more_rows_than_a_pipe_holds_all_arrive(tmp_path, stub):
     stub("time.sleep(0.3)")
-    track(tracking.Wandb(), tmp_path / "run", rounds=500)
+    track(tracking.Wandb(deadline=PATIENCE), tmp_path / "run", rounds=500)
     assert (tmp_path / "run" / "tracking.log").read_text().count("logged") == 500
 
 
@@ -198,7 +196,7 @@ def test_wandb_can_ask_no_question(tmp_path, stub):
     try:
         os.write(main, b"an answer\n")
         command = [sys.executable, "-c", code, str(tmp_path)]
-        subprocess.run(command, stdin=terminal, env=env, check=True, timeout=20)
+        subprocess.run(command, stdin=terminal, env=env, check=True, timeout=PATIENCE)
     finally:
         os.close(main)
         os.close(terminal)
@@ -207,7 +205,7 @@ def test_wandb_can_ask_no_question(tmp_path, stub):
 
 def test_wandb_asked_for_and_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"wandb is not installed: pip install 'fedshare\[tracking\]'"):
+    with pytest.raises(UserError, match=r"wandb is not installed: pip install wandb, or choose tracking=none"):
         tracking.Wandb()
 
 

@@ -20,6 +20,7 @@ from fedshare.flower.grid import reply
 from fedshare.flower.stream import StreamGrid
 from fedshare.payload import Payload
 from fedshare.stream.server import Answer
+from world import PATIENCE
 
 T = TypeVar("T")
 DTYPES = list(wire.DTYPES.values())
@@ -106,7 +107,7 @@ groups_ = st.dictionaries(names.filter(bool), st.dictionaries(names, tensors_, m
 payloads = st.builds(Payload, groups_, st.dictionaries(names, st.floats(), max_size=4))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(payloads)
 def test_any_payload_comes_back_to_the_bit(payload: Payload) -> None:
     assert_same(payload, there_and_back(payload))
@@ -164,7 +165,7 @@ entries = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(entries, max_size=5), st.binary(max_size=64))
 def test_any_header_over_any_bytes_is_a_payload_or_one_line(layout: list[dict], data: bytes) -> None:
     header = Contents()
@@ -225,7 +226,7 @@ def assert_letter_or_line(body: bytes) -> None:
     value_or_line(lambda: unseal(bytearray(body)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_letter_or_one_line(body: bytes) -> None:
     assert_letter_or_line(body)
@@ -253,7 +254,7 @@ def test_a_truncated_message_is_one_line() -> None:
             unseal(body[:end])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.data())
 def test_a_message_with_a_bit_turned_is_a_letter_or_one_line(data: st.DataObject) -> None:
     body = small()
@@ -309,7 +310,7 @@ BAD_ANSWERS = {
 @pytest.mark.parametrize("body", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
 def test_a_server_hears_of_an_answer_that_cannot_be_read_and_goes_on(body: bytes) -> None:
     grid = StreamGrid(Answering(body))  # type: ignore[arg-type]
-    (answer,) = grid.send_and_receive([Message(RecordDict(), 2, "train", group_id="1")], timeout=5)
+    (answer,) = grid.send_and_receive([Message(RecordDict(), 2, "train", group_id="1")], timeout=PATIENCE)
     assert answer.has_error()
     assert answer.error.reason.startswith("sent ")
     assert answer.error.reason.isprintable()

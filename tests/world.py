@@ -22,6 +22,7 @@ from fedshare.tensors import Tensors
 ROOT = Path(__file__).parents[1]
 STRATEGIES = sorted(path.stem for path in (ROOT / "strategies").glob("*.py") if path.stem != "__init__")
 CLIENTS, CLASSES, FEATURES = 5, 3, 6
+PATIENCE = 600.0  # seconds that a test waits for anything, on however busy a machine; how long it took is not asserted
 
 
 def strategy_config(name: str) -> DictConfig:

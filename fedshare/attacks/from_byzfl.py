@@ -10,6 +10,7 @@ import torch
 from fedshare import seeds
 from fedshare.attacks.attack import Attack
 from fedshare.errors import UserError, first_line
+from fedshare.extras import importing
 from fedshare.tensors import Tensors
 
 
@@ -36,11 +37,8 @@ class ByzFL(Attack):
         return dict.fromkeys(own, lie)
 
     def _made(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        try:
+        with importing("byzfl", "attack=byzfl"):
             attacks = importlib.import_module("byzfl.attacks.attacks")
-        except ModuleNotFoundError as error:
-            package = str(error.name).split(".")[0]
-            raise UserError(f"{package} is not installed: pip install 'fedshare[byzfl]'") from error
         known = {
             name: kind for name, kind in vars(attacks).items() if getattr(kind, "__module__", "") == attacks.__name__
         }

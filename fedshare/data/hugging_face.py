@@ -12,6 +12,7 @@ from fedshare.data.lazy import Item, Lazy
 from fedshare.data.split import divided
 from fedshare.data.tokenizer import Tokenizer
 from fedshare.errors import UserError, first_line
+from fedshare.extras import importing
 
 
 class Read:
@@ -87,10 +88,8 @@ def hf_folder(
 
 
 def _opened(folder: Path) -> dict[str, Any]:
-    try:
+    with importing("datasets", "data=hf"):
         import datasets
-    except ModuleNotFoundError:
-        raise UserError("data=hf needs datasets: pip install 'fedshare[hf]'") from None
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     try:

@@ -9,6 +9,7 @@ import numpy as np
 from fedshare.data.dataset import Dataset, Examples, as_input, as_tensor
 from fedshare.data.split import divided
 from fedshare.errors import UserError, first_line
+from fedshare.extras import importing
 
 SHOWN = 5  # columns or values that an error names
 
@@ -71,10 +72,8 @@ def table(
 
 def _read(file: str) -> Any:
     """The file as a pandas DataFrame. Raises UserError where it cannot be read, or is empty."""
-    try:
+    with importing("pandas", "data=table"):
         import pandas
-    except ModuleNotFoundError:
-        raise UserError("data=table needs pandas: pip install 'fedshare[tables]'") from None
     path = Path(file).expanduser()
     readers = {".csv": pandas.read_csv, ".parquet": pandas.read_parquet, ".pq": pandas.read_parquet}
     if path.suffix not in readers:

@@ -8,7 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedshare.errors import UserError, brief, first_line
+from fedshare.errors import UserError, brief
+from fedshare.extras import importing
 from fedshare.models import check
 from fedshare.models.timm_weights import complete, described, download
 from fedshare.weights import locate
@@ -39,7 +40,8 @@ class Timm:
     ) -> Any:
         channels, _, _ = check.image("Timm", shape)
         check.positive("Timm", classes=classes, **({} if size is None else {"size": size}))
-        timm = library()
+        with importing("timm", "Timm"):
+            import timm
         if not timm.is_model(name.partition(".")[0]):
             near = get_close_matches(name, timm.list_models(), 3)
             hint = f" (did you mean {', '.join(near)}?)" if near else "; timm.list_models() has all names"
@@ -77,15 +79,3 @@ def resized(model: nn.Module, inputs: tuple[Tensor, ...], size: tuple[int, int])
     """The images at the size that `model` is made for."""
     (x,) = inputs
     return (x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False),)
-
-
-def library() -> Any:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        if error.name != "timm":
-            raise UserError(f"Timm: timm cannot be imported: {brief(first_line(error))}") from error
-        raise UserError("Timm needs timm: pip install 'fedshare[timm]'") from None
-    except Exception as error:  # torchvision, which it imports, may be made for another torch
-        raise UserError(f"Timm: timm cannot be imported: {brief(first_line(error))}") from error
-    return timm

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedshare.errors import UserError, brief, first_line
+from fedshare.extras import importing
 from fedshare.models import check
 
 TASKS = {"classification": "AutoModelForSequenceClassification", "language_model": "AutoModelForCausalLM"}
@@ -47,11 +48,10 @@ class Transformers(nn.Module):
         check.choice("Transformers", "task", task, list(TASKS))
         if task == "language_model" and classes != vocabulary:
             raise UserError(f"Transformers: classes is {classes}; allowed is the vocabulary, {vocabulary}")
-        try:
+        with importing("transformers", "Transformers"):
             import transformers
-        except ModuleNotFoundError:
-            raise UserError("Transformers needs transformers: pip install 'fedshare[peft]'") from None
-        kind = getattr(transformers, TASKS[task])
+
+            kind = getattr(transformers, TASKS[task])
         folder = Path(name).expanduser()
         source = {"local_files_only": True} if folder.is_dir() else {}
         place = str(folder) if source else name

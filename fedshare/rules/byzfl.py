@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedshare import seeds
 from fedshare.errors import UserError, first_line
+from fedshare.extras import importing
 from fedshare.rules.rule import withstood
 from fedshare.tensors import digest
 
@@ -40,13 +41,9 @@ class ByzFL:
 
 def made(module: str, name: str, options: dict[str, Any], most: int) -> Any:
     """The library's rule called `name`, made to withstand no more than `most` adversaries."""
-    try:
+    with importing("byzfl", "rule=byzfl"):
         importlib.import_module("byzfl")
         library = importlib.import_module(f"byzfl.aggregators.{module}")
-    except ModuleNotFoundError as error:
-        if error.name != "byzfl":
-            raise UserError(f"byzfl needs {error.name}: pip install 'fedshare[byzfl]'") from error
-        raise UserError("byzfl is not installed: pip install 'fedshare[byzfl]'") from error
     rules = {key: value for key, value in vars(library).items() if getattr(value, "__module__", "") == library.__name__}
     if name not in rules:
         raise UserError(f"byzfl has no {name}; allowed: {', '.join(sorted(rules))}")

@@ -13,6 +13,7 @@ from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition, Split
 from fedshare.data.partition.deal import matched, shuffled
 from fedshare.errors import UserError
+from fedshare.extras import importing, root_cause
 from fedshare.seeds import numpy_generator
 
 
@@ -31,10 +32,8 @@ class Flwr(Partition):
             super().__post_init__()
 
     def split(self, dataset: Dataset, seed: int) -> Split:
-        try:
+        with importing("datasets", "partition=flwr", "partitioners"):
             from datasets import Dataset as Table
-        except ModuleNotFoundError:
-            raise missing() from None
         rows = shuffled(dataset.train_size, numpy_generator(seed, "partition"))
         columns = {"idx": np.arange(len(rows)), "label": dataset.labels, "owner": dataset.owner}
         # A partitioner takes one table in its life, and draws on as it is used.
@@ -61,18 +60,17 @@ def build(spec: Mapping[str, Any]) -> Any:
     arguments = {k: build(v) if isinstance(v, Mapping) else v for k, v in spec.items() if k != "_target_"}
     target = str(spec.get("_target_"))
     module, _, name = target.rpartition(".")
+    if module.partition(".")[0] == "flwr_datasets":
+        with importing("flwr_datasets", "partition=flwr"):
+            importlib.import_module("flwr_datasets")
     try:
-        return getattr(importlib.import_module(module), name)(**arguments)
-    except ModuleNotFoundError as error:
-        if error.name == module.split(".")[0] == "flwr_datasets":
-            raise missing() from None
-        raise UserError(f"partition.partitioner._target_={target}: {line(error)}") from error
+        kind = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"partition.partitioner._target_={target}: cannot be imported: {root_cause(error)}") from error
+    try:
+        return kind(**arguments)
     except Exception as error:
         raise UserError(f"partition.partitioner._target_={target}: {line(error)}") from error
-
-
-def missing() -> UserError:
-    return UserError("partition=flwr needs flwr-datasets: pip install 'fedshare[partitioners]'")
 
 
 def line(error: Exception) -> str:

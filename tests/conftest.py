@@ -1,0 +1,38 @@
+"""The suite's settings: no test fails by the clock, and those that were skipped are written down, to be run again."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
+
+SKIPPED = pytest.StashKey[set[str]]()
+
+
+class Recorder:
+    """Notes the ids of the tests and files that were skipped."""
+
+    def __init__(self) -> None:
+        self.skipped = set[str]()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped:
+            self.skipped.add(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self.skipped.add(report.nodeid)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    recorder = Recorder()
+    config.stash[SKIPPED] = recorder.skipped
+    config.pluginmanager.register(recorder)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write .pytest_cache/d/skipped/tests, as arguments for pytest. A worker of xdist leaves that to its parent."""
+    cache = getattr(session.config, "cache", None)
+    if cache is not None and not hasattr(session.config, "workerinput"):
+        tests = sorted(session.config.stash[SKIPPED])
+        (cache.mkdir("skipped") / "tests").write_text("".join(f"{test}\n" for test in tests))
