@@ -1,7 +1,7 @@
 """Random numbers that nobody can foresee who does not know their key.
 
-`fedshare.seeds` is not made for that: of a seed, torch's generator uses 32 bits, so whoever sees a private gradient
-could try every noise there is.
+`fedshare.seeds` is not made for that: of an mt19937, which torch's generator is, whoever has seen 624 numbers can compute
+all that follow.
 """
 
 import hashlib
