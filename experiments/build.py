@@ -1,7 +1,11 @@
 """From a resolved config to the objects of a run, here and in each worker process."""
 
+from pathlib import Path
+
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from fedshare import seeds, weights
 from fedshare.account import Account
@@ -17,6 +21,7 @@ from fedshare.scratch import Scratch
 from fedshare.simulation import Partitioned, Population
 from fedshare.strategy import Strategy
 from fedshare.threads import one_thread
+from fedshare.weights import Given
 
 from . import instantiate
 from .instantiate import make
@@ -31,9 +36,25 @@ _PARTS: dict[str, type] = {
 }
 
 
-def population(config: str) -> Population:
-    """Everyone who may take part, from a resolved config as YAML: the same in every process that asks."""
-    return population_of(DictConfig(OmegaConf.create(config)))
+def population(config: str, initial: Path | None = None) -> Population:
+    """Everyone who may take part, from a resolved config as YAML: the same in every process that asks.
+
+    They start from the model that a run holds at `initial`, where there is one.
+    """
+    made = population_of(DictConfig(OmegaConf.create(config)))
+    if initial is not None and initial.exists():
+        begin(made, initial)
+    return made
+
+
+def begin(population: Population, initial: Path) -> None:
+    """Let all start from the model at `initial`. Raises UserError where that is damaged, or no such model."""
+    try:
+        population.scratch.begin(load_file(initial))
+    except ValueError as error:
+        raise UserError(f"{initial}: does not fit the model that the config makes now: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{initial} is damaged: {first_line(error)}") from error
 
 
 def population_of(config: DictConfig) -> Population:
@@ -44,13 +65,13 @@ def population_of(config: DictConfig) -> Population:
         device = device_of(config.device)
         dataset = data(config)
         shares = Partitioned(dataset, partition, config.seed)
-        module, parts = tuned(config, dataset)
+        module, parts, given = tuned(config, dataset)
         scratch = Scratch(module, device, parts)
         check_private(scratch, training, dataset.pool)
         attack = make(config.attack, "attack", Attack)
         attack.who(len(shares), config.seed)
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
-        return Population(strategy, scratch, training, shares, config.seed, attack)
+        return Population(strategy, scratch, training, shares, config.seed, attack, given)
 
 
 def check(config: DictConfig, seen: set[str]) -> None:
@@ -108,26 +129,33 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def tuned(config: DictConfig, dataset: Dataset) -> tuple[torch.nn.Module, Parts]:
-    """The model that everyone starts with, from its weights where there are some, and its partition."""
+def tuned(config: DictConfig, dataset: Dataset) -> tuple[torch.nn.Module, Parts, Given | None]:
+    """The model that everyone starts with, its partition, and what of it came from its weights, where it has some."""
     method = make(config.peft, "peft", Method)
-    model = backbone(config, dataset, method.head or weights.HEAD)
+    model, given = _backbone(config, dataset, method.head or weights.HEAD)
     with seeds.scope(config.seed, "peft"):  # of its own: what is added is the same whatever the model has drawn
         model, parts = method.tune(model)
     _show(model, dataset, "peft: the model it gives")
-    return model, parts
+    return model, parts, given
 
 
-def backbone(config: DictConfig, dataset: Dataset, head: str = weights.HEAD) -> torch.nn.Module:
-    """The model alone, from its weights where there are some; of those of `head` only what fits is taken."""
+def backbone(config: DictConfig, dataset: Dataset) -> torch.nn.Module:
+    """The model alone, from its weights where there are some."""
+    return _backbone(config, dataset, weights.HEAD)[0]
+
+
+def _backbone(config: DictConfig, dataset: Dataset, head: str) -> tuple[torch.nn.Module, Given | None]:
+    """Of the weights of `head` only what fits is taken."""
     with seeds.scope(config.seed, "model"):
         model: torch.nn.Module = make(config.model, "model", torch.nn.Module)
         _show(model, dataset, "model:")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model: has no parameter to train")
-    if config.weights is not None:
-        weights.overlay(model, weights.read(config.weights), f"weights={config.weights}", head)
-    return model
+    if config.weights is None:
+        return model, None
+    drawn = weights.overlay(model, weights.read(config.weights), f"weights={config.weights}", head)
+    types = {name: tensor.dtype for name, tensor in model.state_dict().items() if name not in drawn}
+    return model, Given(config.weights, types)
 
 
 def _show(model: torch.nn.Module, dataset: Dataset, what: str) -> None:

@@ -82,7 +82,7 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
 
     from fedshare.runs import RunFolder
 
-    from . import compose, execute, federation
+    from . import beginnings, compose, execute, federation
 
     if options.resume and "=" in options.resume:  # argparse takes the word behind --resume for its folder
         options.overrides.insert(0, options.resume)
@@ -93,7 +93,10 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     folder = options.resume or named or ""
     if options.resume == "" and not folder:
         raise UserError("--resume: name the run's folder, as in --resume FOLDER or folder=FOLDER")
-    if options.resume is not None and not options.overrides and RunFolder(folder).config.exists():
+    resuming = options.resume is not None and RunFolder(folder).config.exists()
+    if resuming:
+        beginnings.check_streams(RunFolder(folder))
+    if resuming and not options.overrides:
         config = execute.stored(RunFolder(folder))
     else:
         config = compose.resolved(options.overrides, options.config_name)

@@ -26,7 +26,7 @@ from fedshare.report.attendance import attendance_table
 from fedshare.runs import RunFolder
 from fedshare.simulation import Population
 
-from . import build, compose, execute
+from . import beginnings, build, compose, execute
 
 RunConfig = Mapping[str, Any]
 RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
@@ -104,11 +104,14 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     folder = RunFolder(order.folder)
     resuming = order.resume and folder.config.exists()
     if resuming:
+        beginnings.check_streams(folder)
         config = _same(execute.stored(folder), config, folder)
     else:
         folder.check_new()
     config.device = "cpu"
     here = build.population_of(config)
+    if resuming:
+        beginnings.begin(folder, here, config)
     everyone = len(here.shares)
     clients = order.clients or everyone
     if not 1 <= clients <= everyone:
@@ -118,7 +121,7 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     network = FlowerNetwork(grid, terms, run, config.timeout, everyone, clients, order.wait)
     if not resuming:
         _gather(network)  # before anything is created
-        execute.create(folder, config, here)
+        beginnings.create(folder, config, here)
     with folder.lock():
         write_atomically(folder.path / RUN_ID, run.hex() + "\n")
         start = _start(folder, config) if resuming else None

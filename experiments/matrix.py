@@ -20,11 +20,11 @@ from fedshare.report.units import decimal, human_seconds
 from fedshare.runs import RunFolder
 
 from . import build, compose
+from .beginnings import warn
 from .cell import IDLE, Cell, Result
 from .cli import Parser
 from .config import Matrix
 from .crew import play_all
-from .execute import warn
 from .signals import terminable
 
 AXES = {"attacks": "attack", "defences": "strategy", "partitions": "partition"}  # and the group that each is about

@@ -23,9 +23,10 @@ from fedshare.state import State
 from fedshare.threads import one_thread, threads
 
 from . import build, instantiate
+from .beginnings import check_streams, create, warn, warn_of_versions
 from .cli import Parser
 from .config import Pretraining
-from .execute import create, stored, warn, warn_of_versions
+from .execute import stored
 from .instantiate import make
 from .run import Work, run
 from .signals import terminable
@@ -100,6 +101,7 @@ def resume(path: str) -> None:
     folder = Folder(path)
     if not folder.config.is_file():
         raise UserError(f"{path}: not a folder of `fedshare pretrain`: it has no {folder.config.name}")
+    check_streams(folder)
     config = stored(folder, root=Pretraining)
     if type(config.threads) is not int:
         raise UserError(f"{folder.config} is damaged: its threads are no number")

@@ -1,7 +1,6 @@
 """Random numbers that nobody can foresee who does not know their key.
 
-`fedshare.seeds` is not made for that: of an mt19937, which torch's generator is, whoever has seen 624 numbers can compute
-all that follow.
+`fedshare.seeds` is not made for that: torch's generator is an mt19937, of which 624 numbers tell all others.
 """
 
 import hashlib

@@ -13,10 +13,13 @@ from fedshare.client import Client, Ledger, Share, Training
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.data.partition.base import Partition, Split
 from fedshare.network import Purpose, answer
+from fedshare.parts import Role
 from fedshare.payload import Payload
 from fedshare.scratch import Scratch
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
+from fedshare.tensors import Tensors, digest
+from fedshare.weights import Given
 
 
 class Sized(Share, Protocol):
@@ -87,11 +90,19 @@ class Population:
     shares: Sequence[Sized]
     seed: int
     attack: Attack = field(default_factory=Attack)
+    given: Given | None = None  # what of the model came from a file of weights
 
     @cached_property
     def adversaries(self) -> list[int]:
         """Their ids. Raises UserError where the attack names a client that there is not."""
         return self.attack.who(len(self.shares), self.seed)
+
+    def drawn(self) -> Tensors:
+        """What a run has to hold of the model that everyone starts from: all but what is frozen and from a file."""
+        scratch, given = self.scratch, self.given.digests if self.given else frozenset()
+        frozen = scratch.parts.named(Role.FROZEN, scratch.whole)
+        elsewhere = {name for name in frozen if given and digest(scratch.whole[name]) in given}
+        return {name: tensor for name, tensor in scratch.whole.items() if name not in elsewhere}
 
     def client(self, id: int, state: State, ledger: Ledger | None = None) -> Client:
         """As it would be if nobody lied."""
