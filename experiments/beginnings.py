@@ -4,6 +4,7 @@ import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -47,13 +48,27 @@ def why_another(folder: RunFolder, config: DictConfig) -> str:
     return f"{kind}the config or the model's code has changed"
 
 
-def check_streams(folder: RunFolder) -> None:
-    """Raise UserError where the run's random streams were others, so that it cannot go on as it began."""
+STILL = "verify, compare, ledger, replay, undo and export still read it"
+
+
+def check_streams(folder: RunFolder, still: str = STILL) -> None:
+    """Raise UserError where the run's random streams were others, so that it cannot go on as it began.
+
+    `still` is what can be done with it all the same.
+    """
     if made := _older(folder):
-        raise UserError(
-            f"{folder.path}: was made with {made}, whose random streams are others: a checkout of that version goes on "
-            "with it to the same bits; verify, compare, ledger, replay, undo and export still read it"
-        )
+        raise _others(folder.path, made, still)
+
+
+def check_made(place: Path, made: str | None, still: str) -> None:
+    """The same of what lies at `place`, by the version of fedshare that made it; None: it does not say."""
+    if made := _before(made):
+        raise _others(place, made, still)
+
+
+def _others(place: Path, made: str, still: str) -> UserError:
+    others = f"was made with {made}, whose random streams are others"
+    return UserError(f"{place}: {others}: a checkout of that version goes on with it to the same bits; {still}")
 
 
 def streams(folder: RunFolder) -> AbstractContextManager[None]:
@@ -63,10 +78,14 @@ def streams(folder: RunFolder) -> AbstractContextManager[None]:
 
 def _older(folder: RunFolder) -> str | None:
     """What made the run, where that had other random streams."""
-    made = str(folder.made_with().get("fedshare", ""))
-    if number := re.match(r"(\d+)\.(\d+)", made):
+    made = folder.made_with().get("fedshare")
+    return None if made is None and folder.initial.exists() else _before(made)  # before, a run held no model
+
+
+def _before(made: str | None) -> str | None:
+    if number := re.match(r"(\d+)\.(\d+)", str(made)):
         return None if (int(number[1]), int(number[2])) >= _STREAMS else f"fedshare {made}"
-    return None if folder.initial.exists() else "a fedshare before 0.2"  # which held no model
+    return "a fedshare before 0.2"
 
 
 def warn_of_versions(folder: RunFolder) -> None:

@@ -20,7 +20,7 @@ from fedshare.report.units import decimal, human_seconds
 from fedshare.runs import RunFolder
 
 from . import build, compose
-from .beginnings import warn
+from .beginnings import check_made, warn
 from .cell import IDLE, Cell, Result
 from .cli import Parser
 from .config import Matrix
@@ -63,6 +63,8 @@ def matrix(arguments: list[str]) -> None:
     if path.is_dir() and any(path.iterdir()) and not (path / "cells").is_dir():
         raise UserError(f"folder={path}: holds something else than a matrix: name another")
     kept, waiting = _kept(path / "cells", cells)
+    for result in kept.values() if waiting else ():
+        check_made(path, result["fedshare"], "what it holds is still read where no cell is lacking")
     counts = " x ".join(f"{len(config[axis])} {axis}" for axis in (*AXES, "seeds"))
     there = f", {len(cells) - len(waiting)} of them there already" if len(waiting) < len(cells) else ""
     print(f"{config.name}: {counts}, {len(cells)} cells{there}", flush=True)
