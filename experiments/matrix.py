@@ -25,6 +25,7 @@ from .cell import IDLE, Cell, Result
 from .cli import Parser
 from .config import Matrix
 from .crew import play_all
+from .own import add_config_dir
 from .signals import terminable
 
 AXES = {"attacks": "attack", "defences": "strategy", "partitions": "partition"}  # and the group that each is about
@@ -54,7 +55,7 @@ def matrix(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as above")
     parser.add_argument("-n", "--dry-run", action="store_true", help="check all cells, say how many there are, stop")
     parser.add_argument("-cn", "--config-name", default="matrix", help="an entry of your own, in --config-dir")
-    parser.add_argument("-cd", "--config-dir", help="a folder of your own configs, in groups like experiments/conf's")
+    add_config_dir(parser)
     flags = parser.parse_intermixed_args(arguments)
     app = compose.hydra(flags.config_dir)
     config, path = wanted(app, flags.config_name, flags.overrides)

@@ -28,6 +28,7 @@ from .cli import Parser
 from .config import Pretraining
 from .execute import stored
 from .instantiate import make
+from .own import add_config_dir, importable
 from .run import Work, run
 from .signals import terminable
 
@@ -56,7 +57,10 @@ def main(arguments: list[str]) -> None:
         return run(arguments, "pretrain", Work("pretrain", built, check, execute))
     parser = Parser(prog="fedshare pretrain", allow_abbrev=False)
     parser.add_argument("--resume", required=True, metavar="FOLDER", help="go on with what was stopped there")
-    return resume(parser.parse_args(arguments).resume)
+    add_config_dir(parser)
+    options = parser.parse_args(arguments)
+    importable(options.config_dir)
+    return resume(options.resume)
 
 
 def built(config: DictConfig) -> Built:
