@@ -31,7 +31,7 @@ from . import beginnings, build, compose, execute
 RunConfig = Mapping[str, Any]
 RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
 # What a client's part depends on, and so what everyone must have alike. The rest is the server's own affair, but for
-# the weights, which may lie elsewhere on each host: the initial model's digest tells whether they are the same.
+# the weights, which may lie elsewhere on each host: the digest of what is taken of them tells whether it is the same.
 SHARED = ("strategy", "peft", "data", "train_examples", "partition", "model", "client", "attack", "seed")
 
 

@@ -164,7 +164,7 @@ def client(address: str, id: int) -> tuple[str, ...]:
 SIGNS = [*ONEBYTE, *WHOLE, "strategy.coding=sign", "strategy.epsilon=0.1"]
 
 
-@pytest.mark.parametrize("overrides", [[], ["peft=head"], ["strategy.pool=9", "attack=value_invert"]])
+@pytest.mark.parametrize("overrides", [[], ["peft=head"], ["attack=sign_flip", "attack.adversaries=[1]"]])
 def test_clients_on_several_processors_make_the_run_of_one(
     overrides: list[str], deployed: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
