@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from fedshare import seeds, weights
 from fedshare.account import Account
@@ -24,6 +27,7 @@ from fedshare.strategy import Strategy
 from fedshare.tasks import Task, models
 from fedshare.threads import one_thread
 from fedshare.trial import attempt
+from fedshare.weights import Given
 
 from . import instantiate
 from .instantiate import make
@@ -40,9 +44,25 @@ _PARTS: dict[str, type] = {
 }
 
 
-def population(config: str) -> Population:
-    """Everyone who may take part, from a resolved config as YAML: the same in every process that asks."""
-    return population_of(DictConfig(OmegaConf.create(config)))
+def population(config: str, initial: Path | None = None) -> Population:
+    """Everyone who may take part, from a resolved config as YAML: the same in every process that asks.
+
+    They start from the model that a run holds at `initial`, where there is one.
+    """
+    made = population_of(DictConfig(OmegaConf.create(config)))
+    if initial is not None and initial.exists():
+        begin(made, initial)
+    return made
+
+
+def begin(population: Population, initial: Path) -> None:
+    """Let all start from the model at `initial`. Raises UserError where that is damaged, or no such model."""
+    try:
+        population.scratch.begin(load_file(initial))
+    except ValueError as error:
+        raise UserError(f"{initial}: does not fit the model that the config makes now: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{initial} is damaged: {first_line(error)}") from error
 
 
 def population_of(config: DictConfig) -> Population:
@@ -54,12 +74,12 @@ def population_of(config: DictConfig) -> Population:
         device = device_of(config.device)
         dataset = data(config, task)
         shares = Partitioned(dataset, partition, config.seed, config.validation)
-        module, parts = tuned(config, dataset, task)
+        module, parts, given = tuned(config, dataset, task)
         scratch = Scratch(module, device, parts)
         attack = make(config.attack, "attack", Attack)
         attack.who(len(shares), config.seed)
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
-        return Population(strategy, scratch, training, shares, config.seed, attack, task, config.unseen)
+        return Population(strategy, scratch, training, shares, config.seed, attack, task, config.unseen, given)
 
 
 def tried(config: DictConfig) -> Population:
@@ -147,18 +167,23 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Module, Parts]:
-    """The model that everyone starts with, from its weights where there are some, and its partition."""
+def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Module, Parts, Given | None]:
+    """The model that everyone starts with, its partition, and what of it came from its weights, where it has some."""
     method = make(config.peft, "peft", Method)
-    model = backbone(config, dataset, task, method.head or weights.HEAD)
+    model, given = _backbone(config, dataset, task, method.head or weights.HEAD)
     with seeds.scope(config.seed, "peft"):  # of its own: what is added is the same whatever the model has drawn
         model, parts = method.tune(model)
     _show(model, dataset, task, "peft: the model it gives")
-    return model, parts
+    return model, parts, given
 
 
-def backbone(config: DictConfig, dataset: Dataset, task: Task, head: str = weights.HEAD) -> torch.nn.Module:
-    """The model alone, from its weights where there are some; of those of `head` only what fits is taken."""
+def backbone(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
+    """The model alone, from its weights where there are some."""
+    return _backbone(config, dataset, task, weights.HEAD)[0]
+
+
+def _backbone(config: DictConfig, dataset: Dataset, task: Task, head: str) -> tuple[torch.nn.Module, Given | None]:
+    """Of the weights of `head` only what fits is taken."""
     with seeds.scope(config.seed, "model"):
         model: torch.nn.Module = make(config.model, "model", torch.nn.Module)
         _show(model, dataset, task, "model:")
@@ -168,9 +193,11 @@ def backbone(config: DictConfig, dataset: Dataset, task: Task, head: str = weigh
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model: has no parameter to train")
-    if config.weights is not None:
-        weights.overlay(model, weights.read(config.weights), f"weights={config.weights}", head)
-    return model
+    if config.weights is None:
+        return model, None
+    drawn = weights.overlay(model, weights.read(config.weights), f"weights={config.weights}", head)
+    types = {name: tensor.dtype for name, tensor in model.state_dict().items() if name not in drawn}
+    return model, Given(config.weights, types)
 
 
 def _show(model: torch.nn.Module, dataset: Dataset, task: Task, what: str) -> None:

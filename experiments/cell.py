@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+import fedshare
 from fedshare.errors import RunHalted, first_line
 from fedshare.files import write_atomically
 from fedshare.robustness import detection
@@ -45,17 +46,20 @@ class Cell:
 
     def write(self, folder: Path, result: Result) -> None:
         names = {"attack": self.attack, "defence": self.defence, "partition": self.partition, "seed": self.seed}
-        write_atomically(folder / self.file, json.dumps({**names, **result, "config": self.config}) + "\n")
+        write_atomically(
+            folder / self.file,
+            json.dumps({**names, "fedshare": fedshare.__version__, **result, "config": self.config}) + "\n",
+        )
 
     def read(self, folder: Path) -> Result | None:
-        """What is kept of it, if anything is. Raises ValueError where that is damaged."""
+        """What is kept of it, if anything is, and the ``fedshare`` that made it. Raises ValueError on damage."""
         try:
             kept = json.loads((folder / self.file).read_text())
         except FileNotFoundError:
             return None
         if not isinstance(kept, dict) or not kept.keys() >= set(KEPT) or kept.get("config") != self.config:
             raise ValueError("it is not of this cell")
-        return {key: kept[key] for key in KEPT}
+        return {"fedshare": kept.get("fedshare"), **{key: kept[key] for key in KEPT}}
 
 
 def play(config: dict[str, Any], tell: Callable[[int], None]) -> Result:

@@ -8,6 +8,8 @@ import fedshare
 from fedshare.errors import UserError
 from fedshare.extras import root_cause
 
+from .own import add_config_dir, importable
+
 _EPILOG = """examples:
   fedshare demo
   fedshare run strategy=fedavg data=mnist partition=shards partition.clients=100 rounds=20 seed=0
@@ -73,6 +75,7 @@ def _dispatch(arguments: list[str]) -> int:
     if command in ("server", "client", "flower-run", "keys", "doctor"):
         return _deploy(command, rest)
     options = _parser().parse_args(arguments)
+    importable(getattr(options, "config_dir", None))
     if options.command == "resume":
         from .execute import resume
 
@@ -163,6 +166,8 @@ def _parser() -> Parser:
     undo.add_argument("--from-round", type=int, metavar="R", default=1, help="what it said before stays; 1: nothing")
     for command in (replay, undo):
         command.add_argument("--into", metavar="FILE", help="to be written: the whole model, NAME.safetensors")
+    for command in (resume, export, replay, undo):
+        add_config_dir(command)
     commands.add_parser("matrix", help="attacks by defences by partitions by seeds, in one table", add_help=False)
     commands.add_parser("pretrain", help="train a model on all data, for runs to start from", add_help=False)
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)

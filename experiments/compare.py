@@ -10,7 +10,7 @@ from fedshare.report.compare import Run, comparison, comparison_csv, comparison_
 from fedshare.report.units import printable
 from fedshare.runs import RunFolder
 
-from .execute import warn
+from .beginnings import warn
 
 DEALT = ("data", "partition", "train_examples", "seed")  # these decide who has which examples
 

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedshare.errors import UserError, first_line
 
 from .config import Root, check_ranges, register
+from .own import importable
 
 CONF = Path(__file__).parent / "conf"
 PLUGINS = {  # options that a plugin of hydra's adds -> the extra that brings it
@@ -35,14 +36,13 @@ PLUGINS = {  # options that a plugin of hydra's adds -> the extra that brings it
 
 
 def hydra(directory: str | None = None) -> Hydra:
-    """hydra on our configs, and on those in `directory`."""
+    """hydra on our configs, and on those in `directory`, whose modules can be imported from now on."""
     version.setbase("1.3")
     register()
     OmegaConf.register_new_resolver("by", _by, replace=True)
     path = create_config_search_path(str(CONF.absolute()))
+    importable(directory)
     if directory is not None:
-        if not Path(directory).is_dir():
-            raise UserError(f"--config-dir {directory}: no such directory")
         path.prepend("command-line", f"file://{Path(directory).absolute()}", SearchPathQuery(provider="schema"))
     return Hydra(task_name="run", config_loader=ConfigLoaderImpl(path))
 

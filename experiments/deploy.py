@@ -18,6 +18,7 @@ from fedshare.stream.diagnose import NotYet, is_local, split
 
 from . import host
 from .deploy_options import check_ranges
+from .own import importable
 from .signals import terminable
 
 _Config = dict[str, str | int | float | bool]
@@ -82,21 +83,25 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
 
     from fedshare.runs import RunFolder
 
-    from . import compose, execute, federation
+    from . import beginnings, compose, execute, federation
 
     if options.resume and "=" in options.resume:  # argparse takes the word behind --resume for its folder
         options.overrides.insert(0, options.resume)
         options.resume = ""
-    named = compose.folder(options.overrides, options.config_name)
+    app = compose.hydra(options.config_dir)
+    named = compose.folder(options.overrides, options.config_name, app)
     if options.resume and named and Path(options.resume) != Path(named):
         raise UserError(f"--resume {options.resume} and folder={named}: name one folder")
     folder = options.resume or named or ""
     if options.resume == "" and not folder:
         raise UserError("--resume: name the run's folder, as in --resume FOLDER or folder=FOLDER")
-    if options.resume is not None and not options.overrides and RunFolder(folder).config.exists():
+    resuming = options.resume is not None and RunFolder(folder).config.exists()
+    if resuming:
+        beginnings.check_streams(RunFolder(folder))
+    if resuming and not options.overrides:
         config = execute.stored(RunFolder(folder))
     else:
-        config = compose.resolved(options.overrides, options.config_name)
+        config = compose.resolved(options.overrides, options.config_name, app)
     if options.resume is None and folder:
         RunFolder(folder).check_new()
     text = OmegaConf.to_yaml(config)
@@ -109,6 +114,7 @@ def client(options: argparse.Namespace) -> int:
     """Be the clients of this host: this process the one, or the parent of several."""
     split(options.server)
     check_ranges(options)
+    importable(options.config_dir)
     ids = _ids(options)
     gpus = [] if options.gpu == "none" else devices.visible_gpus(os.environ)
     sharing = options.per_gpu, options.gpu_memory, options.threads
@@ -127,10 +133,11 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
 
     devices.apply(place)
     digest = ""
-    if options.overrides:
+    if options.overrides or options.config_name:
         from . import compose, federation
 
-        digest = federation.digest(compose.resolved(options.overrides))
+        name, app = options.config_name or "config", compose.hydra(options.config_dir)
+        digest = federation.digest(compose.resolved(options.overrides, name, app))
 
     def load():  # type: ignore[no-untyped-def]  # flwr's ClientApp
         _say(f"connected to {options.server} as client {id}")
@@ -186,6 +193,8 @@ def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list
     command += ["--gpu", place.gpu or "none", "--threads", str(place.threads), "--patience", str(options.patience)]
     command += ["--heartbeat", str(options.heartbeat)]
     given = {
+        "--config-name": options.config_name,
+        "--config-dir": options.config_dir,
         "--node-config": options.node_config or None,
         "--keys": options.keys,
         "--state": options.state,

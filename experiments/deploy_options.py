@@ -6,6 +6,7 @@ import math
 from fedshare.errors import UserError
 
 from .cli import Parser
+from .own import add_config_dir
 
 _TLS = "the folder that `fedshare keys` made, or this participant's part of it"
 
@@ -31,6 +32,7 @@ def check_ranges(options: argparse.Namespace) -> None:
 def _server(made: Parser) -> None:
     made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
     made.add_argument("-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`")
+    add_config_dir(made)
     made.add_argument("--listen", default="127.0.0.1:9443", metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces")
     made.add_argument(
         "--clients",
@@ -50,6 +52,8 @@ def _server(made: Parser) -> None:
 def _client(made: Parser) -> None:
     made.add_argument("server", metavar="HOST:PORT")
     made.add_argument("overrides", nargs="*", help="insist on this config; without any, the server's is taken")
+    made.add_argument("-cn", "--config-name", metavar="NAME", help="insist on this preset, with the overrides")
+    add_config_dir(made)
     made.add_argument("--id", metavar="I,J,...", help="which clients this host is; a single certificate says so itself")
     made.add_argument(
         "--gpu", default="auto", help="auto: one client a GPU, the rest on the CPU; 0 or 0,1: these; none"
@@ -92,6 +96,8 @@ def _keys(made: Parser) -> None:
 def _doctor(made: Parser) -> None:
     made.add_argument("server", nargs="?", metavar="HOST:PORT", help="try to reach it, as a client would")
     made.add_argument("overrides", nargs="*", help="the config, to compare its digest with the server's")
+    made.add_argument("-cn", "--config-name", metavar="NAME", help="a preset, as for `fedshare run`")
+    add_config_dir(made)
     made.add_argument("--id", type=int, help="which client")
     made.add_argument("--listen", metavar="HOST:PORT", help="whether a server could listen there")
     made.add_argument("--keys", metavar="DIR", help=_TLS)

@@ -157,11 +157,12 @@ def _identities(folder: str, id: int | None) -> Iterator[Identity]:
 
 def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
     """What the server would say to this client with this config. No client that is connected is disturbed."""
-    digest = ""
-    if options.overrides:
+    digest, own = "", bool(options.overrides or options.config_name)
+    if own:
         from . import compose
 
-        config = compose.resolved(options.overrides)
+        name, app = options.config_name or "config", compose.hydra(options.config_dir)
+        config = compose.resolved(options.overrides, name, app)
         from . import federation  # loads torch, for which a config need not wait
 
         digest = federation.digest(config)
@@ -169,7 +170,7 @@ def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
             OK,
             f"config: {digest[:12]}, the digest of what server and clients must share: {', '.join(federation.SHARED)}",
         )
-    if not options.server or (options.id is None and not options.overrides):
+    if not options.server or (options.id is None and not own):
         return
     identity = _identity(options)
     id = options.id if identity is None or identity.client_id is None else identity.client_id

@@ -1,12 +1,9 @@
 """One run, from a resolved config to the folder it leaves; `fedshare run`, `demo` and `resume` end here."""
 
-import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from fedshare.strategy import Strategy
 from fedshare.threads import one_thread
 
 from . import build
+from .beginnings import begin, check_streams, create, warn, warn_of_versions
 from .config import Pretraining, Root, check_complete, check_ranges
 from .instantiate import make
 from .signals import terminable
@@ -64,7 +62,8 @@ def execute(config: DictConfig, path: Path, group: str | None = None, population
     """Run all rounds, in a folder of their own. `group` names the sweep that the run is part of."""
     folder = RunFolder(path)
     folder.check_new()
-    with simulation(config, population) as network:
+    population = population or build.tried(config)  # of nothing that a crash has left in the folder
+    with simulation(config, folder, population) as network:
         create(folder, config, network.population)
         with folder.lock():
             return rounds(config, folder, network, network.population, None, group)
@@ -73,6 +72,7 @@ def execute(config: DictConfig, path: Path, group: str | None = None, population
 def resume(path: str, last: int | None = None) -> None:
     """Go on with a run that was stopped, from its last whole checkpoint; with `last`, up to another last round."""
     folder = RunFolder.open(path)
+    check_streams(folder)
     config = stored(folder, last)
     with folder.lock():
         start = last_checkpoint(folder, config)
@@ -80,16 +80,12 @@ def resume(path: str, last: int | None = None) -> None:
             raise UserError(f"{path}: its clients keep their memories: `fedshare server --resume` goes on with it")
         if start:  # those who keep their memories themselves have none
             start = replace(start, clients={} if start.remote else start.clients, remote=False)
-        with simulation(config, None) as network:
+        with simulation(config, folder) as network:
+            begin(folder, network.population, config)
             if last is not None:
                 write_atomically(folder.config, OmegaConf.to_yaml(config))
             folder.rewind(start.round if start else 0)
             rounds(config, folder, network, network.population, start, None)
-
-
-def create(folder: RunFolder, config: DictConfig, population: Population | None = None) -> None:
-    made_with = versions() | ({"model": population.scratch.fingerprint} if population else {})
-    folder.create(OmegaConf.to_yaml(config), json.dumps(made_with) + "\n")
 
 
 def stored(folder: RunFolder, last: int | None = None, root: type[Root] | type[Pretraining] = Root) -> DictConfig:
@@ -125,21 +121,7 @@ def last_checkpoint(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
     return start
 
 
-def check_model(folder: RunFolder, population: Population, config: DictConfig) -> None:
-    """Raise UserError where the config makes another model now than the run began with."""
-    if folder.made_with().get("model", population.scratch.fingerprint) != population.scratch.fingerprint:
-        raise UserError(f"{folder.path}: began with another model: other weights lie at weights={config.weights} now")
-
-
-def warn_of_versions(folder: RunFolder) -> None:
-    found = folder.made_with()
-    found.pop("model", None)
-    if found != versions():
-        said = ", ".join(f"{name} {number}" for name, number in found.items()) or "unknown"
-        warn(f"{folder.path} was made with other versions, so the bits may differ: {said[:200]}")
-
-
-def simulation(config: DictConfig, population: Population | None) -> Simulation:
+def simulation(config: DictConfig, folder: RunFolder, population: Population | None = None) -> Simulation:
     workers = config.workers
     cores = devices.cores()
     if workers is None:
@@ -148,9 +130,8 @@ def simulation(config: DictConfig, population: Population | None) -> Simulation:
     elif workers > (most := 4 * cores):
         warn(f"workers={workers}: starting {most}, four a core")
         workers = most
-    make_all = partial(build.population, OmegaConf.to_yaml(config))
-    population = population or build.tried(config)
-    return Simulation(make_all, workers, config.timeout, population, config.on_client_error)
+    make_one = partial(build.population, OmegaConf.to_yaml(config), folder.initial)  # here, and in each worker
+    return Simulation(make_one, workers, config.timeout, population, config.on_client_error)
 
 
 def rounds(
@@ -161,11 +142,10 @@ def rounds(
     start: Checkpoint | None,
     group: str | None,
 ) -> Best:
-    """All rounds after `start`, wherever the clients are; which was the best on validation examples.
+    """All rounds after `start`, wherever the clients are, who all have the model that the run began with.
 
-    Raises UserError where the run began with another model.
+    Gives which round was the best on validation examples.
     """
-    check_model(folder, population, config)
     if start is None:
         with one_thread():
             state = population.strategy.init(population.scratch.initial)
@@ -319,11 +299,3 @@ def _population_line(population: Population) -> str:
         f"{len(sizes)} clients with {sizes.min()} to {sizes.max()} examples (median {np.median(sizes):g}) · "
         f"{parameters:,} parameters{part}"
     )
-
-
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("fedshare", "torch", "numpy")}
-
-
-def warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr)

@@ -16,22 +16,29 @@ from fedshare.runs import RunFolder
 from fedshare.tensors import Tensors
 
 from . import build
-from .execute import check_model, stored, warn
+from .beginnings import begin, streams, warn
+from .execute import stored
 
 
 def export(run: str, file: str, client: int | None) -> None:
     """The global model, or the one that `client` would use now. Raises UserError where there is none."""
     folder, path = RunFolder.open(run), target(file)
     config = stored(folder)
+    with streams(folder):
+        module = _model(folder, config, client)
+    print(write(path, module, config))
+
+
+def _model(folder: RunFolder, config: DictConfig, client: int | None) -> nn.Module:
     population = build.population_of(config)
-    check_model(folder, population, config)
+    begin(folder, population, config)
     scratch = population.scratch
     if client is None:
         scratch.load(load_file(folder.model) if folder.model.exists() else _global(folder))
     else:
         last = _last(folder)
         if last.remote:
-            raise UserError(f"{run}: its clients keep their own models")
+            raise UserError(f"{folder.path}: its clients keep their own models")
         if not 0 <= client < len(population.shares):
             raise UserError(f"--client {client}: there are {len(population.shares)}, from 0 on")
         one = population.client(client, last.clients.get(client, {}))
@@ -40,7 +47,7 @@ def export(run: str, file: str, client: int | None) -> None:
             raise UserError(f"--client {client}: gets no model any more")
         population.strategy.apply(one, download)
         population.strategy.personalise(one, last.round)
-    print(write(path, scratch.module, config))
+    return scratch.module
 
 
 def target(file: str) -> Path:

@@ -26,12 +26,12 @@ from fedshare.report.attendance import attendance_table
 from fedshare.runs import RunFolder
 from fedshare.simulation import Population
 
-from . import build, compose, execute
+from . import beginnings, build, compose, execute
 
 RunConfig = Mapping[str, Any]
 RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
 # What a client's part depends on, and so what everyone must have alike. The rest is the server's own affair, but for
-# the weights, which may lie elsewhere on each host: the initial model's digest tells whether they are the same.
+# the weights, which may lie elsewhere on each host: the digest of what is taken of them tells whether it is the same.
 SHARED = (
     *("strategy", "peft", "data", "train_examples", "validation", "unseen", "partition", "model", "client", "schedule"),
     *("task", "attack", "seed"),
@@ -107,11 +107,14 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     folder = RunFolder(order.folder)
     resuming = order.resume and folder.config.exists()
     if resuming:
+        beginnings.check_streams(folder)
         config = _same(execute.stored(folder), config, folder)
     else:
         folder.check_new()
     config.device = "cpu"
     here = build.tried(config)
+    if resuming:
+        beginnings.begin(folder, here, config)
     everyone = len(here.shares)
     clients = order.clients or everyone
     if not 1 <= clients <= everyone:
@@ -123,7 +126,7 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     )
     if not resuming:
         _gather(network)  # before anything is created
-        execute.create(folder, config, here)
+        beginnings.create(folder, config, here)
     with folder.lock():
         write_atomically(folder.path / RUN_ID, run.hex() + "\n")
         start = _start(folder, config) if resuming else None

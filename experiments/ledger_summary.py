@@ -13,7 +13,7 @@ from fedshare.ledger.meaning import Meaning
 from fedshare.report.units import decimal, human_bytes
 from fedshare.runs import RunFolder
 
-from .execute import warn
+from .beginnings import warn
 
 MOST = 60  # peers that have a line of their own
 FLOAT = 4  # bytes

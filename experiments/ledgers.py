@@ -25,7 +25,8 @@ from fedshare.tensors import digest
 from fedshare.threads import threads
 
 from . import build
-from .execute import check_model, stored, versions, warn
+from .beginnings import begin, streams, warn, why_another
+from .execute import stored
 from .export import target, write
 from .ledger_summary import opened
 
@@ -79,7 +80,7 @@ def undo(run: str, peers: Collection[int], since: int, into: str | None) -> None
     scratch, found = population.scratch, []
     kept, taken = parted(contents.commits, peers, since)
     memories = _memories(folder, scratch)
-    with threads(cores()), _named(folder):
+    with threads(cores()), streams(folder), _named(folder):
         for commits in (contents.commits, kept):
             rebuild(meaning, commits, scratch.first, scratch.vector)
             wrong = None if commits is kept else _not_recorded(folder, _last(folder, contents), scratch)
@@ -107,24 +108,16 @@ def _begun(folder: RunFolder, manifest: Manifest) -> tuple[DictConfig, Populatio
     except UserError as error:  # the bits are the same on any
         warn(f"{error}; on the CPU instead")
         config.device = "cpu"
-    population = build.population_of(config)
+    with streams(folder):
+        population = build.population_of(config)
+    begin(folder, population, config)
     scratch = population.scratch
     layout = [(name, list(t.shape)) for name, t in scratch.initial.items() if isinstance(t, nn.Parameter)]
     if layout != manifest.layout or digest(scratch.first) != manifest.initial:
         raise UserError(
-            f"{folder.ledger.path}: starts from another model than the config makes now: {_why(folder, config)}"
+            f"{folder.ledger.path}: starts from another model than the config makes now: {why_another(folder, config)}"
         )
-    check_model(folder, population, config)
     return config, population
-
-
-def _why(folder: RunFolder, config: DictConfig) -> str:
-    if config.weights is not None:
-        return f"other weights lie at weights={config.weights} now"
-    made, now = folder.made_with().get("torch"), versions()["torch"]
-    if made not in (None, now):
-        return f"torch was {made} then, and is {now}"
-    return "the config or the model's code has changed"
 
 
 @contextmanager

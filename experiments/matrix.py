@@ -20,11 +20,12 @@ from fedshare.report.units import decimal, human_seconds
 from fedshare.runs import RunFolder
 
 from . import build, compose
+from .beginnings import check_made, warn
 from .cell import IDLE, Cell, Result
 from .cli import Parser
 from .config import Matrix
 from .crew import play_all
-from .execute import warn
+from .own import add_config_dir
 from .signals import terminable
 
 AXES = {"attacks": "attack", "defences": "strategy", "partitions": "partition"}  # and the group that each is about
@@ -54,7 +55,7 @@ def matrix(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as above")
     parser.add_argument("-n", "--dry-run", action="store_true", help="check all cells, say how many there are, stop")
     parser.add_argument("-cn", "--config-name", default="matrix", help="an entry of your own, in --config-dir")
-    parser.add_argument("-cd", "--config-dir", help="a folder of your own configs, in groups like experiments/conf's")
+    add_config_dir(parser)
     flags = parser.parse_intermixed_args(arguments)
     app = compose.hydra(flags.config_dir)
     config, path = wanted(app, flags.config_name, flags.overrides)
@@ -63,6 +64,8 @@ def matrix(arguments: list[str]) -> None:
     if path.is_dir() and any(path.iterdir()) and not (path / "cells").is_dir():
         raise UserError(f"folder={path}: holds something else than a matrix: name another")
     kept, waiting = _kept(path / "cells", cells)
+    for result in kept.values() if waiting else ():
+        check_made(path, result["fedshare"], "what it holds is still read where no cell is lacking")
     counts = " x ".join(f"{len(config[axis])} {axis}" for axis in (*AXES, "seeds"))
     there = f", {len(cells) - len(waiting)} of them there already" if len(waiting) < len(cells) else ""
     print(f"{config.name}: {counts}, {len(cells)} cells{there}", flush=True)

@@ -24,10 +24,12 @@ from fedshare.tasks import Task
 from fedshare.threads import one_thread, threads
 
 from . import build, instantiate
+from .beginnings import check_streams, create, warn, warn_of_versions
 from .cli import Parser
 from .config import Pretraining
-from .execute import create, stored, warn, warn_of_versions
+from .execute import stored
 from .instantiate import make
+from .own import add_config_dir, importable
 from .run import Work, run
 from .signals import terminable
 
@@ -56,7 +58,10 @@ def main(arguments: list[str]) -> None:
         return run(arguments, "pretrain", Work("pretrain", built, check, execute))
     parser = Parser(prog="fedshare pretrain", allow_abbrev=False)
     parser.add_argument("--resume", required=True, metavar="FOLDER", help="go on with what was stopped there")
-    return resume(parser.parse_args(arguments).resume)
+    add_config_dir(parser)
+    options = parser.parse_args(arguments)
+    importable(options.config_dir)
+    return resume(options.resume)
 
 
 def built(config: DictConfig) -> Built:
@@ -103,6 +108,7 @@ def resume(path: str) -> None:
     folder = Folder(path)
     if not folder.config.is_file():
         raise UserError(f"{path}: not a folder of `fedshare pretrain`: it has no {folder.config.name}")
+    check_streams(folder, "what is in it can still be weights=")
     config = stored(folder, root=Pretraining)
     if type(config.threads) is not int:
         raise UserError(f"{folder.config} is damaged: its threads are no number")

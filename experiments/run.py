@@ -26,6 +26,7 @@ from . import build, compose
 from .cli import Parser
 from .execute import execute
 from .instantiate import make
+from .own import add_config_dir
 from .tracking import Tracker
 
 
@@ -91,7 +92,7 @@ def _parser(command: str, name: str) -> Parser:
     parser.add_argument("--resolve", action="store_true", help="with --cfg: fill in what refers to other keys")
     parser.add_argument("-p", "--package", help="with --cfg: show this part")
     parser.add_argument("-cn", "--config-name", default=name, help="an entry of your own, in --config-dir")
-    parser.add_argument("-cd", "--config-dir", help="a folder of your own configs, in groups like experiments/conf's")
+    add_config_dir(parser)
     return parser
 
 

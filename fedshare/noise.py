@@ -1,7 +1,6 @@
 """Random numbers that nobody can foresee who does not know their key.
 
-`fedshare.seeds` is not made for that: of a seed, torch's generator uses 32 bits, so whoever sees a private gradient
-could try every noise there is.
+`fedshare.seeds` is not made for that: torch's generator is an mt19937, of which 624 numbers tell all others.
 """
 
 import hashlib

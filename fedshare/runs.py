@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 
 from fedshare import chain, checkpoint
 from fedshare.chain import Link
@@ -19,6 +20,7 @@ from fedshare.errors import UserError
 from fedshare.files import write_atomically
 from fedshare.ledger.file import LedgerFile
 from fedshare.state import digests
+from fedshare.tensors import Tensors, fingerprint
 
 Row = dict[str, Any]
 
@@ -26,7 +28,8 @@ Row = dict[str, Any]
 class RunFolder:
     """``config.yaml``, ``metrics.jsonl`` and ``digests.jsonl`` (a line a round), ``checkpoints/``, the model, plots.
 
-    And the ledger, where the strategy has one.
+    ``initial.safetensors`` is the model that it began with: all of it, or all that no file of weights gives. And the
+    ledger, where the strategy has one.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -39,6 +42,7 @@ class RunFolder:
         self.model = self.path / "model.safetensors"
         self.best = self.path / "best"  # a checkpoint of the best round,
         self.best_model = self.path / "best.safetensors"  # and its model
+        self.initial = self.path / "initial.safetensors"
         self.ledger = LedgerFile(self.path / "ledger")
 
     @classmethod
@@ -55,17 +59,24 @@ class RunFolder:
                 f"{self.path}` if it was deployed), or name another"
             )
 
-    def create(self, config: str, versions: str) -> None:
+    def create(self, config: str, made_with: dict[str, str], initial: Tensors | None = None) -> None:
+        """Begin a run; `initial` is what it holds of the model that it begins with."""
         self.check_new()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.versions, versions)
+            if initial is not None:
+                made_with = made_with | {"initial": fingerprint(initial)}
+                write_atomically(self.initial, save_tensors({name: t.clone() for name, t in initial.items()}))
+            write_atomically(self.versions, json.dumps(made_with) + "\n")
             write_atomically(self.config, config)  # last: with it, the folder holds a run
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def made_with(self) -> dict[str, str]:
-        """The versions it was begun with, and the fingerprint of the ``model``; what is not known is not there."""
+        """The versions it was begun with, and the fingerprints of the ``model`` and of what is held of it, ``initial``.
+
+        What is not known is not there.
+        """
         try:
             found = json.loads(self.versions.read_text())
         except (OSError, ValueError):
@@ -151,7 +162,7 @@ def self_check(run: RunFolder) -> str | None:
     for round in sorted(checkpoint.rounds(run.checkpoints)):
         if wrong := _check_checkpoint(run, links, round):
             return f"round {round}: {wrong}"
-    if wrong := _check_ledger(run, links):
+    if wrong := _check_ledger(run, links) or initial_flaw(run):
         return wrong
     if run.model.exists() and links:
         # Where nothing is shared, the one path is "params" itself.
@@ -180,6 +191,19 @@ def _check_ledger(run: RunFolder, links: list[Link]) -> str | None:
         if link.server.get("ledger/head") != digests({"head": head})["head"]:
             return f"round {link.round}: {run.ledger.path.name} leads to another head"
     return f"round {min(heads)}: {run.ledger.path.name} has a commit, and there was no such round" if heads else None
+
+
+def initial_flaw(run: RunFolder) -> str | None:
+    """What is wrong with what `run` holds of the model that it began with."""
+    if (recorded := run.made_with().get("initial")) is None:  # a run of fedshare 0.1 holds none
+        return None
+    if not run.initial.exists():
+        return f"{run.initial.name} is missing"
+    try:
+        same = fingerprint(load_file(run.initial)) == recorded
+    except SafetensorError as error:
+        return f"{run.initial.name} is damaged: {error}"
+    return None if same else f"{run.initial.name} is not the model that the run began with"
 
 
 def _check_checkpoint(run: RunFolder, links: list[Link], round: int) -> str | None:

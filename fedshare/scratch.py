@@ -1,6 +1,5 @@
 """One model in memory, lent to each client in turn."""
 
-import hashlib
 from collections.abc import Hashable
 from functools import cached_property
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from fedshare.errors import UserError
 from fedshare.parts import Parts, Role, moving_buffers
-from fedshare.tensors import Tensors, digest
+from fedshare.tensors import Tensors, fingerprint
 
 
 class Scratch:
@@ -98,8 +97,30 @@ class Scratch:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the whole model that everyone starts from: of what is frozen, too."""
-        leaves = [(name, digest(tensor)) for name, tensor in sorted(self.whole.items())]
-        return hashlib.sha256(repr(leaves).encode()).hexdigest()
+        return fingerprint(self.whole)
+
+    def begin(self, tensors: Tensors) -> None:
+        """Let everyone start from `tensors` in the place of those of the same names, from now on.
+
+        Raises ValueError, before anything is changed, where one is not of the model's shape and type, or is not finite
+        where the model's is.
+        """
+        for name, tensor in tensors.items():
+            if (own := self.whole.get(name)) is None:
+                raise ValueError(f"the model has no {name}")
+            if (tensor.shape, tensor.dtype) != (own.shape, own.dtype):
+                form, wanted = (f"{t.dtype} {list(t.shape)}" for t in (tensor, own))
+                raise ValueError(f"{name} is {form}, not {wanted}")
+            if (own.isfinite() & ~tensor.isfinite()).any():
+                raise ValueError(f"{name} holds NaN or infinity")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                first = self._first[name] if name in self._first else as_real(self._still[name][1])
+                first.copy_(tensor)
+                self.whole[name].copy_(tensor)  # elsewhere only where the model is on an accelerator
+        self.cache.clear()
+        vars(self).pop("fingerprint", None)
+        self.load({})
 
     def _size(self, names: list[str]) -> int:
         return sum(self.shapes[name].numel() for name in names)

@@ -1,31 +1,37 @@
 """Named random streams: every random choice says what it is for, and nothing else can move it.
 
 A key is a tuple such as ``(seed, "batches", round, client)``. Equal keys give equal streams on every worker and in
-every mode; different keys give unrelated ones. No global generator, wall clock or process id takes part.
+every mode; different keys give different, unrelated ones. No global generator, wall clock or process id takes part.
 """
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from fedshare.errors import UserError
 
 Key = int | float | str
+
+# In the bytes of a state of torch's CPU generator, an mt19937: the seed, and the 624 words, each in 8 bytes.
+_WORDS = 624
+_SEED, _STATE = slice(0, 8), slice(24, 24 + 8 * _WORDS)
+_earlier: ContextVar[bool] = ContextVar("earlier", default=False)
 
 
 def number(*key: Key) -> int:
     """A 63-bit number that stands for `key`."""
-    for part in key:
-        # A numpy integer prints differently from Python's, so it would silently name another stream.
-        if type(part) not in (int, float, str):
-            raise TypeError(f"a key is made of int, float and str, not {type(part).__name__}: {key!r}")
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
+    return int.from_bytes(hashlib.sha256(_text(key)).digest()[:8], "little") >> 1
 
 
 def generator(*key: Key) -> torch.Generator:
     """The torch generator named `key`, on the CPU."""
-    return torch.Generator().manual_seed(number(*key))
+    return _named(torch.Generator(), key)
 
 
 def numpy_generator(*key: Key) -> np.random.Generator:
@@ -41,7 +47,64 @@ def scope(*key: Key) -> Iterator[None]:
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(number(*key))
+        _named(torch.default_generator, key)
         for device in devices:
-            torch.cuda.default_generators[device].manual_seed(number(*key))
+            torch.cuda.default_generators[device].manual_seed(number(*key))  # of which CUDA's takes all bits
         yield
+
+
+@contextmanager
+def earlier() -> Iterator[None]:
+    """Inside, torch's streams are those of fedshare 0.1, by which the folders of its runs can be read.
+
+    They came of 32 bits of `number`, so that different keys could have one stream.
+    """
+    token = _earlier.set(True)
+    try:
+        yield
+    finally:
+        _earlier.reset(token)
+
+
+def _named(stream: torch.Generator, key: tuple[Key, ...]) -> torch.Generator:
+    """Make `stream` the one of `key`: torch takes 32 bits of a seed, so the key is hashed into the whole state."""
+    if _earlier.get():
+        return stream.manual_seed(number(*key))
+    words = hashlib.shake_256(_text(key)).digest(4 * _WORDS)
+    stream.set_state(_state(words, number(*key)))
+    return stream
+
+
+def _text(key: tuple[Key, ...]) -> bytes:
+    for part in key:
+        # A numpy integer prints differently from Python's, so it would silently name another stream.
+        if type(part) not in (int, float, str):
+            raise TypeError(f"a key is made of int, float and str, not {type(part).__name__}: {key!r}")
+    return repr(key).encode()
+
+
+def _state(words: bytes, seed: int) -> Tensor:
+    state = _blank().copy()
+    state[_SEED].view(np.uint64)[0] = seed  # what it says that it began with
+    state[_STATE].view(np.uint64)[:] = np.frombuffer(words, "<u4")
+    return torch.from_numpy(state)
+
+
+@cache
+def _blank() -> np.ndarray:
+    """The state of a CPU generator that has drawn nothing. Raises UserError where this torch lays it out otherwise.
+
+    Tried out: a generator with some words must draw what numpy's, which is the same machine, draws with them.
+    """
+    there, numpys = torch.Generator().manual_seed(0), np.random.MT19937(1)
+    blank: np.ndarray = there.get_state().numpy()
+    with suppress(RuntimeError, ValueError):  # a state that is shorter, or that it does not take
+        words = numpys.state["state"]["key"]
+        blank[_STATE].view(np.uint64)[:] = words
+        there.set_state(torch.from_numpy(blank))
+        drawn = torch.empty(2 * _WORDS, dtype=torch.int32).random_(generator=there)  # 31 bits of each
+        numpys.state = numpys.state | {"state": {"key": words, "pos": _WORDS}}
+        if (numpys.random_raw(2 * _WORDS) & np.uint64(2**31 - 1) == drawn.numpy()).all():
+            return blank
+    known = "that of torch 2.6 to 2.13: install one of those"
+    raise UserError(f"torch {torch.__version__}: its CPU generator is not {known}")

@@ -55,6 +55,12 @@ def digest(tensor: Tensor) -> str:
     return whole.hexdigest()
 
 
+def fingerprint(tensors: Tensors) -> str:
+    """SHA-256, in hex, of named tensors, in whatever order they come."""
+    leaves = [(name, digest(tensor)) for name, tensor in sorted(tensors.items())]
+    return hashlib.sha256(repr(leaves).encode()).hexdigest()
+
+
 def _same_names(a: Tensors, b: Tensors) -> None:
     if a.keys() != b.keys():
         raise KeyError(f"tensors differ in names: {sorted(a.keys() ^ b.keys())}")

@@ -3,7 +3,9 @@
 A file of weights is one .safetensors file; a folder that `fedshare pretrain` left stands for its ``model.safetensors``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 
 from fedshare.errors import UserError, first_line
 from fedshare.files import data_folder
-from fedshare.tensors import Tensors
+from fedshare.tensors import Tensors, digest, fingerprint
 
 FILE = "model.safetensors"
 HEAD = "head"  # the module that depends on the classes, and so is not taken over where it does not fit
@@ -45,6 +47,29 @@ def read(name: str) -> Tensors:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged, or no .safetensors file: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Given:
+    """What of a model came from the weights called `name`, and in which types it is held there."""
+
+    name: str
+    types: Mapping[str, torch.dtype]  # by the names of the file
+
+    @cached_property
+    def digests(self) -> frozenset[str]:
+        """Of each of the tensors, its bits: a model may have given it another name since."""
+        return frozenset(map(digest, self._tensors.values()))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all of them, with their names."""
+        return fingerprint(self._tensors)
+
+    @property
+    def _tensors(self) -> Tensors:
+        tensors = read(self.name)
+        return {name: tensors[name].to(dtype) for name, dtype in self.types.items() if name in tensors}
 
 
 def overlay(model: nn.Module, tensors: Tensors, name: str, head: str = HEAD) -> list[str]:

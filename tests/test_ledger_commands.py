@@ -248,12 +248,30 @@ def test_another_model_than_the_recorded_is_named(run: Runs, tmp_path: Path, cap
     assert by_name(capfd)["model"] == "of round 6, of which the run has no record"
 
 
-def test_a_ledger_that_starts_from_another_model_is_refused(run: Runs, tmp_path: Path, capfd: Capture) -> None:
+def holding_none(folder: RunFolder, *without: str) -> dict[str, str]:
+    """Make it a run that does not hold its initial model, and that does not know what else is named."""
+    folder.initial.unlink()
+    versions: dict[str, str] = json.loads(folder.versions.read_text())
+    for name in ("initial", *without):
+        del versions[name]
+    folder.versions.write_text(json.dumps(versions))
+    return versions
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_ledger_that_starts_from_another_model_is_refused(
+    known: bool, run: Runs, tmp_path: Path, capfd: Capture
+) -> None:
     folder = copy(run(), tmp_path / "copy")
     made = tmp_path / "weights.safetensors"
     assert fedshare("export", str(folder.path), str(made)) == 0
+    versions = holding_none(folder, *[] if known else ["model"])
     config = OmegaConf.load(folder.config)
-    starts = f"{folder.ledger.path}: starts from another model than the config makes now: "
+    starts = (
+        f"{folder.path}: began with another model: "
+        if known
+        else f"{folder.ledger.path}: starts from another model than the config makes now: "
+    )
 
     config.weights = str(made)
     OmegaConf.save(config, folder.config)
@@ -261,14 +279,34 @@ def test_a_ledger_that_starts_from_another_model_is_refused(run: Runs, tmp_path:
 
     config.weights, config.seed = None, 1
     OmegaConf.save(config, folder.config)
-    assert refuses(capfd, "undo", folder.path, "--peer", 0) == f"{starts}the config or the model's code has changed"
-    versions = json.loads(folder.versions.read_text())
+    line = refuses(capfd, "undo", folder.path, "--peer", 0)
+    assert line == f"{starts}this is another kind of processor, or the config or the model's code has changed"
     folder.versions.write_text(json.dumps(versions | {"torch": "1.0"}))
     assert refuses(capfd, "replay", folder.path) == f"{starts}torch was 1.0 then, and is {versions['torch']}"
 
     config.seed, config.model.hidden = 0, [9]
     OmegaConf.save(config, folder.config)
     assert refuses(capfd, "replay", folder.path).startswith(starts)
+
+
+def test_a_run_that_holds_its_model_needs_neither_weights_nor_a_seed_for_it(
+    run: Runs, tmp_path: Path, capfd: Capture
+) -> None:
+    folder, made = copy(run(), tmp_path / "copy"), tmp_path / "weights.safetensors"
+    known = says(capfd, "replay", folder.path)["sha256"]
+    assert fedshare("export", str(folder.path), str(made)) == 0
+    config = OmegaConf.load(folder.config)
+    for key, value in (("seed", 1), ("weights", str(made))):
+        config[key] = value
+        OmegaConf.save(config, folder.config)
+        said = says(capfd, "replay", folder.path)
+        assert (said["model"], said["sha256"]) == ("of round 6, as recorded", known)
+    config.model.hidden = [9]
+    config.weights = None
+    OmegaConf.save(config, folder.config)
+    line = refuses(capfd, "replay", folder.path)
+    why = "head.weight is torch.float32 [10, 8], not torch.float32 [10, 9]"
+    assert line == f"{folder.initial}: does not fit the model that the config makes now: {why}"
 
 
 def test_a_run_made_elsewhere_on_a_device_that_is_not_here_is_replayed(

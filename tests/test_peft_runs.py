@@ -102,7 +102,7 @@ def test_without_a_partition_all_is_shared_and_nothing_more_is_said(
 
 def test_a_run_starts_from_weights_and_trains_a_fresh_head_where_classes_differ(tmp_path: Path) -> None:
     config = resolved([*SMALL, "data.classes=10"])
-    backbone, _ = build.tuned(config, build.data(config))
+    backbone, *_ = build.tuned(config, build.data(config))
     tensors = {name: tensor + 0.25 for name, tensor in backbone.state_dict().items()}
     tensors["head.weight"], tensors["head.bias"] = torch.ones(7, 16), torch.ones(7)
     save_file(tensors, tmp_path / "seven.safetensors")

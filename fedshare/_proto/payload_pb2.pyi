@@ -68,26 +68,40 @@ class Contents(_message.Message):
     def __init__(self, layout: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., empty_groups: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
 
 class Invitation(_message.Message):
-    __slots__ = ("version", "config_sha256", "initial_sha256")
+    __slots__ = ("version", "config_sha256", "initial_sha256", "weights_sha256")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CONFIG_SHA256_FIELD_NUMBER: _ClassVar[int]
     INITIAL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     version: str
     config_sha256: bytes
     initial_sha256: bytes
-    def __init__(self, version: _Optional[str] = ..., config_sha256: _Optional[bytes] = ..., initial_sha256: _Optional[bytes] = ...) -> None: ...
+    weights_sha256: bytes
+    def __init__(self, version: _Optional[str] = ..., config_sha256: _Optional[bytes] = ..., initial_sha256: _Optional[bytes] = ..., weights_sha256: _Optional[bytes] = ...) -> None: ...
 
 class Attendance(_message.Message):
-    __slots__ = ("client", "examples", "host", "device")
+    __slots__ = ("client", "examples", "host", "device", "needs_initial")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_INITIAL_FIELD_NUMBER: _ClassVar[int]
     client: int
     examples: int
     host: str
     device: str
-    def __init__(self, client: _Optional[int] = ..., examples: _Optional[int] = ..., host: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    needs_initial: bool
+    def __init__(self, client: _Optional[int] = ..., examples: _Optional[int] = ..., host: _Optional[str] = ..., device: _Optional[str] = ..., needs_initial: bool = ...) -> None: ...
+
+class Initial(_message.Message):
+    __slots__ = ("invitation", "run", "model")
+    INVITATION_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    invitation: Invitation
+    run: bytes
+    model: Contents
+    def __init__(self, invitation: _Optional[_Union[Invitation, _Mapping]] = ..., run: _Optional[bytes] = ..., model: _Optional[_Union[Contents, _Mapping]] = ...) -> None: ...
 
 class Envelope(_message.Message):
     __slots__ = ("type", "group", "content", "arrays", "error_code", "error_reason")

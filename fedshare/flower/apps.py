@@ -7,7 +7,7 @@ from flwr.app import Context, Message, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedshare._proto.payload_pb2 import Invitation, Request
+from fedshare._proto.payload_pb2 import Initial, Invitation, Request
 from fedshare.files import state_folder
 from fedshare.flower.inprocess import ask
 from fedshare.flower.participant import Participant, Terms
@@ -67,6 +67,12 @@ def client_app(build: Build) -> ClientApp:
     def attend(message: Message, context: Context) -> Message:
         invitation = Invitation.FromString(unwrap(message.content)[0])
         attendance = participant(context).attend(client(context), invitation)
+        return Message(wrap(attendance.SerializeToString()), reply_to=message)
+
+    @app.query("initial")
+    def begin(message: Message, context: Context) -> Message:
+        head, tensors = unwrap(message.content)
+        attendance = participant(context).begin(client(context), Initial.FromString(head), tensors)
         return Message(wrap(attendance.SerializeToString()), reply_to=message)
 
     def answer(purpose: Purpose, message: Message, context: Context) -> Message:

@@ -10,10 +10,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
-import fedshare
 from fedshare import wire
-from fedshare._proto.payload_pb2 import Attendance, Contents, Invitation, Leaf, Reply, Request
+from fedshare._proto.payload_pb2 import Attendance, Contents, Initial, Leaf, Reply, Request
 from fedshare.errors import RunHalted, UserError, brief
+from fedshare.flower.participant import INITIAL as GROUP
 from fedshare.flower.participant import Terms
 from fedshare.flower.private import RAISED, names_of
 from fedshare.flower.records import unwrap, wrap
@@ -21,7 +21,7 @@ from fedshare.network import Purpose
 from fedshare.payload import Payload, same_tensors
 from fedshare.state import State
 
-ATTEND = "query.attend"
+ATTEND, INITIAL = "query.attend", "query.initial"
 _POLL = 0.5  # seconds between looks at a Grid that cannot wait: each is a request to Flower's SuperLink
 _NOTES = 5.0  # seconds between lines about what is waited for
 _AGAIN = 15.0  # seconds after which a node that does not take part is asked again
@@ -59,6 +59,7 @@ class FlowerNetwork:
         self._give_up: Callable[[set[str]], None] = getattr(grid, "give_up", lambda _: None)
         self._nodes: dict[int, int] = {}  # client -> node
         self._invited: dict[str, int] = {}  # message -> node, those that have not said who they are
+        self._begun_with = set[str]()  # messages that held the initial model
         self._ask_at: dict[int, float] = {}  # node -> when to ask it again
         self._begun = False
         self._versions: dict[int, int] = {}  # client -> the round after which we last heard of its memory
@@ -94,22 +95,37 @@ class FlowerNetwork:
         self._ask_at = {node: at for node, at in self._ask_at.items() if node in here}
         self.refused = {node: reason for node, reason in self.refused.items() if node in here}
         if new := sorted(node for node in here if self._ask_at.get(node, now) <= now):
-            invitation = Invitation(version=fedshare.__version__)
-            invitation.config_sha256, invitation.initial_sha256 = self._terms.config, self._terms.initial
-            content = wrap(invitation.SerializeToString())
+            content = wrap(self._terms.invitation().SerializeToString())
             ids = self._grid.push_messages([Message(content, node, ATTEND) for node in new])
             self._invited |= zip(ids, new, strict=True)
             self._ask_at |= dict.fromkeys(new, math.inf)
-        replies = list(self._grid.pull_messages(list(self._invited))) if self._invited else []
-        names = names_of(self._grid) if replies else {}
-        for reply in replies:
-            node = self._invited.pop(reply.metadata.reply_to_message_id)
-            try:
-                attendance = Attendance.FromString(unwrap(_content(reply))[0])
-                self._admit(node, names.get(node, ""), attendance, here)
-            except (ValueError, DecodeError) as error:
-                self._refuse(node, names.get(node) or f"node {node}", brief(str(error)))
+        while self._invited and (replies := list(self._grid.pull_messages(list(self._invited)))):
+            names = names_of(self._grid)
+            for reply in replies:
+                id = reply.metadata.reply_to_message_id
+                node = self._invited.pop(id)
+                name = names.get(node, "")
+                try:
+                    attendance = Attendance.FromString(unwrap(_content(reply))[0])
+                    if attendance.needs_initial:
+                        self._begin(node, name or f"node {node}", again=id in self._begun_with)
+                    else:
+                        self._admit(node, name, attendance, here)
+                except (ValueError, DecodeError) as error:
+                    self._refuse(node, name or f"node {node}", brief(str(error)))
         return sorted(client for client, node in self._nodes.items() if node in here)
+
+    def _begin(self, node: int, name: str, again: bool) -> None:
+        """Send a node what we have drawn of the initial model: on another kind of processor torch draws other bits."""
+        if again:
+            raise ValueError("it does not take the server's initial model")
+        self._say(f"{name} makes another initial model of the same config, and is sent the server's")
+        contents, data = wire.pack(Payload({GROUP: self._terms.drawn()}))
+        initial = Initial(invitation=self._terms.invitation(), run=self._run, model=contents)
+        message = Message(wrap(initial.SerializeToString(), data), node, INITIAL)
+        (id,) = self._grid.push_messages([message])
+        self._invited[id] = node
+        self._begun_with.add(id)
 
     def _admit(self, node: int, name: str, attendance: Attendance, here: set[int]) -> None:
         """Raises ValueError where a node says that it is somebody else."""

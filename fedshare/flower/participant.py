@@ -2,17 +2,25 @@
 
 import hashlib
 import platform
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 import fedshare
 from fedshare import wire
-from fedshare._proto.payload_pb2 import Attendance, Invitation, Leaf, Reply, Request
+from fedshare._proto.payload_pb2 import Attendance, Initial, Invitation, Leaf, Reply, Request
 from fedshare.errors import UserError
+from fedshare.files import write_atomically
 from fedshare.flower.memory import Ledger, Memory
 from fedshare.network import Purpose
 from fedshare.simulation import Population
+from fedshare.tensors import Tensors
 from fedshare.threads import threads
+
+INITIAL = "initial"  # the one group of what of the initial model is sent
 
 
 @dataclass(frozen=True)
@@ -21,15 +29,25 @@ class Terms:
 
     config: bytes  # of what server and clients must share
     initial: bytes  # of the model everyone starts from
+    weights: bytes = b""  # of what of that comes from a file; empty: nothing does
+    drawn: Callable[[], Tensors] = field(default=dict, compare=False)  # the rest of it, which may be sent
 
     @classmethod
     def of(cls, config: str, population: Population) -> "Terms":
         """`config`: what of it everyone must have alike, as one text."""
-        return cls(hashlib.sha256(config.encode()).digest(), bytes.fromhex(population.scratch.fingerprint))
+        weights = population.given.fingerprint if population.given else ""
+        initial = population.scratch.fingerprint
+        digests = hashlib.sha256(config.encode()).digest(), bytes.fromhex(initial), bytes.fromhex(weights)
+        return cls(*digests, population.drawn)
 
     @property
     def short(self) -> bytes:
         return hashlib.sha256(self.config + self.initial).digest()[:8]
+
+    def invitation(self) -> Invitation:
+        made = Invitation(version=fedshare.__version__, config_sha256=self.config)
+        made.initial_sha256, made.weights_sha256 = self.initial, self.weights
+        return made
 
 
 @dataclass
@@ -44,19 +62,46 @@ class Participant:
     memories: dict[tuple[str, int], Memory] = field(default_factory=dict)
 
     def attend(self, id: int, invitation: Invitation) -> Attendance:
-        """Join a run. Raises UserError where version, config or initial model are others than the server's."""
+        """Join a run, or say that it takes the server's initial model.
+
+        Raises UserError where version, config or weights are others than the server's.
+        """
         if invitation.version != fedshare.__version__:
             raise UserError(f"it runs fedshare {fedshare.__version__}, the server fedshare {invitation.version}")
-        for what, ours, theirs in (
-            ("config", self.terms.config, invitation.config_sha256),
-            ("initial model", self.terms.initial, invitation.initial_sha256),
-        ):
-            if ours != theirs:
-                raise UserError(f"its {what} has the digest {ours.hex()[:12]}, the server's {theirs.hex()[:12]}")
+        ours, theirs = self.terms.config.hex()[:12], invitation.config_sha256.hex()[:12]
+        if self.terms.config != invitation.config_sha256:
+            raise UserError(f"its config has the digest {ours}, the server's {theirs}")
+        if self.terms.weights != invitation.weights_sha256:
+            given, theirs = self.population.given, invitation.weights_sha256.hex()[:12]
+            mine = f"weights={given.name} with the digest {self.terms.weights.hex()[:12]}" if given else "no weights"
+            raise UserError(f"it starts from {mine}, the server from {f'those with {theirs}' if theirs else 'none'}")
         if id >= len(self.population.shares):
             raise UserError(f"there are {len(self.population.shares)} clients, so there is no client {id}")
-        size = self.population.shares[id].size
-        return Attendance(client=id, examples=size, host=platform.node(), device=self.device)
+        size, another = self.population.shares[id].size, self.terms.initial != invitation.initial_sha256
+        return Attendance(client=id, examples=size, host=platform.node(), device=self.device, needs_initial=another)
+
+    def begin(self, id: int, initial: Initial, data: bytes) -> Attendance:
+        """Join a run with the initial model of its server, and keep that for the run's other processes here."""
+        tensors = wire.unpack(initial.model, data).tensors.get(INITIAL, {})
+        self._begin(tensors)
+        attendance = self.attend(id, initial.invitation)
+        if attendance.needs_initial:
+            ours, theirs = self.terms.initial.hex()[:12], initial.invitation.initial_sha256.hex()[:12]
+            raise UserError(f"its initial model has the digest {ours}, the server's {theirs}, which it was sent")
+        kept = self._kept(initial.run)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, save(tensors))
+        return attendance
+
+    def _begin(self, tensors: Tensors) -> None:
+        try:
+            self.population.scratch.begin(tensors)
+        except ValueError as error:
+            raise UserError(f"the server's initial model is another than its config makes here: {error}") from error
+        self.terms = replace(self.terms, initial=bytes.fromhex(self.population.scratch.fingerprint))
+
+    def _kept(self, run: bytes) -> Path:
+        return self.folder / run.hex() / "initial.safetensors"
 
     def answer(self, id: int, purpose: Purpose, request: Request, data: bytes) -> tuple[Reply, bytearray]:
         """Do what is asked, starting from the memory that the server counts on.
@@ -64,6 +109,11 @@ class Participant:
         What private training has spent is counted beside that memory: an answer that the server never took is forgotten
         there, and somebody may have seen it.
         """
+        if request.terms != self.terms.short and (kept := self._kept(request.run)).exists():
+            try:  # a process that is new, or that was in another run
+                self._begin(load(kept.read_bytes()))
+            except SafetensorError as error:
+                raise UserError(f"{kept} is damaged: {error}") from error
         if request.terms != self.terms.short:
             raise UserError("its config or its initial model is not the server's")
         memory = self._memory(request.run.hex(), id)

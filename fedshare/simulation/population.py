@@ -17,12 +17,15 @@ from fedshare.data.partition.base import Partition, Split
 from fedshare.data.partition.deal import shuffled
 from fedshare.errors import UserError
 from fedshare.network import Purpose, answer
+from fedshare.parts import Role
 from fedshare.payload import Payload
 from fedshare.scratch import Scratch
 from fedshare.seeds import numpy_generator
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
 from fedshare.tasks import Classification, Task
+from fedshare.tensors import Tensors, digest
+from fedshare.weights import Given
 
 
 class Sized(Share, Protocol):
@@ -118,6 +121,7 @@ class Population:
     attack: Attack = field(default_factory=Attack)
     task: Task = field(default_factory=Classification)
     unseen: int = 0  # how many clients never train, and are tested as newcomers
+    given: Given | None = None  # what of the model came from a file of weights
 
     @cached_property
     def adversaries(self) -> list[int]:
@@ -133,6 +137,13 @@ class Population:
             )
         order = torch.randperm(len(self.shares), generator=seeds.generator(self.seed, "unseen"))
         return sorted(order[: self.unseen].tolist())
+
+    def drawn(self) -> Tensors:
+        """What a run has to hold of the model that everyone starts from: all but what is frozen and from a file."""
+        scratch, given = self.scratch, self.given.digests if self.given else frozenset()
+        frozen = scratch.parts.named(Role.FROZEN, scratch.whole)
+        elsewhere = {name for name in frozen if given and digest(scratch.whole[name]) in given}
+        return {name: tensor for name, tensor in scratch.whole.items() if name not in elsewhere}
 
     def client(self, id: int, state: State, ledger: Ledger | None = None) -> Client:
         """As it would be if nobody lied."""

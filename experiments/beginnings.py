@@ -1,0 +1,104 @@
+"""What a run began with: its versions, the random streams of those, and the model that its folder holds."""
+
+import re
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+import fedshare
+from fedshare import seeds
+from fedshare.errors import UserError
+from fedshare.runs import RunFolder, initial_flaw
+from fedshare.simulation import Population
+
+from . import build
+
+_STREAMS = (0, 2)  # the version since which random streams are what they are
+
+
+def create(folder: RunFolder, config: DictConfig, population: Population | None = None) -> None:
+    text, made_with = OmegaConf.to_yaml(config), versions()
+    if population is None:
+        folder.create(text, made_with)
+    else:
+        folder.create(text, made_with | {"model": population.scratch.fingerprint}, population.drawn())
+
+
+def begin(folder: RunFolder, population: Population, config: DictConfig) -> None:
+    """Let all start from the model that the run began with. Raises UserError where it cannot be had any more."""
+    if wrong := initial_flaw(folder):
+        raise UserError(f"{folder.path}: {wrong}")
+    if folder.initial.exists():
+        build.begin(population, folder.initial)
+    if folder.made_with().get("model", population.scratch.fingerprint) != population.scratch.fingerprint:
+        raise UserError(f"{folder.path}: began with another model: {why_another(folder, config)}")
+
+
+def why_another(folder: RunFolder, config: DictConfig) -> str:
+    """Why the config makes another model now than it did."""
+    if config.weights is not None:
+        return f"other weights lie at weights={config.weights} now"
+    made, now = folder.made_with().get("torch"), versions()["torch"]
+    if made not in (None, now):
+        return f"torch was {made} then, and is {now}"
+    kind = "" if folder.initial.exists() else "this is another kind of processor, or "
+    return f"{kind}the config or the model's code has changed"
+
+
+STILL = "verify, compare, ledger, replay, undo and export still read it"
+
+
+def check_streams(folder: RunFolder, still: str = STILL) -> None:
+    """Raise UserError where the run's random streams were others, so that it cannot go on as it began.
+
+    `still` is what can be done with it all the same.
+    """
+    if made := _older(folder):
+        raise _others(folder.path, made, still)
+
+
+def check_made(place: Path, made: str | None, still: str) -> None:
+    """The same of what lies at `place`, by the version of fedshare that made it; None: it does not say."""
+    if made := _before(made):
+        raise _others(place, made, still)
+
+
+def _others(place: Path, made: str, still: str) -> UserError:
+    others = f"was made with {made}, whose random streams are others"
+    return UserError(f"{place}: {others}: a checkout of that version goes on with it to the same bits; {still}")
+
+
+def streams(folder: RunFolder) -> AbstractContextManager[None]:
+    """Inside, random streams are those that the run has drawn from."""
+    return seeds.earlier() if _older(folder) else nullcontext()
+
+
+def _older(folder: RunFolder) -> str | None:
+    """What made the run, where that had other random streams."""
+    made = folder.made_with().get("fedshare")
+    return None if made is None and folder.initial.exists() else _before(made)  # before, a run held no model
+
+
+def _before(made: str | None) -> str | None:
+    if number := re.match(r"(\d+)\.(\d+)", str(made)):
+        return None if (int(number[1]), int(number[2])) >= _STREAMS else f"fedshare {made}"
+    return "a fedshare before 0.2"
+
+
+def warn_of_versions(folder: RunFolder) -> None:
+    found = {name: number for name, number in folder.made_with().items() if name not in ("model", "initial")}
+    if found != versions():
+        said = ", ".join(f"{name} {number}" for name, number in found.items()) or "unknown"
+        warn(f"{folder.path} was made with other versions, so the bits may differ: {said[:200]}")
+
+
+def versions() -> dict[str, str]:
+    # Not the metadata of fedshare: an editable install's are those of the day on which it was made.
+    return {"fedshare": fedshare.__version__, **{name: version(name) for name in ("torch", "numpy")}}
+
+
+def warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)

@@ -1,0 +1,26 @@
+"""A folder of somebody's own: configs in groups like ours, and beside them the modules that those name."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fedshare.errors import UserError
+
+
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-cd",
+        "--config-dir",
+        metavar="DIR",
+        help="a folder of your own configs, in groups like experiments/conf's, and of the modules that they name",
+    )
+
+
+def importable(directory: str | None) -> None:
+    """Let the modules in `directory` be imported, after all others. Raises UserError where there is no such folder."""
+    if directory is None:
+        return
+    if not Path(directory).is_dir():
+        raise UserError(f"--config-dir {directory}: no such directory")
+    if (place := str(Path(directory).absolute())) not in sys.path:
+        sys.path.append(place)
