@@ -45,7 +45,7 @@ def test_a_scratch_begins_as_one_that_was_made_so(chosen: Callable[[str], bool])
     assert mine.cache == {}
     assert (mine.initial, mine.first, mine.vector) == (initial, first, vector), "who has them has the new ones"
     for name, tensor in expected.items():
-        assert torch.equal(mine.views[name], tensor), "shown at once"
+        assert torch.equal(mine.value(name), tensor), "shown at once"
         assert torch.equal(mine.whole[name], tensor)
         assert name not in initial or torch.equal(initial[name], tensor)
     shared = [name for name in mine.shared if name in mine.parameters]
