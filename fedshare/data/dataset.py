@@ -154,7 +154,7 @@ def mapped(change: Callable[[Any], Tensor], inputs: Inputs) -> Inputs:
     """`change` of each tensor of the inputs."""
     if isinstance(inputs, Mapping):
         return {str(name): change(part) for name, part in inputs.items()}
-    return tuple(change(part) for part in inputs) if isinstance(inputs, tuple | list) else change(inputs)
+    return tuple(change(part) for part in inputs) if isinstance(inputs, tuple) else change(inputs)
 
 
 def parts(inputs: Inputs) -> list[Tensor]:

@@ -96,7 +96,7 @@ class Lazy(Examples):
 
     def batch(self, rows: Tensor | slice) -> tuple[Inputs, Tensor]:
         chosen = self._rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-        with _drawn_from_torch():
+        with _drawn_from_torch(chosen):
             x, y = self._stacked([int(row) for row in chosen])
         x = mapped(lambda part: part.to(self._device), x)
         return normalised(x, self.mean, self.std), y.to(self._device)
@@ -157,12 +157,12 @@ def picture(value: Any) -> Any:
 
 
 @contextmanager
-def _drawn_from_torch() -> Iterator[None]:
-    """Inside, Python's and numpy's own generators go on from a number that torch's gives; outside, as ever."""
+def _drawn_from_torch(rows: np.ndarray) -> Iterator[None]:
+    """Inside, Python's and numpy's own generators follow from the rows and from torch's, which is left as it is."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # what transforms use
-    number = int(torch.randint(2**31, ()))
-    random.seed(number)
-    np.random.seed(number)  # noqa: NPY002
+    key = hashlib.sha256(torch.get_rng_state().numpy().tobytes() + rows.tobytes())
+    random.seed(key.digest())
+    np.random.seed(int.from_bytes(key.digest()[:4], "little"))  # noqa: NPY002
     try:
         yield
     finally:

@@ -8,28 +8,30 @@ from fedshare.seeds import numpy_generator
 
 def stratified(labels: np.ndarray, test: float, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices of the training and of the test examples: the fraction `test` of each class, rounded down."""
-    held_out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = numpy_generator("split", name, int(label)).permutation(members)
-        held_out[order[: int(len(members) * test)]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return _held_out(labels, {label: int(np.sum(labels == label) * test) for label in np.unique(labels)}, name)
 
 
 def divided(labels: np.ndarray | None, count: int, test: float, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `stratified`; where the `count` examples have no classes, the fraction `test` of all of them.
+    """As `stratified`, but the fraction `test` of all `count` examples, of each class as near to it as can be.
 
     Raises UserError where there would be nothing to train on, or nothing to test with.
     """
     if not 0 < test < 1:
         raise UserError(f"data.load.test_share={test}: must be above 0 and below 1")
-    if labels is not None:
-        kept, held_out = stratified(labels, test, name)
-    else:
-        order = np.argsort(numpy_generator("split", name).random(count), kind="stable")
-        kept, held_out = np.sort(order[int(test * count) :]), np.sort(order[: int(test * count)])
-    if not len(kept) or not len(held_out):
-        raise UserError(
-            f"data: of {count} examples {len(held_out)} are left for test: too few, or test_share too small"
-        )
-    return kept, held_out
+    wanted = int(test * count)
+    if not 0 < wanted < count:
+        raise UserError(f"data: of {count} examples {wanted} are left for test: too few, or test_share too small")
+    labels = np.zeros(count, np.int64) if labels is None else labels
+    classes, sizes = np.unique(labels, return_counts=True)
+    quota = sizes * (wanted / count)
+    counts = np.floor(quota).astype(np.int64)
+    counts[np.argsort(counts - quota, kind="stable")[: wanted - counts.sum()]] += 1
+    return _held_out(labels, dict(zip(classes, counts, strict=True)), name)
+
+
+def _held_out(labels: np.ndarray, counts: dict[int, int], name: str) -> tuple[np.ndarray, np.ndarray]:
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label, count in counts.items():
+        order = numpy_generator("split", name, int(label)).permutation(np.flatnonzero(labels == label))
+        held_out[order[:count]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -38,12 +38,13 @@ def table(
     for it. `owner` names the column that says whose a row is, for ``partition=natural``. Without a file of `test` rows,
     it is a share of all, of each class where there are classes.
     """
-    frames = {file: _read(file) for file in (path, test) if file is not None}
-    columns = [str(column) for column in frames[path].columns]
+    files = [file for file in (path, test) if file is not None]
+    frames = [_read(file) for file in files]
+    columns = list(frames[0].columns)
     targets = [target] if isinstance(target, str) else list(target)
     aside = [*targets, *drop, *([owner] if owner else [])]
     used = [column for column in columns if column not in aside] if features is None else list(features)
-    for file, frame in frames.items():
+    for file, frame in zip(files, frames, strict=True):
         for column in (*aside, *used):
             if column not in frame.columns:
                 raise UserError(f"{file}: has no column {column}; it has {_some(frame.columns)}")
@@ -52,21 +53,26 @@ def table(
     known = {str(column): list(values) for column, values in (categories or {}).items()}
 
     def whole(column: str) -> np.ndarray:
-        return np.concatenate([frame[column].to_numpy() for frame in frames.values()])
+        return np.concatenate([frame[column].to_numpy() for frame in frames])
 
     y = np.stack([_target(whole(column), f"{path}: column {column}", known.get(column)) for column in targets], axis=1)
     y = y[:, 0] if len(targets) == 1 else y
-    rows = np.arange(len(y))
-    train = len(frames[path])
+    named = [(whole(column), f"{path}: column {column}", known.get(column)) for column in used]
+    for values, where, _ in named if fill is None else ():
+        if missing := int(_missing(values).sum()):
+            raise UserError(f"{where} lacks {missing} of {len(values)} values: fill=0 puts one there, or drop it")
+    rows, train = np.arange(len(y)), len(frames[0])
     if test is None:
         kept, held_out = divided(y if y.ndim == 1 and y.dtype == np.int64 else None, len(y), test_share, "table")
         rows, train = np.concatenate([kept, held_out]), len(kept)
-    named = [(whole(column)[rows], f"{path}: column {column}", known.get(column)) for column in used]
-    x = np.concatenate([_feature(*column, fill, train if standardise else 0) for column in named], axis=1)
+    features_of = [
+        _feature(values[rows], where, words, fill, train if standardise else 0) for values, where, words in named
+    ]
     whose = None if owner is None else np.unique(whole(owner).astype(str), return_inverse=True)[1][rows]
     if classes is None:
         numbers = y.dtype.kind == "f"
         classes = len(targets) if numbers or len(targets) > 1 else max(2, int(y.max()) + 1)
+    x = np.concatenate(features_of, axis=1)
     return Dataset(name or Path(path).stem, Examples(as_input(x), as_tensor(y[rows])), train, classes, whose)
 
 
@@ -104,12 +110,7 @@ def _feature(values: np.ndarray, where: str, known: list[Any] | None, fill: floa
     if known is not None or values.dtype.kind not in "iufb":
         return np.eye(len(known or _words(values)), dtype=np.float32)[_numbered(values, where, known)]
     column = values.astype(np.float64)
-    missing = ~np.isfinite(column)
-    if missing.any() and fill is None:
-        raise UserError(
-            f"{where} lacks {int(missing.sum())} of {len(column)} values: fill=0 puts one there, or drop it"
-        )
-    column[missing] = fill
+    column[~np.isfinite(column)] = fill
     if train:
         deviation = column[:train].std()
         column = (column - column[:train].mean()) / (deviation if deviation > 0 else 1)

@@ -16,7 +16,7 @@ def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Positional and keyword arguments of a model: those of a tuple, and those of a dict."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+    return (inputs, {}) if isinstance(inputs, tuple) else ((inputs,), {})
 
 
 def call(module: nn.Module, inputs: Inputs) -> Any:
