@@ -16,7 +16,7 @@ def classes(dataset: Dataset, ignored: Collection[int]) -> Dataset:
     due = f"must be integers (bool, int8 to int64) from 0 to {most}, or {others} for a target that does not count"
     if dataset.pool.in_memory:
         y = dataset.pool.y
-    elif (named := dataset.labels) is not None:  # the batches are converted as they are read
+    elif (named := dataset.pool.labels) is not None:  # the batches are converted as they are read
         y = torch.as_tensor(named)
     else:
         return dataset.retyped(torch.int64)
