@@ -90,7 +90,7 @@ class Participant:
             raise UserError(f"its initial model has the digest {ours}, the server's {theirs}, which it was sent")
         kept = self._kept(initial.run)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, save(tensors))
+        write_atomically(kept, save({name: tensor.clone() for name, tensor in tensors.items()}))
         return attendance
 
     def _begin(self, tensors: Tensors) -> None:
