@@ -380,7 +380,7 @@ def installed(folder: Path, name: str, version: str, *lines: str) -> None:
 @pytest.mark.parametrize(
     ("distribution", "sentence"),
     [
-        (("flwr", "1.40.0"), "versions: flwr 1.40.0: must be "),
+        (("flwr", "1.38.0"), "versions: flwr 1.38.0: must be "),
         (("protobuf", "7.35.0"), "versions: protobuf 7.35.0: must be "),
         (("fedshare", "0", "Requires-Dist: no-such-thing"), "versions: no-such-thing is not installed: pip install"),
         (("fedshare", "0", "Requires-Python: >=4"), f"versions: Python 3.{sys.version_info[1]}"),

@@ -4,9 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-
 from click import ClickException
 from flwr.common.config import parse_config_args
 

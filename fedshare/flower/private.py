@@ -31,9 +31,12 @@ _A_DAY = 86400  # seconds; the timeout of a `wait_for` that was given none
 T = TypeVar("T")
 
 
-def fleet_transport() -> str:
-    """What Flower's SuperNodes speak: "gRPC" up to flwr 1.39, "HTTP" since."""
-    return "gRPC" if Version(metadata.version("flwr")) < Version("1.40") else "HTTP"
+def why_no_grpc_fleet() -> str:
+    """In one line, why Flower's own fleet does not speak gRPC; "" where it does."""
+    version = metadata.version("flwr")
+    if Version(version) < Version("1.40"):
+        return ""
+    return f"flwr {version}: its SuperNodes speak HTTP; 1.39 is the last whose SuperNodes speak gRPC"
 
 
 def enter_run(run_id: int = 1) -> Run:
