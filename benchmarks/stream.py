@@ -22,6 +22,7 @@ from typing import Any
 from echoes import APP, CLIENTS, HOST, LEVELS, Once, deployed
 
 from fedshare import keys
+from fedshare.flower.private import why_no_grpc_fleet
 
 SIZES = {"40 MB, 1 tensor": (40_000_000, 1), "400 KB, 1 tensor": (400_000, 1), "400 KB, 100 tensors": (400_000, 100)}
 
@@ -118,6 +119,7 @@ def main() -> None:
             found["superlink"] = superlink(folder, options.superlink_rounds)
             theirs, ours = median(found["superlink"]), found["seconds"]["StreamGrid"]["almost empty"]["median"]
             print(f"\nFlower's SuperLink: {theirs:.2f} s a round, {theirs / ours:,.0f} times that of StreamGrid")
+            print(why_no_grpc_fleet() or "its SuperNodes speak gRPC")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -26,6 +26,7 @@ _Config = dict[str, str | int | float | bool]
 
 def server(options: argparse.Namespace) -> int:
     """Run a strategy, or with --app anybody's ServerApp, with the clients that connect."""
+    from fedshare.flower import config
     from fedshare.flower.load import App, serve
     from fedshare.flower.stream import StreamGrid
     from fedshare.stream.server import Settings, StreamServer
@@ -37,11 +38,13 @@ def server(options: argparse.Namespace) -> int:
     check_ranges(options)
     if options.app:
         app = App.at(Path(options.app))
-        run_config = app.run_config(options.run_config)
+        run_config = config.run_config(options.run_config, app.config)
         if not options.clients:
             raise UserError("--clients: say how many clients the app is for, as in --clients 3")
         told, digest, clients, run = dict(run_config), "", options.clients, app.server
     else:
+        if options.run_config:
+            raise UserError("--run-config: is for --app; a strategy takes GROUP=OPTION and KEY=VALUE")
         run_config, told, digest, clients = _ours(options)
         run = _our_server_app
     settings = Settings(
@@ -128,7 +131,8 @@ def client(options: argparse.Namespace) -> int:
 
 
 def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
-    from fedshare.flower.load import App, read_config
+    from fedshare.flower import config
+    from fedshare.flower.load import App
     from fedshare.flower.stream import live
 
     devices.apply(place)
@@ -160,13 +164,12 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
             say=_say,
         )
 
-    node_config: _Config = read_config(options.node_config, "--node-config")
-    node_config |= {"device": place.device, "place": str(place)}
-    node_config["threads"] = place.threads
+    node_config: _Config = {"device": place.device, "place": str(place), "threads": place.threads}
     if options.state:
         node_config["state-dir"] = str(Path(options.state).absolute())
     if options.weights:
         node_config["weights"] = options.weights
+    node_config |= config.node_config(options.node_config)  # an app may have keys of its own by our names
     with terminable():
         while True:
             try:
@@ -195,7 +198,6 @@ def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list
     given = {
         "--config-name": options.config_name,
         "--config-dir": options.config_dir,
-        "--node-config": options.node_config or None,
         "--keys": options.keys,
         "--state": options.state,
         "--weights": options.weights,
@@ -204,6 +206,8 @@ def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list
     }
     for flag, value in given.items():
         command += [flag, str(value)] if value is not None else []
+    for text in options.node_config:
+        command += ["--node-config", text]
     return command + ["--insecure"] * options.insecure + ["--stay"] * options.stay
 
 
@@ -241,15 +245,17 @@ def _identity(keys: str | None, name: str, address: str, insecure: bool) -> Iden
 
 def flower_run(options: argparse.Namespace) -> int:
     """Run any Flower app in this process, without Ray."""
+    from fedshare.flower import config
     from fedshare.flower.inprocess import InProcessGrid
     from fedshare.flower.load import App, serve
 
-    if options.nodes < 1:
-        raise UserError(f"--nodes {options.nodes}: must be at least 1")
+    check_ranges(options)
     app = App.at(Path(options.app))
-    run_config = app.run_config(options.run_config)
+    run_config = config.run_config(options.run_config, app.config)
+    node_config = config.node_config(options.node_config)
     with terminable():
-        serve(app.server(), InProcessGrid(app.client(), options.nodes, run_config), run_config)
+        server = app.server()
+        serve(server, InProcessGrid(app.client(), options.nodes, run_config, node_config, options.wait), run_config)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from typing import Any
 
 from fedshare.errors import UserError
 
@@ -9,6 +10,8 @@ from .cli import Parser
 from .own import add_config_dir
 
 _TLS = "the folder that `fedshare keys` made, or this participant's part of it"
+_PAIRS: dict[str, Any] = {"action": "append", "default": [], "metavar": "PAIRS"}
+_FORM = "KEY=VALUE ..., which may be given several times, or a TOML file"
 
 
 def parser(command: str) -> Parser:
@@ -45,7 +48,7 @@ def _server(made: Parser) -> None:
     )
     made.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds a client may be cut off")
     _app(made, "a folder with anybody's Flower app: run its ServerApp")
-    made.add_argument("--run-config", default="", metavar="PAIRS", help="for --app: KEY=VALUE ..., or a TOML file")
+    made.add_argument("-c", "--run-config", **_PAIRS, help=f"for --app: {_FORM}")
     _connection(made)
 
 
@@ -74,16 +77,18 @@ def _client(made: Parser) -> None:
     )
     made.add_argument("--stay", action="store_true", help="when a run is over, wait for the next")
     _app(made, "a folder with anybody's Flower app: be its ClientApp")
-    made.add_argument(
-        "--node-config", default="", metavar="PAIRS", help="for --app: what only this host's nodes are told"
-    )
+    made.add_argument("--node-config", **_PAIRS, help=f"for --app: what only this host's nodes are told: {_FORM}")
     _connection(made)
 
 
 def _flower_run(made: Parser) -> None:
     made.add_argument("app", nargs="?", default=".", metavar="PATH", help="the app's folder")
     made.add_argument("--nodes", type=int, default=10, help="how many clients")
-    made.add_argument("--run-config", default="", metavar="PAIRS", help="KEY=VALUE ..., or a TOML file")
+    made.add_argument(
+        "--wait", type=float, default=10.0, metavar="S", help="seconds an app may look for more than that"
+    )
+    made.add_argument("-c", "--run-config", **_PAIRS, help=_FORM)
+    made.add_argument("--node-config", **_PAIRS, help=f"what nodes are told: {_FORM}")
 
 
 def _keys(made: Parser) -> None:

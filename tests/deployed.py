@@ -26,6 +26,19 @@ def certificates(folder: Path, clients: int = 3) -> Path:
     return folder
 
 
+def flower_app(folder: Path, source: str, config: str = "") -> Path:
+    """A Flower app, in a module of its own name: `source` defines `server` and `client`; `config` is TOML."""
+    name = f"app_{time.monotonic_ns()}"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(source)
+    components = f'serverapp = "{name}:server"\nclientapp = "{name}:client"'
+    (folder / "pyproject.toml").write_text(
+        f'[project]\nname = "app"\nversion = "1.0.0"\n[tool.flwr.app]\npublisher = "example"\n'
+        f"[tool.flwr.app.components]\n{components}\n[tool.flwr.app.config]\n{config}\n"
+    )
+    return folder
+
+
 class Command:
     """One `fedshare ...` process and what it says, in a file."""
 

@@ -1,6 +1,7 @@
 """A fleet for tests: Flower's SuperLink and SuperNodes as processes on this machine, with TLS and node authentication.
 
 What it needs it makes: keys, ports, a Flower home. Nothing outside its folder is read or written.
+Nodes speak gRPC up to flwr 1.39, and HTTP since.
 """
 
 import contextlib
@@ -21,8 +22,10 @@ from typing import Any, Self
 import preloaded
 
 from fedshare import keys
+from fedshare.flower.private import why_no_grpc_fleet
 from world import PATIENCE
 
+GRPC = not why_no_grpc_fleet()
 Value = str | int | float | bool
 HOST = "127.0.0.1"
 SHUT_DOWN = 15.0  # seconds until a process is killed
@@ -66,7 +69,7 @@ class Fleet:
             self._commands["preloaded"] = [sys.executable, preloaded.__file__, str(self._socket)]
         for number, name in enumerate(self.names):
             config = {"partition-id": number, "num-partitions": nodes, **(extras or {}).get(name, {})}
-            self._commands[name] = self._supernode(name, fleet, runtime[number], config)
+            self._commands[name] = self._supernode(name, fleet if GRPC else http, runtime[number], config)
         self._http = http
 
     def __enter__(self) -> Self:
@@ -185,7 +188,7 @@ class Fleet:
         server = self.folder / "keys" / "server"
         command = [_program("flower-superlink"), "--host", HOST, "--port", http, "--isolation", "process"]
         command += ["--enable-supernode-auth", "--database", self._database]
-        command += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", f"{HOST}:{fleet}"]
+        command += ["--fleet-api-type", "grpc-rere", "--fleet-api-address", f"{HOST}:{fleet}"] if GRPC else []
         command += ["--ssl-ca-certfile", f"{server}/ca.crt", "--ssl-certfile", f"{server}/server.crt"]
         return [*command, "--ssl-keyfile", f"{server}/server.key"]
 
@@ -195,7 +198,8 @@ class Fleet:
 
     def _supernode(self, name: str, fleet: str, runtime: str, config: Mapping[str, Value]) -> list[str]:
         own = self.folder / "keys" / name
-        command = [_program("flower-supernode"), "--grpc-rere", "--superlink", f"{HOST}:{fleet}", "--port", runtime]
+        command = [_program("flower-supernode"), *["--grpc-rere"] * GRPC]
+        command += ["--superlink", f"{HOST}:{fleet}", "--port", runtime]
         command += ["--root-certificates", f"{own}/ca.crt", "--auth-supernode-private-key", f"{own}/supernode"]
         return [*command, "--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())]
 

@@ -15,6 +15,7 @@ import yaml
 import world
 from fedshare.experiments import compose
 from fedshare.experiments.deploy_options import parser
+from fedshare.flower.private import why_no_grpc_fleet
 
 DEPLOY = world.ROOT / "deploy"
 UNITS = sorted(path.name for path in (DEPLOY / "systemd").iterdir())
@@ -100,6 +101,7 @@ def test_credentials_are_what_an_identity_is_made_of(name: str) -> None:
     assert found == {f"{file}:/etc/fedshare/keys/{place}/{file}" for file in ("ca.crt", f"{role}.crt", f"{role}.key")}
 
 
+@pytest.mark.skipif(bool(why_no_grpc_fleet()), reason=why_no_grpc_fleet())
 @pytest.mark.parametrize("name", sorted(set(UNITS) - set(OURS)))
 def test_flower_knows_the_flags_of_its_units(name: str) -> None:
     program, *arguments = started(name)

@@ -15,6 +15,7 @@ import pytest
 
 import world
 from fedshare.experiments.cli import main
+from fedshare.flower.private import why_no_grpc_fleet
 from fedshare.runs import RunFolder, verify
 from fleet import Fleet, copy_of_fedshare
 
@@ -25,6 +26,7 @@ TESTED = [*SMALL, "rounds=2", "evaluate_every=2"]
 UNTESTED = [*SMALL, "strategy=local", "rounds=2", "evaluate_every=0"]
 BROKEN = {"one-broken": [2], "all-broken": [0, 1, 2]}  # clients that cannot write their memory, by run
 RUN_ID = "0123456789abcdef"
+pytestmark = pytest.mark.skipif(bool(why_no_grpc_fleet()), reason=f"{why_no_grpc_fleet()}; see test_fleet_http.py")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import world
 from fedshare.errors import RunHalted, UserError
 from fedshare.flower.apps import client_app
 from fedshare.flower.inprocess import InProcessGrid
-from fedshare.flower.load import App, read_config, serve
+from fedshare.flower.load import App, serve
 from fedshare.flower.memory import Memory
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
@@ -140,6 +140,14 @@ def asking(times: int) -> ServerApp:
     return app
 
 
+@pytest.mark.parametrize(("answer", "kind"), [(None, "NoneType"), ({"a": 1}, "dict"), (RecordDict(), "RecordDict")])
+def test_a_client_that_answers_with_no_message_has_failed(answer: object, kind: str) -> None:
+    app = ClientApp()
+    app.train()(lambda message, context: answer)  # type: ignore[arg-type, return-value]
+    with pytest.raises(RunHalted, match=f"client 0: answered with a {kind}, not with a Message"):
+        serve(asking(1), InProcessGrid(app, 2, {}), {})
+
+
 def test_an_app_in_process_keeps_its_contexts() -> None:
     serve(asking(3), InProcessGrid(echo(), 4, {}), {})
 
@@ -154,44 +162,13 @@ def test_a_client_that_raises_is_told_of_and_if_all_do_the_run_halts(capsys: pyt
         serve(asking(2), InProcessGrid(echo(fails=range(4)), 4, {}), {})
 
 
-def test_run_config(tmp_path: Path) -> None:
-    assert read_config("a=1 b-c=0.5 d.e=true f=\"x y\" g='=1'") == {
-        "a": 1,
-        "b-c": 0.5,
-        "d.e": True,
-        "f": "x y",
-        "g": "=1",
-    }
-    (tmp_path / "rc.toml").write_text("a = 2\n[d]\ne = 'x'\n")
-    assert read_config(str(tmp_path / "rc.toml")) == {"a": 2, "d.e": "x"}
-    app = App.at(world.ROOT)
-    assert app.run_config('folder="x"') == app.config | {"folder": "x"}
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("a", "--run-config a: is not KEY=VALUE"),
-        ("a=x", '--run-config: Invalid value (at line 1, column 3); text needs quotes: name="value"'),
-        ("nowhere.toml", "--run-config nowhere.toml: no such file"),
-        (
-            "rounds=3",
-            "--run-config rounds: no such key in the app's config; allowed: clients, config, folder, overrides",
-        ),
-    ],
-)
-def test_what_is_wrong_in_a_run_config(text: str, line: str) -> None:
-    with pytest.raises(UserError) as error:
-        App.at(world.ROOT).run_config(text)
-    assert str(error.value).startswith(line)
-
-
 @pytest.mark.parametrize(
     ("pyproject", "line"),
     [
         (None, "not a Flower app: it has no pyproject.toml"),
         ("[tool.flwr.app.components]\nserverapp = 'a:b'\n", "not a Flower app: no 'clientapp' in [tool.flwr.app.comp"),
         ("[tool", "Expected ']' at the end of a table declaration"),
+        ("[tool.flwr.app]\ncomponents = 'a:b'\n", "not a Flower app: [tool.flwr.app.components] is not a table"),
     ],
 )
 def test_what_is_no_flower_app(pyproject: str | None, line: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from fedshare.errors import brief
 from fedshare.flower import private
 from fedshare.flower.private import SERVER_NODE, UNAVAILABLE, NodeInfo, Run
+from fedshare.flower.waiting import Waiting
 
 _FIRST_NODE = 2  # Flower's 1 is the server
 
@@ -26,11 +27,16 @@ def client_of(node: int) -> int:
 class OwnGrid(Grid):
     """A Grid whose node ids are those of the clients, plus 2."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Waiting) -> None:
+        self.waiting = waiting
         self._run = private.enter_run()
         self._ids = map(str, itertools.count(1))
         self._replies: dict[str, Message] = {}  # those that nobody has asked for yet, by the id of what they answer
         self.failures: dict[int, str] = {}  # what went wrong at each client, the last time it was asked
+
+    @abstractmethod
+    def _present(self) -> list[int]:
+        """The nodes that are there."""
 
     @abstractmethod
     def _send(self, message: Message) -> None:
@@ -58,6 +64,10 @@ class OwnGrid(Grid):
     def run(self) -> Run:
         return self._run
 
+    def get_node_ids(self) -> Iterable[int]:
+        self.waiting.asked()
+        return self._present()
+
     def get_nodes(self) -> Iterable[NodeInfo]:
         return [private.named(node, f"client-{client_of(node)}") for node in self.get_node_ids()]
 
@@ -71,7 +81,8 @@ class OwnGrid(Grid):
         for message in messages:
             ids.append(next(self._ids))
             private.number(message, ids[-1])
-            self._send(message)
+            with self.waiting.sending():
+                self._send(message)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

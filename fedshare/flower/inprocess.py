@@ -1,28 +1,35 @@
 """All clients in this process: any Flower app, without Ray, and a client that does nothing costs next to nothing."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from fedshare.errors import UserError, first_line
 from fedshare.flower.grid import OwnGrid, node_of, unavailable
-from fedshare.flower.private import RAISED
+from fedshare.flower.private import RAISED, copied
+from fedshare.flower.waiting import PATIENCE, Waiting
 
 
 class InProcessGrid(OwnGrid):
-    """`nodes` clients, asked one after the other in the order of their messages. Messages go by reference.
+    """`nodes` clients, asked one after the other in the order of their messages.
 
-    A client's `Context`, and with it its state, lives as long as the grid.
+    What arrives is a copy, both ways, as over a network. A client's `Context`, and with it its state, lives as long as
+    the grid. An app may look for more nodes than there are for `patience` seconds.
     """
 
     complete = True  # nobody else will come
 
     def __init__(
-        self, app: ClientApp, nodes: int, run_config: UserConfig, node_config: UserConfig | None = None
+        self,
+        app: ClientApp,
+        nodes: int,
+        run_config: UserConfig,
+        node_config: UserConfig | None = None,
+        patience: float = PATIENCE,
     ) -> None:
-        super().__init__()
+        super().__init__(Waiting(nodes, "--nodes", patience))
         self._app = app
         self._contexts = {
             node_of(i): Context(
@@ -35,7 +42,7 @@ class InProcessGrid(OwnGrid):
             for i in range(nodes)
         }
 
-    def get_node_ids(self) -> Iterable[int]:
+    def _present(self) -> list[int]:
         return list(self._contexts)
 
     def wait(self, timeout: float) -> None:
@@ -47,14 +54,17 @@ class InProcessGrid(OwnGrid):
         if context is None:
             answer = unavailable(about.dst_node_id, about.message_id, f"there is no node {about.dst_node_id}")
         else:
-            answer = ask(self._app, message, context)
+            answer = copied(ask(self._app, copied(message), context))
         self._answered(about.message_id, answer)
 
 
 def ask(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
     """What `app` answers. One that raises answers with an error, as on Flower's own nodes."""
     try:
-        return app(message, context)
+        answer = app(message, context)
+        if not isinstance(answer, Message):
+            raise UserError(f"answered with a {type(answer).__name__}, not with a Message")
+        return answer
     except Exception as error:
         name = f"client {context.node_config.get('partition-id', context.node_id)}"
         reason = str(error) if isinstance(error, UserError) else f"raised {type(error).__name__}: {first_line(error)}"

@@ -1,5 +1,7 @@
 """Any Flower app over our gRPC stream: the Grid for its ServerApp, and the long life of a ClientApp."""
 
+import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,6 +13,7 @@ from fedshare.flower import private
 from fedshare.flower.envelope import seal, unseal
 from fedshare.flower.grid import OwnGrid, arrived, client_of, node_of, reply, unavailable
 from fedshare.flower.inprocess import ask
+from fedshare.flower.waiting import Waiting
 from fedshare.stream.client import StreamClient, Welcomed
 from fedshare.stream.frames import Buffer
 from fedshare.stream.server import StreamServer
@@ -20,7 +23,7 @@ class StreamGrid(OwnGrid):
     """The clients of a `StreamServer`. A node is there while its client is connected."""
 
     def __init__(self, server: StreamServer) -> None:
-        super().__init__()
+        super().__init__(Waiting(server.settings.clients or sys.maxsize, "--clients", math.inf))
         self.server = server
         self._tickets: dict[int, Message] = {}  # what was sent and is not answered
 
@@ -34,7 +37,7 @@ class StreamGrid(OwnGrid):
             print(f"waiting for {clients} clients, up to {left:.0f} s more: have {names}", flush=True)
             self.server.wait_for_change(min(left, 5.0))
 
-    def get_node_ids(self) -> Iterable[int]:
+    def _present(self) -> list[int]:
         return [node_of(client) for client in self.server.present()]
 
     def wait(self, timeout: float) -> None:
