@@ -1,6 +1,6 @@
 """From a resolved config to the objects of a run, here and in each worker process."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from fedshare import seeds, weights
 from fedshare.account import Account
 from fedshare.attacks import Attack
 from fedshare.client import Training
-from fedshare.data.dataset import Dataset
+from fedshare.data import split
+from fedshare.data.dataset import Dataset, dtypes
+from fedshare.data.partition import Own
 from fedshare.data.partition.base import Partition
 from fedshare.errors import UserError, first_line
 from fedshare.parts import Parts
@@ -22,14 +24,14 @@ from fedshare.peft import Method
 from fedshare.rates import Rate
 from fedshare.rounds import Schedule
 from fedshare.scratch import Scratch
-from fedshare.simulation import Partitioned, Population
+from fedshare.simulation import Declared, Owned, Part, Partitioned, Population, Shares
 from fedshare.strategy import Strategy
 from fedshare.tasks import Task, models
 from fedshare.threads import one_thread
 from fedshare.trial import attempt
 from fedshare.weights import Given
 
-from . import instantiate
+from . import instantiate, sources
 from .instantiate import make
 from .tracking import Tracker
 
@@ -65,21 +67,53 @@ def begin(population: Population, initial: Path) -> None:
         raise UserError(f"{initial} is damaged: {first_line(error)}") from error
 
 
-def population_of(config: DictConfig) -> Population:
+def population_of(config: DictConfig, own: str | None = None) -> Population:
+    """`own` names the data of the clients of this host, where everyone has data of their own; see `sources.named`."""
     with one_thread():  # or the model's first bits would depend on how many there are
         strategy = make(config.strategy, "strategy", Strategy)
         training = replace(make(config.client, "client", Training), schedule=make(config.schedule, "schedule", Rate))
         task = make(config.task, "task", Task)
         partition = make(config.partition, "partition", Partition)
         device = device_of(config.device)
-        dataset = data(config, task)
-        shares = Partitioned(dataset, partition, config.seed, config.validation)
+        dataset, shares, stand_in = _shared_out(config, task, partition, own)
         module, parts, given = tuned(config, dataset, task)
         scratch = Scratch(module, device, parts)
         attack = make(config.attack, "attack", Attack)
         attack.who(len(shares), config.seed)
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
-        return Population(strategy, scratch, training, shares, config.seed, attack, task, config.unseen, given)
+        return Population(
+            strategy, scratch, training, shares, config.seed, attack, task, config.unseen, given, stand_in
+        )
+
+
+def _shared_out(
+    config: DictConfig, task: Task, partition: Partition, own: str | None
+) -> tuple[Dataset, Shares, Part | None]:
+    """A data set that shows what all examples are like, who has which, and what stands in for those elsewhere."""
+    if not isinstance(partition, Own):
+        if own is not None:
+            raise UserError(f"--data {own}: is for partition=own; this run divides one data set among its clients")
+        dataset = data(config, task)
+        return dataset, Partitioned(dataset, partition, config.seed, config.validation), None
+    if config.train_examples is not None:
+        raise UserError(f"train_examples={config.train_examples}: partition=own has no common data set")
+    like, examples = sources.blank(config, task)
+    if own is None and not partition.sources:
+        return like, Declared(partition.clients, partition.max_examples), examples
+
+    def load(client: int) -> Dataset:
+        where = f"partition.sources[{client}]" if own is None else f"--data {own}, of client {client}"
+        source = config.partition.sources[client] if own is None else sources.named(own, client)
+        try:
+            with split.stream(config.seed, "own", client):
+                found = data(sources.merged(config, source), task)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        if (kinds := dtypes(found.pool)) != (wanted := dtypes(like.pool)):
+            raise UserError(f"{where}: inputs of {kinds}, and data.dtype says {wanted}")
+        return found
+
+    return like, Owned(partition.clients, load, config.seed, config.validation), None
 
 
 def tried(config: DictConfig) -> Population:
@@ -124,7 +158,7 @@ def check(config: DictConfig, seen: set[str]) -> None:
         device_of(config.device)
     if new("data", "train_examples", "partition", "task"):
         task = make(config.task, "task", Task)
-        make(config.partition, "partition", Partition).split(data(config, task), config.seed)
+        _shared_out(config, task, make(config.partition, "partition", Partition), None)
 
 
 def data(config: DictConfig, task: Task) -> Dataset:
@@ -141,17 +175,19 @@ def data(config: DictConfig, task: Task) -> Dataset:
     return dataset if count is None else dataset.scarce(count, config.seed)
 
 
-def schedule(config: DictConfig, sizes: list[int], unseen: Sequence[int] = ()) -> Schedule:
+def schedule(config: DictConfig, population: Population) -> Schedule:
+    shares = population.shares
+    sizes = shares.sizes if isinstance(shares, Declared) else dict(enumerate(population.sizes()))
     return Schedule(
         rounds=config.rounds,
         seed=config.seed,
         clients_per_round=config.clients_per_round,
         evaluate_every=config.evaluate_every,
         evaluate_first=config.evaluate_first,
-        max_examples=max(sizes),  # who claims more than anyone was given is lying
-        sizes=dict(enumerate(sizes)),
-        clients=len(sizes),
-        unseen=tuple(unseen),
+        max_examples=max(sizes.values(), default=0),  # who claims more than anyone was given is lying
+        sizes=sizes,
+        clients=len(shares),
+        unseen=tuple(population.newcomers),
     )
 
 

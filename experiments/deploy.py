@@ -124,6 +124,8 @@ def client(options: argparse.Namespace) -> int:
     places = devices.places(ids, options.gpu, *sharing, gpus, devices.cores())
     for id in ids:  # what is wrong with one is said before any starts
         _client_identity(options, id)
+        if options.data and not Path(path := options.data.replace("{id}", str(id))).expanduser().exists():
+            raise UserError(f"--data {path}: no such file")
     if len(ids) > 1:
         return host.start({id: _command(options, id, places[id]) for id in ids}, places)
     _live(options, ids[0], places[ids[0]])
@@ -169,6 +171,8 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
         node_config["state-dir"] = str(Path(options.state).absolute())
     if options.weights:
         node_config["weights"] = options.weights
+    if options.data:
+        node_config["data"] = options.data
     node_config |= config.node_config(options.node_config)  # an app may have keys of its own by our names
     with terminable():
         while True:
@@ -201,6 +205,7 @@ def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list
         "--keys": options.keys,
         "--state": options.state,
         "--weights": options.weights,
+        "--data": options.data,
         "--app": options.app,
         "--gpu-memory": place.memory,
     }

@@ -73,6 +73,9 @@ def _client(made: Parser) -> None:
         "--weights", metavar="FILE", help="where the server's weights=... lie here; else where the server says"
     )
     made.add_argument(
+        "--data", metavar="FILE", help="this host's own data, for partition=own; {id} stands for the client's number"
+    )
+    made.add_argument(
         "--patience", type=float, default=600.0, metavar="S", help="seconds to wait for a server that is away"
     )
     made.add_argument("--stay", action="store_true", help="when a run is over, wait for the next")

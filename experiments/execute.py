@@ -234,7 +234,7 @@ def played(
         network = Colluding(
             network, population.strategy, population.attack, liars, population.scratch.initial, config.seed
         )
-    schedule = build.schedule(config, population.sizes(), population.newcomers)
+    schedule = build.schedule(config, population)
     account = build.account(population.scratch)
     for done in run_server(population.strategy, network, state, schedule, start, digest, account, population.task):
         yield replace(done, row=done.row | observed(done.row, liars))
@@ -272,11 +272,10 @@ def _due(round: int, config: DictConfig) -> bool:
 
 def _draw_partition(population: Population, folder: RunFolder, name: str) -> None:
     parts = population.shares
-    assert isinstance(parts, Partitioned)  # as build.population makes it
-    if parts.dataset.labels is None:  # sizes alone, as if there were one class
-        counts = np.array(population.sizes())[:, None]
-    else:
+    if isinstance(parts, Partitioned) and parts.dataset.labels is not None:
         counts = table(parts.split, parts.dataset.labels, parts.dataset.classes)
+    else:  # sizes alone, as if there were one class
+        counts = np.array(population.sizes())[:, None]
     partition_plot(counts, folder.path / "partition.svg", title=f"{name}: training examples by client and class")
 
 
@@ -289,13 +288,13 @@ def _save(folder: RunFolder, network: Network, done: Round) -> float:
 
 
 def _population_line(population: Population) -> str:
-    sizes = np.array(population.sizes())
+    sizes = np.array([size for size in population.sizes() if size] or [0])  # of those that are known
     scratch = population.scratch
     parameters, shared = (
         sum(scratch.shapes[name].numel() for name in names) for names in (scratch.shapes, scratch.shared)
     )
     part = f", {shared:,} of them shared" if shared != parameters else ""
     return (
-        f"{len(sizes)} clients with {sizes.min()} to {sizes.max()} examples (median {np.median(sizes):g}) · "
-        f"{parameters:,} parameters{part}"
+        f"{len(population.shares)} clients with {sizes.min()} to {sizes.max()} examples "
+        f"(median {np.median(sizes):g}) · {parameters:,} parameters{part}"
     )

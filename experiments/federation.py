@@ -24,7 +24,7 @@ from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
 from fedshare.report.attendance import attendance_table
 from fedshare.runs import RunFolder
-from fedshare.simulation import Population
+from fedshare.simulation import Declared, Population
 
 from . import beginnings, build, compose, execute
 
@@ -65,7 +65,10 @@ def _overrides(run_config: RunConfig) -> list[str]:
 
 def agreed(config: DictConfig) -> str:
     """What everyone in a run must have alike, as one text."""
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(config, list(SHARED)), sort_keys=True)
+    shared = OmegaConf.masked_copy(config, list(SHARED))
+    if "sources" in shared.partition:  # where a client's own data come from is its host's affair
+        shared.partition.sources, shared.data.load = [], None
+    return OmegaConf.to_yaml(shared, sort_keys=True)
 
 
 def digest(config: DictConfig) -> str:
@@ -76,13 +79,17 @@ def digest(config: DictConfig) -> str:
 def population(run_config: RunConfig, node_config: RunConfig) -> tuple[str, Population]:
     """On a client: what it must have in common with the others, and everyone who may take part.
 
-    Its own are ``device`` and, where the server's path means nothing here, ``weights``.
+    Its own are ``device``, its ``data`` where all have data of their own, and, where the server's path means nothing
+    here, ``weights``.
     """
     config = config_of(run_config)
     text = agreed(config)
     config.device = str(node_config.get("device", "cpu"))
     config.weights = node_config.get("weights", config.weights)
-    return text, build.population_of(config)
+    own = node_config.get("data")
+    if own is None and "sources" in config.partition:
+        raise UserError("partition=own: the data of this host are required: --data FILE, or data in the node config")
+    return text, build.population_of(config, None if own is None else str(own))
 
 
 def order_of(run_config: RunConfig, config: DictConfig) -> Order:
@@ -113,8 +120,11 @@ def serve(grid: Any, run_config: RunConfig) -> None:
         folder.check_new()
     config.device = "cpu"
     here = build.tried(config)
+    declared = here.shares if isinstance(here.shares, Declared) else None
     if resuming:
         beginnings.begin(folder, here, config)
+        if declared is not None:
+            declared.recall(folder.declared)
     everyone = len(here.shares)
     clients = order.clients or everyone
     if not 1 <= clients <= everyone:
@@ -122,15 +132,21 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     terms = Terms.of(agreed(config), here)
     run = _run_id(folder)
     network = FlowerNetwork(
-        grid, terms, run, config.timeout, everyone, clients, order.wait, on_error=config.on_client_error
+        *(grid, terms, run, config.timeout, everyone, clients, order.wait),
+        on_error=config.on_client_error,
+        declared=declared,
     )
     if not resuming:
         _gather(network)  # before anything is created
+        if declared is not None:
+            declared.keep(folder.declared)
         beginnings.create(folder, config, here)
     with folder.lock():
         write_atomically(folder.path / RUN_ID, run.hex() + "\n")
         start = _start(folder, config) if resuming else None
         if resuming:
+            if declared is not None:
+                declared.keep(folder.declared)
             _gather(network)
             write_atomically(folder.config, OmegaConf.to_yaml(config))
             folder.rewind(start.round if start else 0)

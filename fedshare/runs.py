@@ -42,6 +42,7 @@ class RunFolder:
         self.model = self.path / "model.safetensors"
         self.best = self.path / "best"  # a checkpoint of the best round,
         self.best_model = self.path / "best.safetensors"  # and its model
+        self.declared = self.path / "declared.json"  # how many examples clients with data of their own have
         self.initial = self.path / "initial.safetensors"
         self.ledger = LedgerFile(self.path / "ledger")
 

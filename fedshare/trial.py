@@ -1,6 +1,7 @@
 """One real step before anything is created: what cannot work is found now, and named."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -25,6 +26,8 @@ def attempt(population: Population) -> None:
     Raises UserError where the model, the task, the optimizer or the privacy cannot do that.
     """
     scratch, training, task = population.scratch, population.training, population.task
+    if population.stand_in:  # nobody's data are here
+        population = replace(population, shares=[population.stand_in], stand_in=None)
     id, rows = _smallest(population)
     client = population.client(id, {})
     try:

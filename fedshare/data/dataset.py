@@ -164,6 +164,12 @@ def parts(inputs: Inputs) -> list[Tensor]:
     return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
+def dtypes(examples: Examples) -> list[str]:
+    """The types of the inputs that a model is given, as torch names them."""
+    inputs, _ = examples.batch(slice(0, 1))
+    return [str(part.dtype).removeprefix("torch.") for part in parts(inputs)]
+
+
 def as_input(value: Any) -> Tensor:
     """float64 is what numpy makes of numbers unless told otherwise, and no model's type."""
     return value if isinstance(value, Tensor) else as_tensor(value, {np.dtype(np.float64): np.dtype(np.float32)})

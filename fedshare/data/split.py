@@ -1,9 +1,25 @@
 """The split into training and test of data sets that are published without one: fixed, the same for every run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import numpy as np
 
 from fedshare.errors import UserError
-from fedshare.seeds import numpy_generator
+from fedshare.seeds import Key, numpy_generator
+
+_stream: ContextVar[tuple[Key, ...]] = ContextVar("stream", default=())
+
+
+@contextmanager
+def stream(*key: Key) -> Iterator[None]:
+    """Inside, splits are drawn from the stream of `key`: those of a client's own data by its id."""
+    token = _stream.set(key)
+    try:
+        yield
+    finally:
+        _stream.reset(token)
 
 
 def stratified(labels: np.ndarray, test: float, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -32,6 +48,6 @@ def divided(labels: np.ndarray | None, count: int, test: float, name: str) -> tu
 def _held_out(labels: np.ndarray, counts: dict[int, int], name: str) -> tuple[np.ndarray, np.ndarray]:
     held_out = np.zeros(len(labels), dtype=bool)
     for label, count in counts.items():
-        order = numpy_generator("split", name, int(label)).permutation(np.flatnonzero(labels == label))
+        order = numpy_generator(*_stream.get(), "split", name, int(label)).permutation(np.flatnonzero(labels == label))
         held_out[order[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -44,7 +44,7 @@ def client_app(build: Build) -> ClientApp:
 
     def participant(context: Context) -> Participant:
         device = str(context.node_config.get("device", "cpu"))
-        own: UserConfig = {name: v for name, v in context.node_config.items() if name in ("device", "weights")}
+        own: UserConfig = {name: v for name, v in context.node_config.items() if name in ("data", "device", "weights")}
         key = repr((sorted(context.run_config.items()), sorted(own.items())))
         with lock:
             if key not in here:

@@ -19,6 +19,7 @@ from fedshare.flower.private import RAISED, names_of
 from fedshare.flower.records import unwrap, wrap
 from fedshare.network import Purpose
 from fedshare.payload import Payload, same_tensors
+from fedshare.simulation import Declared
 from fedshare.state import State
 
 ATTEND, INITIAL = "query.attend", "query.initial"
@@ -33,7 +34,8 @@ class FlowerNetwork:
     `run` names the run whose memories they are to use; `timeout` is how many seconds a client may take for an answer.
     The first round waits for `clients` of `everyone`, a later one for half as many, both up to `patience` seconds. A
     node is asked who it is when it comes; then its client takes part whenever the Grid lists the node. A client that
-    raises is absent from the round, or with ``on_error="halt"`` ends the run.
+    raises is absent from the round, or with ``on_error="halt"`` ends the run. `declared` takes down how many examples
+    a client says it has, where the server does not know.
     """
 
     remote = True
@@ -49,10 +51,12 @@ class FlowerNetwork:
         patience: float = 600.0,
         say: Callable[[str], None] = print,
         on_error: Literal["halt", "drop"] = "drop",
+        declared: Declared | None = None,
     ) -> None:
         self.attendance: dict[int, Attendance] = {}  # by client
         self.refused: dict[int, str] = {}  # by node: why it does not take part
         self._grid, self._terms, self._run, self._timeout = grid, terms, run, timeout
+        self._declared = declared
         self._halts = on_error == "halt"
         self._everyone, self._needed, self._patience, self._say = everyone, clients, patience, say
         self._wait: Callable[[float], None] = getattr(grid, "wait", lambda _: time.sleep(_POLL))
@@ -137,6 +141,8 @@ class FlowerNetwork:
         other = self._nodes.get(client, node)
         if other != node and other in here:
             raise ValueError(f"it says that it is client {client}, and so does node {other}")
+        if self._declared is not None:
+            self._declared.declare(client, attendance.examples)
         if self._begun or node in self.refused:
             self._say(
                 f"client {client} takes part: {attendance.host}, {attendance.device}, {attendance.examples} examples"

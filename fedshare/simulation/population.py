@@ -50,6 +50,20 @@ class Part(NamedTuple):
         return len(self.train)
 
 
+def held_out(count: int, share: float) -> int:
+    """How many of so many training examples validate; one is left to train on."""
+    return min(round(share * count), count - 1)
+
+
+def validating(rows: np.ndarray, share: float, client: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A client's rows to train on, and those to validate with, drawn by its id and the seed; both sorted."""
+    count = held_out(len(rows), share)
+    if not count:
+        return rows, rows[:0]
+    order = shuffled(len(rows), numpy_generator(seed, "validation", client))
+    return rows[np.sort(order[count:])], rows[np.sort(order[:count])]
+
+
 @dataclass(frozen=True)
 class Cut:
     """A client's part of a partition, cut out when asked for: ten thousand of them cost no memory."""
@@ -59,7 +73,8 @@ class Cut:
 
     @property
     def size(self) -> int:
-        return len(self.parts.split.train[self.client]) - self.parts.held_out(self.client)
+        count = len(self.parts.split.train[self.client])
+        return count - held_out(count, self.parts.validation)
 
     @property
     def train(self) -> Examples:
@@ -76,12 +91,8 @@ class Cut:
 
     @property
     def _divided(self) -> tuple[np.ndarray, np.ndarray]:
-        """The indices to train on, and those to validate with; both sorted."""
-        rows, count = self.parts.split.train[self.client], self.parts.held_out(self.client)
-        if not count:
-            return rows, rows[:0]
-        order = shuffled(len(rows), numpy_generator(self.parts.seed, "validation", self.client))
-        return rows[np.sort(order[count:])], rows[np.sort(order[:count])]
+        rows = self.parts.split.train[self.client]
+        return validating(rows, self.parts.validation, self.client, self.parts.seed)
 
     def _view(self, indices: np.ndarray) -> Examples:
         examples = self.parts.dataset.pool.subset(indices)
@@ -95,11 +106,6 @@ class Partitioned(Sequence[Cut]):
         self.dataset, self.partition, self.seed, self.validation = dataset, partition, seed, validation
         self.split: Split = partition.split(dataset, seed)
 
-    def held_out(self, client: int) -> int:
-        """How many of a client's training examples validate; one is left to train on."""
-        count = len(self.split.train[client])
-        return min(round(self.validation * count), count - 1)
-
     def __len__(self) -> int:
         return len(self.split.train)
 
@@ -109,6 +115,9 @@ class Partitioned(Sequence[Cut]):
         return Cut(client, self)
 
 
+Shares = Sequence[Sized]  # by client id
+
+
 @dataclass(frozen=True)
 class Population:
     """Client i has ``shares[i]``."""
@@ -116,12 +125,13 @@ class Population:
     strategy: Strategy
     scratch: Scratch
     training: Training
-    shares: Sequence[Sized]
+    shares: Shares
     seed: int
     attack: Attack = field(default_factory=Attack)
     task: Task = field(default_factory=Classification)
     unseen: int = 0  # how many clients never train, and are tested as newcomers
     given: Given | None = None  # what of the model came from a file of weights
+    stand_in: Part | None = None  # examples that are like those that are elsewhere, where clients have their own
 
     @cached_property
     def adversaries(self) -> list[int]:

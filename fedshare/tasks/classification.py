@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedshare.data.dataset import Dataset
+from fedshare.data.dataset import Dataset, Inputs, parts
 from fedshare.errors import UserError
 from fedshare.tasks import targets as kinds
 from fedshare.tasks.task import Losses, Task
@@ -85,6 +85,9 @@ class Classification(Task):
             )
         return kinds.classes(dataset, {IGNORED, self.ignore_index})
 
+    def blank(self, inputs: Inputs, classes: int) -> Tensor:
+        return torch.zeros(len(parts(inputs)[0]), dtype=torch.int64)
+
     def shapes(self, targets: Tensor, classes: int) -> list[list[int]]:
         return [[*targets.shape, classes]]
 
@@ -98,6 +101,10 @@ class Segmentation(Classification):
     def last(self, outputs: Tensor) -> Tensor:
         return outputs.movedim(1, -1)
 
+    def blank(self, inputs: Inputs, classes: int) -> Tensor:
+        image = parts(inputs)[0]
+        return torch.zeros((len(image), *image.shape[2:]), dtype=torch.int64)
+
     def shapes(self, targets: Tensor, classes: int) -> list[list[int]]:
         return [[len(targets), classes, *targets.shape[1:]]]
 
@@ -107,6 +114,9 @@ class LanguageModel(Classification):
     """The next token at each position: logits ``[batch, length, classes]``, targets ``[batch, length]``."""
 
     OWN: ClassVar[Mapping[str, str]] = {"accuracy": "higher", "perplexity": "lower"}
+
+    def blank(self, inputs: Inputs, classes: int) -> Tensor:
+        return torch.zeros(parts(inputs)[0].shape[:2], dtype=torch.int64)
 
     def made(self, sums: Tensors) -> dict[str, float]:
         weight = float(sums["weight"])

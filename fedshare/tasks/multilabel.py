@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedshare.data.dataset import Dataset
+from fedshare.data.dataset import Dataset, Inputs, parts
 from fedshare.errors import UserError
 from fedshare.tasks import targets as kinds
 from fedshare.tasks.task import Losses, Task
@@ -77,6 +77,9 @@ class MultiLabel(Task):
             many = len(self.positive_weights)
             raise UserError(f"task.positive_weights: {many}, and {dataset.name} has {dataset.classes} labels")
         return kinds.labels(dataset, IGNORED)
+
+    def blank(self, inputs: Inputs, classes: int) -> Tensor:
+        return torch.zeros((len(parts(inputs)[0]), classes), dtype=torch.int8)
 
     def shapes(self, targets: Tensor, classes: int) -> list[list[int]]:
         return [list(targets.shape)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedshare.data.dataset import Dataset
+from fedshare.data.dataset import Dataset, Inputs, parts
 from fedshare.errors import UserError
 from fedshare.tasks import targets as kinds
 from fedshare.tasks.task import Losses, Task
@@ -51,6 +51,10 @@ class Regression(Task):
 
     def fitted(self, dataset: Dataset) -> Dataset:
         return kinds.numbers(dataset)
+
+    def blank(self, inputs: Inputs, classes: int) -> Tensor:
+        count = len(parts(inputs)[0])
+        return torch.zeros(count if classes == 1 else (count, classes))
 
     def shapes(self, targets: Tensor, classes: int) -> list[list[int]]:
         plain = list(targets.shape)

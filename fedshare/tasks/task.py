@@ -98,6 +98,10 @@ class Task(ABC):
         return dataset
 
     @abstractmethod
+    def blank(self, inputs: Inputs, classes: int) -> Tensor:
+        """Targets for these inputs, all 0: what stands in for data that are elsewhere."""
+
+    @abstractmethod
     def shapes(self, targets: Tensor, classes: int) -> list[list[int]]:
         """The shapes that outputs for these targets may have, the usual one first."""
 

@@ -6,6 +6,7 @@ from fedshare.data.partition.feature import FeatureSkew
 from fedshare.data.partition.fling import Fling
 from fedshare.data.partition.flwr import Flwr
 from fedshare.data.partition.label import Dirichlet, DirichletClient, Imbalance, Pathological, Shards
+from fedshare.data.partition.own import Own
 from fedshare.data.partition.pfllib import PfllibDir, PfllibExdir, PfllibPat
 from fedshare.data.partition.rffl import RfflClassImbalance, RfflPowerlaw, RfflUniform
 from fedshare.data.partition.simple import Iid, Natural, Quantity
@@ -19,6 +20,7 @@ __all__ = [
     "Iid",
     "Imbalance",
     "Natural",
+    "Own",
     "Partition",
     "Pathological",
     "PfllibDir",
