@@ -183,7 +183,7 @@ def test_a_run_without_weights_holds_all_of_its_model(kind: str, run: Runs) -> N
 def weights(path: Path, *overrides: str) -> Path:
     """A backbone whose head is for other classes."""
     config = compose.resolved(["model=mlp", "model.hidden=[8,8]", "seed=9", *overrides])
-    model = build.backbone(config, build.data(config))
+    model = world.backbone(config)
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tensors["head.weight"], tensors["head.bias"] = torch.rand(3, 8), torch.rand(3)
     save_file(tensors, path)

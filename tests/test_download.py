@@ -16,12 +16,12 @@ from omegaconf import OmegaConf
 from test_llama import file_of, tiny
 from test_tokenizer import PIECES, PUBLISHED, content
 
+import world
 from fedshare.data import download, files, sentiment, sources
 from fedshare.data.files import find
 from fedshare.data.sources import Source
 from fedshare.data.tokenizer import Llama2cTokenizer
 from fedshare.errors import UserError
-from fedshare.experiments import build
 from fedshare.experiments.compose import resolved
 from fedshare.experiments.instantiate import make
 from fedshare.models import Llama2c
@@ -325,7 +325,7 @@ def test_published_names_that_nobody_answers_for(
     with pytest.raises(
         UserError, match=f"^data.load: put stories260K.bin, tok512.bin into {place}: not there, and"
     ) as no:
-        build.data(resolved(["data=shakespeare_tokens"]))
+        world.dataset(resolved(["data=shakespeare_tokens"]))
     one_line(no)
     assert "weights=" not in str(no.value)
     model = resolved(["data=shakespeare_tokens"]).model

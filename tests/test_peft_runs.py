@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+import world
 from fedshare import checkpoint
 from fedshare.data import digits
 from fedshare.errors import UserError
@@ -67,13 +68,13 @@ def test_a_run_says_what_each_group_cost_beside_full_sharing(
         group: 4 * sum(scratch.shapes[name].numel() for name in scratch.shared if scratch.parts.groups[name] == group)
         for group in ("bias", "head")
     }
-    whole = 4 * scratch.flat.numel()
+    whole = 4 * scratch.size
     for row in run.rows():
         for way in ("up", "down"):
             assert row[f"bytes_{way}_by_group"] == {f"params/{group}": 4 * size[group] for group in size}
             assert row[f"bytes_{way}"] == 4 * sum(size.values())
             assert row[f"bytes_{way}_full"] == 4 * whole
-    assert f"{scratch.flat.numel():,} parameters, {sum(size.values()) // 4:,} of them shared" in said
+    assert f"{scratch.size:,} parameters, {sum(size.values()) // 4:,} of them shared" in said
     assert f"{100 * sum(size.values()) / whole:.3g} % of full sharing" in said
     assert "params/bias: " in said
     assert load_file(run.model).keys() == set(scratch.shared)
@@ -102,7 +103,7 @@ def test_without_a_partition_all_is_shared_and_nothing_more_is_said(
 
 def test_a_run_starts_from_weights_and_trains_a_fresh_head_where_classes_differ(tmp_path: Path) -> None:
     config = resolved([*SMALL, "data.classes=10"])
-    backbone, *_ = build.tuned(config, build.data(config))
+    backbone = world.backbone(config)
     tensors = {name: tensor + 0.25 for name, tensor in backbone.state_dict().items()}
     tensors["head.weight"], tensors["head.bias"] = torch.ones(7, 16), torch.ones(7)
     save_file(tensors, tmp_path / "seven.safetensors")
@@ -133,7 +134,7 @@ def test_scarce_data_are_a_part_of_the_training_examples_and_all_of_the_test(tmp
 
 def backbone(path: Path, shift: float = 0.25) -> Path:
     config = resolved(SMALL)
-    model = build.backbone(config, build.data(config))
+    model = world.backbone(config)
     save_file({name: tensor + shift for name, tensor in model.state_dict().items()}, path)
     return path
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fedshare import seeds
 from fedshare.client import Training
-from fedshare.data.dataset import Examples
+from fedshare.data.dataset import Dataset, Examples
+from fedshare.experiments import build as building
 from fedshare.experiments.instantiate import make
 from fedshare.network import Purpose
 from fedshare.payload import Payload
@@ -17,6 +18,7 @@ from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import State
 from fedshare.strategy import Strategy
+from fedshare.tasks import Task
 from fedshare.tensors import Tensors
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +57,16 @@ def strategy(name: str) -> Strategy:
     made = make(strategy_config(name), "strategy")
     assert isinstance(made, Strategy)
     return made
+
+
+def dataset(config: DictConfig) -> Dataset:
+    """The data set of a resolved config."""
+    return building.data(config, make(config.task, "task", Task))
+
+
+def backbone(config: DictConfig) -> nn.Module:
+    """The model of a resolved config, before anything is added to it."""
+    return building.backbone(config, dataset(config), make(config.task, "task", Task))
 
 
 def sgd(parameters: object, lr: float = 0.1) -> torch.optim.Optimizer:
