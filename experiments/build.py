@@ -102,7 +102,7 @@ def _shared_out(
         return like, Declared(partition.clients, partition.max_examples), examples
 
     def load(client: int) -> Dataset:
-        where = f"partition.sources[{client}]" if own is None else f"--data {own}, of client {client}"
+        where = f"partition.sources[{client}]" if own is None else f"--data {own.replace('{id}', str(client))}"
         source = config.partition.sources[client] if own is None else sources.named(own, client)
         try:
             with split.stream(config.seed, "own", client):

@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 from fedshare import keys
+from fedshare.experiments.cli import main
+from fedshare.runs import RunFolder, verify
 from world import PATIENCE
 
 
@@ -117,3 +121,56 @@ def eventually(true: Callable[[], bool], what: str) -> None:
 
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def run(*arguments: str) -> None:
+    """A command of ours, in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code in (0, None)
+
+
+def simulated(folder: Path, *overrides: str) -> Path:
+    run("run", *overrides, f"folder={folder}", "workers=0")
+    return folder
+
+
+def assert_equal(deployed: Path, simulation: Path) -> None:
+    same, sentence = verify(RunFolder(deployed), RunFolder(simulation))
+    assert same, sentence
+    mine, others = RunFolder(deployed).rows(), RunFolder(simulation).rows()
+    assert [row | {"seconds": 0} for row in mine] == [row | {"seconds": 0} for row in others]
+
+
+class Deployment:
+    """A server process and three client processes, any of which may be killed and started again."""
+
+    def __init__(self, folder: Path, keys: Path, *overrides: str) -> None:
+        self.folder, self.keys, self.overrides = folder, keys, overrides
+        self.address, self.run = f"127.0.0.1:{free_port()}", folder / "run"
+        self.commands: list[Command] = []
+
+    def server(self, *flags: str) -> Command:
+        return self._start(
+            *("server", *self.overrides, "--listen", self.address, "--keys", str(self.keys), "--resume"),
+            *(str(self.run), "--wait", str(PATIENCE), "--heartbeat", "0.5", "--grace", str(PATIENCE), *flags),
+        )
+
+    def client(self, id: int, *flags: str) -> Command:
+        return self._start(
+            *("client", self.address, "--keys", str(self.keys), "--id", str(id), "--gpu", "none"),
+            *("--heartbeat", "0.5", *flags),
+        )
+
+    def _start(self, *arguments: str) -> Command:
+        self.commands.append(Command(self.folder, *arguments))
+        return self.commands[-1]
+
+    def rounds(self) -> int:
+        return lines(self.run / "metrics.jsonl")
+
+    def reach(self, round: int, server: Command) -> None:
+        eventually(
+            lambda: self.rounds() >= round or server.process.poll() is not None, f"round {round}:\n{server.said}"
+        )
+        assert self.rounds() >= round, server.said

@@ -39,7 +39,7 @@ WRONG = {
     "rounds=many": "rounds=many: value 'many' of type 'str' could not be converted to Integer",
     "partition.alpha=x": "partition.alpha=x: must be a number",
     "strategy.weighted=3": "strategy.weighted=3: must be true or false",
-    "client.epochs=1.5": "client.epochs=1.5: must be an integer",
+    "client.epochs=many": "client.epochs=many: must be a number",
     "model.hidden=3": "model.hidden=3: must be a list of int",
     "client.optimizer.lr=fast": "client.optimizer.lr=fast: must be a number",
     # values out of range
@@ -52,7 +52,7 @@ WRONG = {
     "partition.clients=0": "partition: clients must be a whole number >= 1, not 0",
     "partition.clients=5000": "partition: 5000 clients with at least 2 examples each need 10000; data=digits has 1442",
     "client.optimizer.lr=-1": "client: optimizer: Invalid learning rate: -1",
-    "client.epochs=0": "client: epochs must be at least 1, not 0",
+    "client.epochs=0": "client: epochs must be above 0, not 0",
     "client.lr_decay=0": "client: lr_decay must be in (0, 1], not 0",
     # things that do not fit together
     "data.classes=7": "data.classes=7: digits has 10",

@@ -21,13 +21,17 @@ from fedshare.strategy import Strategy
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 # Their keys come from a text data set.
 LANGUAGE = {"language_model", "stories260k", "text_cnn", "text_transformer", "transformers"}
-STATED = ["data.shape=[3,8,8]", "data.classes=4"]
+# What data of one's own leave open.
+OPEN = {"shape": "[3,8,8]", "classes": "4", "clients": "3", "load.path": "mine", "load.inputs": "x", "load.target": "y"}
 
 
 def given(group: str, option: str) -> list[str]:
-    """The overrides that choose an option, with what data of one's own leave open."""
-    own = group == "data" and OmegaConf.load(CONF / group / f"{option}.yaml").get("shape") is None
-    return [f"{group}={option}", *STATED * own]
+    """The overrides that choose an option, with what it requires."""
+    if group != "data":
+        return [f"{group}={option}"]
+    config = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
+    values = config | {f"load.{key}": value for key, value in (config["load"] or {}).items()}
+    return [f"data={option}", *(f"data.{key}={value}" for key, value in OPEN.items() if values.get(key, 0) is None)]
 
 
 @pytest.mark.parametrize(("group", "option"), [optional.option(*pair) for pair in OPTIONS])

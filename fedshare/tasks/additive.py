@@ -12,11 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fedshare.errors import UserError, first_line
 from fedshare.tensors import Tensors
 
 Metrics = Mapping[str, Any]
+
+
+class _InFloat64(TorchFunctionMode):
+    """torchmetrics say `.float()` in places, whatever a metric's dtype is, and 1e-9 of a result is lost."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            return args[0].double()
+        return func(*args, **(kwargs or {}))
 
 
 def check(name: str, metric: Any) -> None:
@@ -54,7 +64,8 @@ def updated(metrics: Metrics, predictions: Tensor, targets: Tensor) -> Tensors:
         made = fresh(metric)
         if len(targets):
             try:
-                made.update(binary(metric, predictions.cpu()), targets.cpu())
+                with _InFloat64():
+                    made.update(binary(metric, predictions.cpu()), targets.cpu())
             except (ValueError, RuntimeError, TypeError, IndexError) as error:
                 raise UserError(f"task.metrics.{name}: {first_line(error)}") from error
         found |= {f"{name}.{state}": value for state, value in made.metric_state.items()}
@@ -68,7 +79,7 @@ def scores(metrics: Metrics, sums: Tensors) -> dict[str, float]:
         made = fresh(metric)
         for state in made.metric_state:
             setattr(made, state, sums[f"{name}.{state}"].clone())
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _InFloat64():
             warnings.simplefilter("ignore")  # it was never updated, and a class may be absent
             value = made.compute()
         if not isinstance(value, Tensor) or value.numel() != 1:
