@@ -8,7 +8,7 @@ cd "$folder"
 # venv_with PACKAGE==VERSION ...: the environment, with these packages and what they need.
 venv_with() {
     "${PYTHON:-python3}" -m venv "$folder/venv"
-    "$folder/venv/bin/pip" install --quiet --disable-pip-version-check "$@"
+    "$folder/venv/bin/pip" install --quiet --no-compile --disable-pip-version-check "$@"
 }
 
 # run <<'PY' ... PY: a program in that environment; extra words are its arguments.

@@ -5,8 +5,8 @@
 # Seen: torch's x.conj() is a view with a flag; save writes the bytes beneath. [1-2j, 3+1j] comes back as [1+2j, 3-1j],
 #   with no error. resolve_conj() before saving helps.
 # Expected: the tensor's values, or a refusal as for other views (a transposed tensor is refused).
-# Matters: updates compressed in the Fourier domain, and spectral adapters, travel as complex tensors; half of every
-#   spectrum of real numbers is a conjugate.
+# Matters: updates compressed in the Fourier domain travel as complex tensors, and conj() is how half of a spectrum of
+#   real numbers is made from the other. What arrives is another update.
 source "$(dirname "$0")/common.sh"
 venv_with safetensors==0.8.0 torch==2.13.0 numpy==2.4.6
 
