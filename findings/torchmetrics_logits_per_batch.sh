@@ -2,8 +2,8 @@
 # torchmetrics decides batch by batch whether scores are logits, so an AUROC depends on how they are batched.
 #
 # Versions: torchmetrics 1.9.0, torch 2.13.0.
-# Seen: a batch with any score outside [0, 1] goes through a sigmoid, a batch inside does not. The same eight scores have
-#   AUROC 1.0 in one update, and 0.9375 in two.
+# Seen: a batch with any score outside [0, 1] goes through a sigmoid, a batch inside does not. The same eight scores
+#   have AUROC 1.0 in one update, and 0.9375 in two.
 # Expected: an AUROC depends on the order of the scores alone, and one metric treats all its scores alike.
 # Matters: every client is a batch. A client whose logits happen to lie in [0, 1] is put on another scale than the
 #   rest, and the pooled AUROC is wrong without a word. Hand probabilities over, never logits.
