@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedshare.errors import UserError, first_line
 
+from . import words
 from .config import Root, check_ranges, register
 from .own import importable
 
@@ -112,7 +113,9 @@ def _plain(whole: DictConfig, key: str) -> Any:
     if key not in whole:
         raise UserError(f"{key}: has no value, and cannot do without")
     value = whole[key]  # resolved in the whole, where ${hydra:...} and its sisters are found
-    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+    if not OmegaConf.is_config(value):
+        return value
+    return words.numbers(OmegaConf.to_container(value, resolve=True, throw_on_missing=True))
 
 
 def jobs(overrides: Sequence[str], name: str = "config", app: Hydra | None = None) -> list[list[str]]:

@@ -18,7 +18,7 @@ from fedshare.attacks.update import CHANGE, MODEL
 from fedshare.best import Best
 from fedshare.chain import START
 from fedshare.checkpoint import Checkpoint
-from fedshare.data.partition import table
+from fedshare.data.partition import left_out, table
 from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.files import write_atomically
 from fedshare.network import Network
@@ -156,6 +156,8 @@ def rounds(
         network.kept(checkpoint.rounds(folder.checkpoints)[-1])
     _open_ledger(folder, population.strategy, state)
     _draw_partition(population, folder, config.name)
+    if isinstance(parts := population.shares, Partitioned) and (line := left_out(parts.split, parts.dataset)):
+        print(line, flush=True)
     best = best_of(config, population, folder.rows())
     tracker = make(config.tracking, "tracking", Tracker)
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"

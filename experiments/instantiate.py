@@ -57,10 +57,10 @@ def check(node: Any, path: str) -> None:
     except ValueError:
         return  # written in C: it will say itself what it takes
     _check_names(node, path, arguments)
-    hints = _hints(target)
+    expected = hints(target)
     for key, value in node.items():
-        if key in arguments and key in hints and not fits(value, hints[key]):
-            raise UserError(f"{path}.{key}={_shown(value)}: must be {describe(hints[key])}")
+        if key in arguments and key in expected and not fits(value, expected[key]):
+            raise UserError(f"{path}.{key}={_shown(value)}: must be {describe(expected[key])}")
 
 
 def _fault(error: BaseException) -> str:
@@ -81,7 +81,8 @@ def _check_names(node: DictConfig, path: str, arguments: typing.Mapping[str, ins
         raise UserError(f"{path}: lacks {', '.join(lacking)}")
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a target's arguments, as far as they are known."""
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except Exception:  # a foreign module's annotations may not resolve: then its values go unchecked

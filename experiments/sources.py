@@ -11,6 +11,8 @@ from fedshare.errors import UserError, first_line
 from fedshare.simulation import Part
 from fedshare.tasks import Task
 
+from . import words
+
 _BLANKS = 8  # more than one, or no model with a BatchNorm could be tried on them
 
 
@@ -40,7 +42,8 @@ def merged(config: DictConfig, source: Any) -> DictConfig:
     elif "_target_" not in source and load is None:
         raise UserError("lacks the _target_ that loads it, for data.load is null")
     own = config.copy()
-    own.data.load = source if "_target_" in source else OmegaConf.merge(load, source)
+    whole = OmegaConf.create(source if "_target_" in source else OmegaConf.merge(load, source))
+    own.data.load = words.numbers(OmegaConf.to_container(whole))
     return own
 
 

@@ -13,10 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from fedshare.errors import UserError, first_line
+from fedshare.errors import UserError
 from fedshare.extras import importing
 
 _LOOSE = 100.0  # an epsilon that promises nothing; to bound it more tightly would take gigabytes
+_RANGE = (2.0**-20, 2.0**20)  # of a noise_multiplier that is looked for, from 1 on; beyond, sums lose their digits
+_CLOSE = 1e-9  # two noises so near to each other are one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,9 @@ def noise_for(
 ) -> float:
     """The `noise_multiplier` with which `steps` steps at `rate` spend `epsilon`, or up to 1 % (at most 0.01) less.
 
-    `steps` counts a client's steps in all rounds in which it takes part: epochs * ceil(examples / batch_size) in each;
-    `rate` is batch_size / examples. Raises UserError where no noise is enough.
+    What it spends is what `Privacy.epsilon` says. Where that jumps, as prv's does to rdp's at 100, it is the least
+    noise below the jump. `steps` counts a client's steps in all rounds in which it takes part: epochs * ceil(examples /
+    batch_size) in each; `rate` is batch_size / examples. Raises UserError where no noise from 2**-20 to 2**20 does.
     """
     if not (0 < epsilon < math.inf and 0 < delta < 1 and 0 < rate <= 1 and steps >= 1):
         raise UserError(
@@ -78,22 +81,30 @@ def noise_for(
             "0 < rate <= 1 and steps >= 1"
         )
     _require_opacus()
-    from opacus.accountants.utils import get_noise_multiplier
 
-    try:
-        with _quiet():
-            return float(
-                get_noise_multiplier(
-                    target_epsilon=epsilon,
-                    target_delta=delta,
-                    sample_rate=rate,
-                    steps=steps,
-                    accountant=accountant,
-                    epsilon_tolerance=min(0.01, epsilon / 100),
-                )
+    def spent(noise: float) -> float:
+        return _epsilon(accountant, noise, float(rate), steps, float(delta))
+
+    least, most = _RANGE
+    low = high = 1.0
+    while not spent(high) <= epsilon:
+        low, high = high, high * 2
+        if high > most:
+            raise UserError(f"{_asked(epsilon, delta)}: no noise is enough: {most:g} spends {spent(most):.3g}")
+    while spent(low) <= epsilon:
+        low, high = low / 2, low
+        if low < least:
+            raise UserError(
+                f"{_asked(epsilon, delta)}: hardly any noise is enough: {least:g} spends {spent(least):.3g}"
             )
-    except ValueError as error:
-        raise UserError(f"epsilon={epsilon}, delta={delta}: no noise is enough: {first_line(error)}") from error
+    while epsilon - spent(high) > min(0.01, epsilon / 100) and high / low > 1 + _CLOSE:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
+    return high
+
+
+def _asked(epsilon: float, delta: float) -> str:
+    return f"epsilon={epsilon}, delta={delta}"
 
 
 @lru_cache(maxsize=4096)

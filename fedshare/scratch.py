@@ -176,6 +176,9 @@ class Scratch:
         else:
             for name in self.parts.awake:
                 self.module.get_submodule(name).train()
+            for name, module in self.module.named_modules():  # what is added to a layer may hold the layer itself
+                if name not in self.parts.awake:
+                    module.training = False
 
     def _gather(self) -> None:
         """Take over what was assigned, as in ``self.mean = ...``, and not written in place."""

@@ -9,7 +9,7 @@ import pytest
 from fedshare.extras import EXTRAS, root_cause
 
 NEEDED = {("client", "dpsgd"): "opacus"} | {
-    ("peft", name): "peft" for name in ("lora", "ffa_lora", "fedsa_lora", "ia3")
+    ("peft", name): "peft" for name in ("lora", "ffa_lora", "fedsa_lora", "ia3", "vera", "vblora")
 }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import random
 import sys
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from fedshare.data.partition import (
     RfflUniform,
     Shards,
     Split,
+    left_out,
     match,
     table,
 )
@@ -711,7 +713,47 @@ class TestFlwr:
         assert str(caught.value) == f"partition=flwr needs {package}: pip install 'fedshare[partitioners]'"
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+LEFT: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], str]] = {  # which rows somebody gets
+    "none": (lambda rows, labels: rows >= 0, ""),
+    "some rows": (lambda rows, labels: rows % 10 > 0, "partition: 100 of 1,000 training examples are given to nobody"),
+    "one row": (lambda rows, labels: rows != 5, "partition: 1 of 1,000 training examples are given to nobody"),
+    "a class": (
+        lambda rows, labels: labels != 4,
+        "partition: 66 of 1,000 training examples are given to nobody, and of these classes none: 4",
+    ),
+    "classes": (
+        lambda rows, labels: (labels != 4) & (labels != 9),
+        "partition: 132 of 1,000 training examples are given to nobody, and of these classes none: 4, 9",
+    ),
+}
+
+
+class Leaving:
+    """Somebody's own partitioner, which looks like those of flwr-datasets."""
+
+    num_partitions = 3
+
+    def __init__(self, case: str) -> None:
+        self.case = case
+
+    def load_partition(self, place: int) -> dict[str, list[int]]:
+        rows, labels = (np.array(self.dataset[key]) for key in ("idx", "label"))  # type: ignore[attr-defined]
+        return {"idx": rows[LEFT[self.case][0](rows, labels)][place::3].tolist()}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_a_partitioner_gives_to_nobody_is_counted(case: str) -> None:
+    extra("datasets")
+    partition = Flwr(clients=3, partitioner={"_target_": f"{__name__}.Leaving", "case": case})
+    assert left_out(partition.split(toy(), 0), toy()) == LEFT[case][1]
+
+
+def test_examples_without_classes_are_counted_too() -> None:
+    split = Split([np.arange(0, 20), np.arange(10, 47)], [np.arange(50, 60)] * 2)  # ten of them twice
+    assert left_out(split, unlabelled()) == "partition: 3 of 50 training examples are given to nobody"
+
+
+@pytest.mark.parametrize("path", sorted(set(CONF.glob("*.yaml")) - {CONF / "own.yaml"}), ids=lambda path: path.stem)
 def test_config_has_every_field_with_its_default(path: Path) -> None:
     node = OmegaConf.load(path)
     config = OmegaConf.create({"seed": 0, "data": {"clients": 6}, "partition": node})

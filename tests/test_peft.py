@@ -40,12 +40,13 @@ def lora(**keys: object) -> Method:
     return Library(config=LoraConfig(r=2, lora_alpha=4, target_modules=["qkv"]), **keys)  # type: ignore[arg-type]
 
 
-def ia3() -> Method:
-    from peft import IA3Config
+def by_peft(config: str, **keys: object) -> Method:
+    """Any method of peft, by the name of its config, on the attention's layers."""
+    import peft as theirs
 
     from fedshare.peft.library import Library
 
-    return Library(config=IA3Config(target_modules=["qkv"], feedforward_modules=[]))
+    return Library(config=getattr(theirs, config)(**{"target_modules": ["qkv"]} | keys))
 
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -63,12 +64,15 @@ LIBRARY: dict[str, Callable[[], Method]] = {
     "lora": lora,
     "ffa_lora": lambda: lora(frozen=["*lora_A*"]),
     "fedsa_lora": lambda: lora(local=["*lora_B*"]),
-    "ia3": ia3,
+    "ia3": lambda: by_peft("IA3Config", feedforward_modules=[]),
+    "loha": lambda: by_peft("LoHaConfig", r=2),
+    "vera": lambda: by_peft("VeraConfig", r=8),
+    "vblora": lambda: by_peft("VBLoRAConfig", vector_length=8, num_vectors=6, topk=2),
 }
 ALL = METHODS | LIBRARY
 every = pytest.mark.parametrize("name", [*METHODS, *(pytest.param(name, marks=library) for name in LIBRARY)])
 # What begins as it was: the tokens of a prompt change the output at once.
-NEUTRAL = [name for name in ALL if "prompt" not in name]
+NEUTRAL = [name for name in ALL if "prompt" not in name and name != "vblora"]
 CLIENTS = 4
 
 
@@ -125,7 +129,15 @@ VIT_B = {
 
 @library
 @pytest.mark.parametrize(
-    ("name", "count"), [("lora", 224_356), ("ffa_lora", 187_492), ("fedsa_lora", 113_764), ("ia3", 104_548)]
+    ("name", "count"),
+    [
+        ("lora", 224_356),
+        ("ffa_lora", 187_492),
+        ("fedsa_lora", 113_764),
+        ("ia3", 104_548),
+        ("vera", 107_620),
+        ("vblora", 289_892),
+    ],
 )
 def test_the_options_by_peft_share_so_many_parameters_of_vit_b_16(name: str, count: int) -> None:
     method = make(resolved([f"peft={name}"]).peft, "peft", Method)
@@ -214,7 +226,7 @@ def test_what_is_frozen_is_the_same_everywhere_after_a_run_and_in_no_message(nam
         def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
             answers = super().exchange(purpose, round, downloads)
             for payload in [*downloads.values(), *answers.values()]:
-                seen.update(tensor for _, tensor, _ in payload.sizes())
+                seen.update(tensor for group, tensor, _ in payload.sizes() if group == "params")
             return answers
 
     strategy = here.population.strategy
@@ -251,7 +263,9 @@ def test_the_backbone_hashes_the_same_in_every_process() -> None:
         assert [state["theta"] for state in network.states.values()] == [digests({"theta": frozen})] * CLIENTS
 
 
-@pytest.mark.parametrize("name", ["full", "prompt", "shards", pytest.param("fedsa_lora", marks=library)])
+@pytest.mark.parametrize(
+    "name", ["full", "prompt", "shards", *(pytest.param(n, marks=library) for n in ("fedsa_lora", "vera", "vblora"))]
+)
 def test_bits_do_not_depend_on_workers_nor_on_who_serves_whom(name: str) -> None:
     """Oracle 7: no optimizer outlives a client's round."""
     with Simulation(partial(population, name)) as here, Simulation(partial(population, name), 2) as parallel:
@@ -556,6 +570,159 @@ def test_a_librarys_prompts_for_a_classifier_train_its_head_too() -> None:
     assert sum(p.numel() for n, p in trained if roles.groups[n] == "head") == 8 * 3 + 3
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     assert all(parameter.grad is not None for _, parameter in trained)
+
+
+OTHERS: dict[str, dict[str, object]] = {  # of peft's methods for layers, what they need for layers so small
+    "AdaLoraConfig": {"total_step": 10},
+    "BOFTConfig": {"boft_block_size": 4},
+    "C3AConfig": {"block_size": 8},
+    "FourierFTConfig": {"n_frequency": 20},
+    "FrodConfig": {},
+    "HRAConfig": {},
+    "LNTuningConfig": {"target_modules": ["norm1"]},
+    "LoKrConfig": {},
+    "MissConfig": {"r": 4},
+    "OFTConfig": {},
+    "OSFConfig": {},
+    "PsoftConfig": {"r": 4},
+    "PveraConfig": {},
+    "RandLoraConfig": {"r": 4},
+    "RoadConfig": {"group_size": 8},
+    "ShiraConfig": {"r": 2},
+    "TinyLoraConfig": {},
+    "UniLoraConfig": {},
+    "WaveFTConfig": {"n_frequency": 20},
+}
+
+
+def layered(config: str, seed: int = 0, **keys: object) -> Population:
+    """Clients of a model with what `config` of peft adds to it. A skip where this peft has none of that name."""
+    import peft as theirs
+
+    if not hasattr(theirs, config):
+        pytest.skip(f"peft {theirs.__version__} has no {config}")
+    with seeds.scope(0, "model"):
+        model = vit()
+    with seeds.scope(seed, "peft"):
+        model, roles = by_peft(config, **OTHERS.get(config, {}) | keys).tune(model)
+    training = Training(optimizer=partial(torch.optim.SGD, lr=0.1), epochs=1, batch_size=4)
+    return Population(FedPEFT(), Scratch(model, parts=roles), training, parts(), 0)
+
+
+@library
+@pytest.mark.parametrize("config", OTHERS)
+def test_other_methods_of_peft_train_what_they_add_and_nothing_else(config: str) -> None:
+    with Simulation(partial(layered, config)) as network:
+        scratch = network.population.scratch
+        frozen = [name for name in scratch.whole if scratch.parts.roles[name] is Role.FROZEN]
+        done = run(network)[-1]
+    moved = {name for name, value in done.state["params"].items() if not torch.equal(value, scratch.initial[name])}
+    assert moved == set(scratch.shared) > {"head.weight", "head.bias"}
+    assert all(torch.equal(scratch.params([name])[name], scratch.whole[name]) for name in frozen)
+    assert done.row["dropped"] == {}
+
+
+@library
+@pytest.mark.parametrize(
+    ("config", "seed", "keys"),
+    [
+        ("VeraConfig", "projection_prng_key", {"r": 8}),
+        ("PveraConfig", "projection_prng_key", {}),
+        ("RandLoraConfig", "projection_prng_key", {"r": 4}),
+        ("TinyLoraConfig", "projection_seed", {}),
+        ("AdamssConfig", "random_seed", {}),
+    ],
+)
+def test_fixed_random_parts_come_of_the_run_s_seed_unless_they_have_one(
+    config: str, seed: str, keys: dict[str, object]
+) -> None:
+    def fixed(run_seed: int, **more: object) -> Tensors:
+        scratch = layered(config, run_seed, **keys | more).scratch
+        names = {name for name in scratch.whole if name not in dict(vit().named_parameters())}
+        return {n: scratch.whole[n] for n in sorted(names) if scratch.parts.roles[n] is Role.FROZEN}
+
+    assert digests({"a": fixed(0)}) == digests({"a": fixed(0)}) != digests({"a": fixed(1)})
+    assert digests({"a": fixed(0, **{seed: 7})}) == digests({"a": fixed(1, **{seed: 7})})
+
+
+@library
+@pytest.mark.parametrize("config", ["VeraConfig", "TinyLoraConfig", "RandLoraConfig"])
+def test_projections_are_part_of_the_model_that_is_compared_whatever_peft_would_save(config: str) -> None:
+    saved, unsaved = (layered(config, r=4, save_projection=saved).scratch for saved in (True, False))
+    assert saved.whole.keys() == unsaved.whole.keys() > set(saved.shared)
+    assert saved.fingerprint == unsaved.fingerprint
+
+
+@library
+@pytest.mark.parametrize(
+    ("config", "keys"),
+    [
+        ("LoHaConfig", {"rank_dropout": 0.5}),
+        ("LoKrConfig", {"rank_dropout": 0.5}),
+        ("VeraConfig", {"vera_dropout": 0.5}),
+    ],
+)
+def test_the_dropout_of_what_is_added_is_on_in_training_and_the_layer_itself_stays_in_evaluation(
+    config: str, keys: dict[str, object]
+) -> None:
+    scratch, layer = layered(config, r=8, init_weights=False, **keys).scratch, "blocks.0.attn.qkv"
+    x = images(3, 1).x
+    scratch.train()
+    modules = dict(scratch.module.named_modules())
+    assert modules[layer].training
+    assert not modules[f"{layer}.base_layer"].training
+    assert not modules["blocks.0"].training
+    with torch.no_grad(), seeds.scope("draws"):
+        assert not torch.equal(modules[layer](x.new_ones(1, 16)), modules[layer](x.new_ones(1, 16)))
+
+
+@library
+def test_a_generator_that_goes_on_from_client_to_client_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^peft.config.generator_seed: must be null"):
+        layered("PveraConfig", generator_seed=3)
+
+
+@library
+@pytest.mark.parametrize("config", ["AdaptionPromptConfig", "CPTConfig", "CartridgeConfig"])
+def test_methods_for_whole_models_of_transformers_train_only_what_they_mean_to(config: str) -> None:
+    import peft as theirs
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from fedshare.peft.library import Library
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            keys = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
+            self.model = LlamaForCausalLM(LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=16, **keys))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=tokens).logits
+
+    if not hasattr(theirs, config):
+        pytest.skip(f"peft {theirs.__version__} has no {config}")
+    made: dict[str, dict[str, object]] = {
+        "AdaptionPromptConfig": {"adapter_len": 3, "adapter_layers": 1},
+        "CPTConfig": {"cpt_token_ids": [1, 2], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 1]},
+        "CartridgeConfig": {"num_virtual_tokens": 3},
+    }
+    method = Library(config=getattr(theirs, config)(task_type="CAUSAL_LM", **made[config]), head=None)
+    model, roles = tuned(method, Wrapped)
+    scratch, tokens = Scratch(model, parts=roles), torch.tensor([[1, 2, 3, 4]])
+    ends = {
+        "AdaptionPromptConfig": {"adaption_prompt", "adaption_gate"},
+        "CPTConfig": {"delta_embedding.weight"},
+        "CartridgeConfig": {"trainable_embedding"},
+    }
+    assert all(name.endswith(tuple(ends[config])) for name in scratch.shared)
+    assert len(scratch.shared) == len(ends[config])
+    before = scratch.flat.clone()
+    for _ in range(2):
+        nn.functional.cross_entropy(scratch.module(tokens)[0], tokens[0]).backward()
+        with torch.no_grad():
+            scratch.flat[: len(scratch.gradient)] -= scratch.gradient
+    assert scratch.module(tokens).shape == (1, 4, 11)
+    assert not torch.equal(scratch.flat, before)
 
 
 @library

@@ -38,7 +38,11 @@ def fedshare(*arguments: str) -> int:
 
 @each_option
 def test_every_option_can_be_made_and_fits_the_vision_transformer(option: str) -> None:
-    fitting = {"shards": ["peft.budget=3"], "compacter": ["peft.reduction=4"]}  # to a model so small
+    fitting = {
+        "shards": ["peft.budget=3"],
+        "compacter": ["peft.reduction=4"],
+        "vblora": ["peft.config.vector_length=8"],
+    }  # to a model so small
     config = resolved([*SMALL, f"peft={option}", *fitting.get(option, [])])
     assert isinstance(make(config.peft, "peft"), Method)
     scratch = build.population_of(config).scratch
@@ -47,6 +51,32 @@ def test_every_option_can_be_made_and_fits_the_vision_transformer(option: str) -
     groups = {scratch.parts.groups[name] for name in (*scratch.shared, *scratch.local)}
     assert "head" in groups
     assert len(groups) == (1 if option == "head" else 2)
+
+
+BY_PEFT = {
+    "VeRA": ["peft=vera", "peft.config.r=8"],
+    "VB-LoRA": ["peft=vblora", "peft.config.vector_length=8", "peft.config.num_vectors=6"],
+    "LoHa": ["peft=ia3", "~peft.config", "+peft.config={_target_: peft.LoHaConfig, r: 2, target_modules: [qkv]}"],
+}
+
+
+@needs("peft")
+@pytest.mark.parametrize("method", BY_PEFT)
+def test_a_run_by_any_config_of_peft_trains_goes_on_and_is_the_same_again(method: str, tmp_path: Path) -> None:
+    runs = [tmp_path / "short", tmp_path / "long"]
+    for folder, rounds in zip(runs, (2, 3), strict=True):
+        given = [*SMALL, *BY_PEFT[method], f"rounds={rounds}", "client.optimizer.lr=0.1"]
+        assert fedshare("run", *given, f"folder={folder}") == 0
+    assert fedshare("resume", str(runs[0]), "--rounds", "3") == 0
+    short, long = map(RunFolder.open, runs)
+    assert verify(short, long)[0]
+    assert short.links() == long.links()
+    first, last = load_file(short.initial), load_file(short.model)
+    assert all(not torch.equal(tensor, first[name]) for name, tensor in last.items())
+    frozen = {name for name in first if name not in last}
+    assert {name for name in frozen if "vera_" in name} == {
+        name for name in first if "vera_A" in name or "vera_B" in name
+    }
 
 
 def test_fedpeft_brings_its_method_and_the_command_line_wins() -> None:

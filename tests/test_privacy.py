@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -548,17 +548,38 @@ def test_epsilon_at_the_ends() -> None:
 
 
 @needs_opacus
-@pytest.mark.parametrize("epsilon", [0.5, 3.0, 8.0])
-def test_noise_for_a_wanted_epsilon(epsilon: float) -> None:
-    noise = noise_for(epsilon, 1e-4, rate=0.1, steps=200)
-    assert 0.99 * epsilon < noisy(noise_multiplier=noise, delta=1e-4).epsilon(200, 0.1) <= epsilon
-    assert noise_for(epsilon, 1e-4, rate=0.1, steps=200, accountant="prv") < noise
+@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0, 50.0, 99.0, 101.0, 200.0, 1000.0])
+def test_noise_for_and_epsilon_agree(epsilon: float, accountant: Literal["rdp", "prv"]) -> None:
+    def spent(noise: float) -> float:
+        return noisy(noise_multiplier=noise, delta=1e-4, accountant=accountant).epsilon(20, 0.1)
+
+    noise = noise_for(epsilon, 1e-4, 0.1, 20, accountant)
+    assert spent(noise) <= epsilon < spent(noise * 0.98)
+    if epsilon != 99.0 or accountant == "rdp":  # prv gives way to rdp where that says 100
+        assert spent(noise) > 0.99 * epsilon - 1e-9
+
+
+@needs_opacus
+@pytest.mark.parametrize("noise", [0.2, 0.5, 1.0, 3.0])
+def test_the_noise_for_what_a_noise_spends_is_that_noise(noise: float) -> None:
+    spent = noisy(noise_multiplier=noise, delta=1e-4).epsilon(20, 0.1)
+    assert noise_for(spent, 1e-4, 0.1, 20) == pytest.approx(noise, rel=0.02)
+
+
+@needs_opacus
+def test_the_tighter_accountant_wants_less_noise() -> None:
+    assert noise_for(3.0, 1e-4, 0.1, 200, "prv") < noise_for(3.0, 1e-4, 0.1, 200)
 
 
 @needs_opacus
 def test_an_epsilon_that_no_noise_reaches() -> None:
-    with pytest.raises(UserError, match=r"epsilon=1e-07, delta=0.001: no noise is enough"):
+    with pytest.raises(
+        UserError, match=r"^epsilon=1e-07, delta=0.001: no noise is enough: 1.04858e\+06 spends 0.0\d+$"
+    ):
         noise_for(1e-7, 1e-3, 0.1, 10)
+    with pytest.raises(UserError, match=r"^epsilon=1e\+30, .*: hardly any noise is enough: 9.53674e-07 spends \d.*$"):
+        noise_for(1e30, 1e-3, 0.1, 10)
     with pytest.raises(UserError, match=r"steps=0: must be epsilon > 0, 0 < delta < 1, 0 < rate <= 1 and steps >= 1"):
         noise_for(1.0, 1e-3, 0.1, 0)
 

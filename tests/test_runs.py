@@ -436,3 +436,24 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     found = checkpoint.latest(tmp_path, warn=lambda line: pytest.fail(line))
     assert found is not None
     assert (found.round, found.clients) == (1, {0: {"n": 1}})
+
+
+@pytest.mark.parametrize(
+    ("partition", "line"),
+    [
+        (["partition=iid"], ""),
+        (
+            ["partition=pathological", "partition.classes_per_client=4"],
+            "training examples are given to nobody, and of ",
+        ),
+        (["partition=rffl_uniform", "partition.samples=100"], "training examples are given to nobody\n"),
+    ],
+)
+def test_a_run_says_what_its_partition_gives_to_nobody(
+    partition: list[str], line: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["model=logistic", "partition.clients=2", "clients_per_round=null", "rounds=1", "client.epochs=1"]
+    assert fedshare("run", *partition, *given, "workers=0", f"folder={tmp_path / 'run'}") == 0
+    said = capfd.readouterr().out
+    assert line in said
+    assert said.count("to nobody") == bool(line)

@@ -48,13 +48,15 @@ class Method(ABC):
     def tune(self, model: nn.Module) -> tuple[nn.Module, Parts]:
         """The model to train, and its partition. Raises UserError where the method does not fit the model.
 
-        What the model itself has frozen stays so.
+        What the model itself has frozen stays so, and so does what is added frozen.
         """
         self.check({name for name, _ in model.named_modules()})
         head = _inside(model, self.head)
         backbone = {id(module) for module in model.modules()}
         frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
+        known = {id(parameter) for parameter in model.parameters()}
         model = self.insert(model)
+        frozen |= {id(p) for p in model.parameters() if id(p) not in known and not p.requires_grad}
         awake = self.awake(model, backbone)
         if awake is not None:
             awake |= {name for name, module in model.named_modules() if id(module) in head}

@@ -57,6 +57,19 @@ def table(split: Split, labels: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(cell, minlength=len(split.train) * classes).reshape(-1, classes)
 
 
+def left_out(split: Split, dataset: Dataset) -> str:
+    """What of the training examples nobody has, in one line; empty where somebody has each."""
+    rows = np.setdiff1d(np.arange(dataset.train_size), np.concatenate(split.train))
+    if not len(rows):
+        return ""
+    line = f"partition: {len(rows):,} of {dataset.train_size:,} training examples are given to nobody"
+    if dataset.labels is None:
+        return line
+    labels = dataset.labels[: dataset.train_size]
+    whole = np.setdiff1d(labels, labels[np.concatenate(split.train)])
+    return f"{line}, and of these classes none: {', '.join(map(str, whole))}" if len(whole) else line
+
+
 def class_labels(dataset: Dataset) -> np.ndarray:
     """`Dataset.labels`, for a partition that cannot do without."""
     if dataset.labels is None:
