@@ -125,6 +125,18 @@ def tried(config: DictConfig) -> Population:
     return population
 
 
+def simulated(config: DictConfig) -> Population:
+    """As `tried`, where everyone's examples must be here."""
+    population = tried(config)
+    _check_here(population.stand_in)
+    return population
+
+
+def _check_here(stand_in: Part | None) -> None:
+    if stand_in is not None:
+        raise UserError("partition=own: a simulation needs partition.sources, a source for each client")
+
+
 def check_best(config: DictConfig, population: Population) -> None:
     """Raise UserError where there is nothing to select by, and something is to be selected."""
     if config.best is None and config.patience is None:
@@ -158,7 +170,7 @@ def check(config: DictConfig, seen: set[str]) -> None:
         device_of(config.device)
     if new("data", "train_examples", "partition", "task"):
         task = make(config.task, "task", Task)
-        _shared_out(config, task, make(config.partition, "partition", Partition), None)
+        _check_here(_shared_out(config, task, make(config.partition, "partition", Partition), None)[2])
 
 
 def data(config: DictConfig, task: Task) -> Dataset:

@@ -62,7 +62,7 @@ def execute(config: DictConfig, path: Path, group: str | None = None, population
     """Run all rounds, in a folder of their own. `group` names the sweep that the run is part of."""
     folder = RunFolder(path)
     folder.check_new()
-    population = population or build.tried(config)  # of nothing that a crash has left in the folder
+    population = population or build.simulated(config)  # of nothing that a crash has left in the folder
     with simulation(config, folder, population) as network:
         create(folder, config, network.population)
         with folder.lock():

@@ -42,7 +42,7 @@ class Work:
 
 def _build(config: DictConfig) -> Any:
     make(config.tracking, "tracking", Tracker)
-    return build.tried(config)
+    return build.simulated(config)
 
 
 RUN = Work("run", _build, build.check, execute)

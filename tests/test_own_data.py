@@ -278,6 +278,6 @@ def test_data_elsewhere_are_no_part_of_the_config_that_is_compared(tmp_path: Pat
     folder = sites(tmp_path)
     server = compose.resolved(TUMOURS)
     host = compose.resolved([*TUMOURS, listed(folder), "data.load.fill=0"])
-    other = compose.resolved([*TUMOURS, "client.lr=0.3"])
+    other = compose.resolved([*TUMOURS, "client.optimizer.lr=0.3"])
     assert federation.digest(server) == federation.digest(host) != federation.digest(other)
     run("run", *TUMOURS, listed(folder), f"folder={tmp_path / 'run'}")

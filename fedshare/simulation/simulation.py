@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from fedshare.errors import UserError
 from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.simulation.population import Population
@@ -33,8 +32,6 @@ class Simulation:
     ) -> None:
         with one_thread():
             self.population = population or build()
-        if self.population.stand_in is not None:
-            raise UserError("partition=own: a simulation needs partition.sources, a source for each client")
         self.states: dict[int, State] = {}
         self._digests: dict[int, dict[str, str]] = {}
         self._sizes = self.population.sizes()
