@@ -25,6 +25,7 @@ from fedshare.network import Network
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress
 from fedshare.report.plots import partition_plot, progress_plot
+from fedshare.report.rows import evaluations
 from fedshare.report.summary import summary
 from fedshare.robustness import observed
 from fedshare.rounds import Round, run_server
@@ -37,6 +38,7 @@ from fedshare.threads import one_thread
 from . import build
 from .beginnings import begin, check_streams, create, warn, warn_of_versions
 from .config import Pretraining, Root, check_complete, check_ranges
+from .headings import heading
 from .instantiate import make
 from .signals import terminable
 from .tracking import Tracker
@@ -160,7 +162,9 @@ def rounds(
     tracker = make(config.tracking, "tracking", Tracker)
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
     metric = population.task.compared
-    with terminable(), Progress(config.rounds, first, header, metric=metric) as progress:
+    tests = evaluations(folder.rows())
+    before = tests[-1] if tests else None
+    with terminable(), Progress(config.rounds, first, header, metric=metric, before=before) as progress:
         tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
         completed = False
         try:
@@ -171,8 +175,6 @@ def rounds(
                 tracker.log(done.row)
                 for client, reason in done.row["dropped"].items():
                     progress.note(f"round {done.number}: client {client} dropped: {reason}")
-                for client, reason in done.row.get("untested", {}).items():
-                    progress.note(f"round {done.number}: client {client} not tested: {reason}")
                 if best.see(done.row) and config.best is not None:
                     _keep_best(folder, network, done, best)
                 due = best.over or _due(done.number, config)
@@ -195,7 +197,7 @@ def rounds(
         finally:
             tracker.finish(completed)
             rows = folder.rows()
-            progress_plot(rows, folder.path / f"{metric}.svg")
+            progress_plot(rows, folder.path / f"{metric}.svg", heading([config], [config.name]))
             collaborates = collaboration_plot(rows, folder.path / "collaboration.svg")
     files = [f"{metric}.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
     if "params" in state:

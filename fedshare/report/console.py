@@ -2,12 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from fedshare.report.rows import headline
+from fedshare.report.rows import MARK, among, headline, remark
 from fedshare.report.units import decimal, human_bytes, printable
 
 if TYPE_CHECKING:
@@ -23,9 +23,11 @@ class Column:
     keep: int  # in a narrow terminal the lowest goes first
     cell: Callable[[Row], str]
     style: str = ""
+    marked: bool = False  # where its number is over other clients than the one above
 
-    def aligned(self, text: str) -> str:
-        return text.ljust(self.width) if self.title == "notes" else text.rjust(self.width)
+    def aligned(self, text: str, mark: str = " ") -> str:
+        """With a place for a mark behind it."""
+        return (text.ljust(self.width) if self.title == "notes" else text.rjust(self.width)) + mark
 
 
 def _bytes(row: Row, key: str) -> str:
@@ -38,9 +40,9 @@ def _seconds(row: Row) -> str:
 
 
 def _notes(row: Row) -> str:
-    dropped = len(row.get("dropped", ()))
     saved = row.get("seconds", {}).get("save", 0) > 0
-    return ", ".join(["ckpt"] * saved + [f"dropped {dropped}"] * (dropped > 0))
+    counts = [f"{name} {len(row[name])}" for name in ("dropped", "absent", "untested") if row.get(name)]
+    return ", ".join(["ckpt"] * saved + counts)
 
 
 def _headline(row: Row, suffix: str = "") -> str:
@@ -50,23 +52,23 @@ def _headline(row: Row, suffix: str = "") -> str:
 METRIC = "acc"  # the title of the headline metric's column, where that is accuracy
 COLUMNS = (
     Column("round", 5, 10, lambda row: str(row["round"]), "bold"),
-    Column(METRIC, 6, 9, _headline, "cyan"),
-    Column("mean", 6, 1, lambda row: _headline(row, "_mean")),
-    Column("worst10%", 8, 8, lambda row: _headline(row, "_worst10")),
-    Column("loss", 7, 7, lambda row: decimal(row.get("loss"))),
+    Column(METRIC, 6, 9, _headline, "cyan", marked=True),
+    Column("mean", 6, 1, lambda row: _headline(row, "_mean"), marked=True),
+    Column("worst10%", 8, 8, lambda row: _headline(row, "_worst10"), marked=True),
+    Column("loss", 7, 7, lambda row: decimal(row.get("loss")), marked=True),
     Column("up", 8, 5, lambda row: _bytes(row, "bytes_up")),
     Column("down", 8, 2, lambda row: _bytes(row, "bytes_down")),
     Column("s/round", 7, 4, _seconds),
     Column("digest", 8, 3, lambda row: str(row.get("digest", "-"))[:8], "dim"),
     Column("notes", 16, 6, _notes, "yellow"),
 )
-GAP = "  "
+GAP = " "
 
 
 def fitting(width: int | None) -> list[Column]:
     """The columns that fit into `width` characters, in their order; all of them where there is no width to keep."""
     columns = list(COLUMNS)
-    while width is not None and len(columns) > 1 and sum(len(GAP) + c.width for c in columns) - len(GAP) > width:
+    while width is not None and len(columns) > 1 and sum(c.width + len(MARK + GAP) for c in columns) - len(GAP) > width:
         columns.remove(min(columns, key=lambda column: column.keep))
     return columns
 
@@ -75,16 +77,24 @@ class Progress:
     """A context manager that prints one line a round.
 
     `rounds` is the number of the last round, `first` the number of the first one to come (above 1 for a run resumed),
-    `metric` the one by which clients are compared.
+    `before` the last row with a test before that, `metric` the one by which clients are compared. Numbers over other
+    clients than those of the test before, or not over all, are marked.
     Without a terminal, lines are plain text, flushed one by one, without any ANSI code.
     """
 
     def __init__(
-        self, rounds: int, first: int = 1, header: str = "", stream: TextIO | None = None, metric: str = "accuracy"
+        self,
+        rounds: int,
+        first: int = 1,
+        header: str = "",
+        stream: TextIO | None = None,
+        metric: str = "accuracy",
+        before: Mapping[str, Any] | None = None,
     ) -> None:
         self.metric = METRIC if metric == "accuracy" else metric
         self.rounds, self.first, self.header = rounds, first, printable(header)
         self.stream = stream or sys.stdout
+        self.before = before
         self.bar: Bar | None = None
         self.lines = 0  # since the column titles were last shown
 
@@ -109,7 +119,12 @@ class Progress:
             self._titles()
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=row["round"])
-        self._print([(column.aligned(column.cell(row)), column.style) for column in self._columns()])
+        if said := remark(row, self.before):
+            self.note(f"round {row['round']}: {said}")
+        marks = {True: MARK if said else " ", False: " "}
+        self._print([(c.aligned(c.cell(row), marks[c.marked]), c.style) for c in self._columns()])
+        if among(row) is not None:
+            self.before = row
 
     def note(self, text: str) -> None:
         """Show a line of warning."""
