@@ -135,8 +135,9 @@ class Population:
 
     @cached_property
     def adversaries(self) -> list[int]:
-        """Their ids. Raises UserError where the attack names a client that there is not."""
-        return self.attack.who(len(self.shares), self.seed)
+        """The ids of those who lie. Raises UserError where the attack names a client that there is not."""
+        named = self.attack.who(len(self.shares), self.seed)
+        return named if self.attack.lies else []
 
     @cached_property
     def newcomers(self) -> list[int]:
