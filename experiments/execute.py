@@ -25,7 +25,7 @@ from fedshare.network import Network
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress
 from fedshare.report.plots import partition_plot, progress_plot
-from fedshare.report.rows import evaluations
+from fedshare.report.rows import caution, evaluations
 from fedshare.report.summary import summary
 from fedshare.robustness import observed
 from fedshare.rounds import Round, run_server
@@ -164,7 +164,10 @@ def rounds(
     metric = population.task.compared
     tests = evaluations(folder.rows())
     before = tests[-1] if tests else None
-    with terminable(), Progress(config.rounds, first, header, metric=metric, before=before) as progress:
+    about = caution(*_tests(population)) if config.evaluate_every else ""
+    told: dict[str, Any] = {"metric": metric, "before": before, "about": about, "times": network.remote}
+    with terminable(), Progress(config.rounds, first, header, **told) as progress:
+        network.watch(lambda purpose, *counts: progress.heard(purpose.value, *counts))
         tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
         completed = False
         try:
@@ -287,6 +290,12 @@ def _save(folder: RunFolder, network: Network, done: Round) -> float:
     checkpoint.save(folder.checkpoints, Checkpoint(done.number, done.link.digest, done.state, memories, network.remote))
     network.kept(checkpoint.rounds(folder.checkpoints)[-1])
     return time.perf_counter() - began
+
+
+def _tests(population: Population) -> tuple[list[int], int]:
+    """How many test examples there are of each client whose test counts, and how many clients that are."""
+    counted = [client for client in range(len(population.shares)) if client not in set(population.newcomers)]
+    return [population.shares[client].tests for client in counted], len(counted)
 
 
 def _population_line(population: Population) -> str:

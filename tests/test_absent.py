@@ -207,6 +207,7 @@ def test_in_a_deployment_a_killed_client_marks_its_rounds(deployment: Deployment
     lacking = [one["round"] for one in found if one["untested"]]
     assert len(lacking) >= 3
     assert all((one["tested"], one["tested_of"]) == (3 - len(one["untested"]), 3) for one in found)
-    table = {int(words[0]): line for line in server.said.splitlines() if (words := line.split()) and words[0].isdigit()}
+    said = [line.split(maxsplit=2)[-1] for line in server.said.splitlines() if line]  # behind day and time
+    table = {int(words[0]): line for line in said if (words := line.split()) and words[0].isdigit()}
     assert {round for round, line in table.items() if "!" in line} == {*lacking, max(lacking) + 1}
     assert "gap: over other clients" in (deployment.run / "accuracy.svg").read_text()

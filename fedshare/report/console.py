@@ -2,13 +2,16 @@
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from fedshare.report.clock import stamped
 from fedshare.report.rows import MARK, among, headline, remark
-from fedshare.report.units import decimal, human_bytes, printable
+from fedshare.report.units import decimal, human_bytes, human_seconds, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -63,6 +66,7 @@ COLUMNS = (
     Column("notes", 16, 6, _notes, "yellow"),
 )
 GAP = " "
+EVERY = 30.0  # seconds between lines within a round, without a terminal
 
 
 def fitting(width: int | None) -> list[Column]:
@@ -73,13 +77,34 @@ def fitting(width: int | None) -> list[Column]:
     return columns
 
 
+@dataclass(frozen=True)
+class Lap:
+    """A part of a round that waits for clients."""
+
+    phase: str
+    round: int
+    asked: int
+    began: float  # by the monotonic clock
+    done: int = 0
+
+    def line(self, now: float, lasted: float | None) -> str:
+        """How far it is; what is left goes by the clients that are done, or by how long the phase `lasted` before."""
+        spent = now - self.began
+        left = spent / self.done * (self.asked - self.done) if self.done else lasted and max(0.0, lasted - spent)
+        about = f", about {human_seconds(left)} left" if left is not None else ""
+        return (
+            f"  round {self.round}, {self.phase}: {self.done} of {self.asked} clients in {human_seconds(spent)}{about}"
+        )
+
+
 class Progress:
     """A context manager that prints one line a round.
 
     `rounds` is the number of the last round, `first` the number of the first one to come (above 1 for a run resumed),
-    `before` the last row with a test before that, `metric` the one by which clients are compared. Numbers over other
-    clients than those of the test before, or not over all, are marked.
-    Without a terminal, lines are plain text, flushed one by one, without any ANSI code.
+    `before` the last row with a test before that, `metric` the one by which clients are compared, `about` a line of
+    warning to begin with. Numbers over other clients than those of the test before, or not over all, are marked.
+    Within a round, `heard` shows how far it is: in a second bar, or without a terminal in a line every `every` seconds.
+    Without a terminal, lines are plain text, flushed one by one, without any ANSI code, with the time if `times`.
     """
 
     def __init__(
@@ -90,12 +115,21 @@ class Progress:
         stream: TextIO | None = None,
         metric: str = "accuracy",
         before: Mapping[str, Any] | None = None,
+        about: str = "",
+        times: bool = False,
+        every: float = EVERY,
     ) -> None:
         self.metric = METRIC if metric == "accuracy" else metric
         self.rounds, self.first, self.header = rounds, first, printable(header)
         self.stream = stream or sys.stdout
-        self.before = before
+        self.before, self.about = before, about
+        self.times, self.every = times, every
         self.bar: Bar | None = None
+        self.lap: Lap | None = None
+        self.lasted: dict[str, float] = {}  # seconds that each phase took the last time
+        self._ended, self._writing = threading.Event(), threading.Lock()
+        self._spoke = time.monotonic()
+        self._clock = threading.Thread(target=self._tick, name="progress", daemon=True)
         self.lines = 0  # since the column titles were last shown
 
     def __enter__(self) -> Self:
@@ -104,21 +138,51 @@ class Progress:
             self.bar.start()
         if self.header:
             self._print([(self.header, "bold")], wrap=True)
+        if self.about:
+            self.note(self.about)
         self._titles()
+        if self.bar is None:
+            self._clock.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self.bar:
             self.bar.stop()
+        else:
+            self._clock.join()
+
+    def heard(self, phase: str, round: int, done: int, asked: int) -> None:
+        """So many clients of those asked have answered in this phase of a round."""
+        now = time.monotonic()
+        if done == 0 or self.lap is None:
+            self.lap = Lap(phase, round, asked, now)
+        self.lap = replace(self.lap, done=done)
+        if done == asked:
+            self.lasted[phase] = now - self.lap.began
+        if self.bar:
+            if done == 0:
+                self.bar.reset(self.bar.task_ids[1], total=asked, description=phase, visible=True)
+            self.bar.update(self.bar.task_ids[1], completed=done)
+
+    def _tick(self) -> None:
+        while not self._ended.wait(max(0.01, self._spoke + self.every - time.monotonic())):
+            if time.monotonic() - self._spoke < self.every:
+                continue  # something was said meanwhile
+            self._spoke = time.monotonic()
+            if lap := self.lap:
+                self._print([(lap.line(self._spoke, self.lasted.get(lap.phase)), "dim")])
 
     def row(self, row: Row) -> None:
         """Show one round, a row of ``metrics.jsonl``."""
         if self.bar and self.lines >= self.bar.console.height - 3:
             self._titles()
+        self.lap = None
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=row["round"])
+            self.bar.update(self.bar.task_ids[1], visible=False)
         if said := remark(row, self.before):
             self.note(f"round {row['round']}: {said}")
         marks = {True: MARK if said else " ", False: " "}
@@ -143,18 +207,22 @@ class Progress:
         encoding = self.stream.encoding or "utf-8"
         cells = [(text.encode(encoding, "replace").decode(encoding), style) for text, style in cells]
         if self.bar is None:
-            print(GAP.join(text for text, _ in cells).rstrip(), file=self.stream, flush=True)
+            line = GAP.join(text for text, _ in cells).rstrip()
+            with self._writing:
+                print(stamped(line) if self.times else line, file=self.stream, flush=True)
+                self._spoke = time.monotonic()
             return
         from rich.text import Text
 
-        line = Text(GAP).join(Text(text, style) for text, style in cells)
-        self.bar.print(line, no_wrap=not wrap, overflow="fold" if wrap else "ellipsis")
+        styled = Text(GAP).join(Text(text, style) for text, style in cells)
+        self.bar.print(styled, no_wrap=not wrap, overflow="fold" if wrap else "ellipsis")
 
     def _make_bar(self) -> "Bar":
         from rich import progress
         from rich.console import Console
 
         bar = progress.Progress(
+            progress.TextColumn("{task.description}", style="dim"),
             progress.BarColumn(bar_width=None),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
@@ -165,5 +233,6 @@ class Progress:
             speed_estimate_period=24 * 3600,  # a round may last longer than rich's 30 s
             expand=True,
         )
-        bar.add_task("rounds", total=self.rounds, completed=self.first - 1)
+        bar.add_task("", total=self.rounds, completed=self.first - 1)
+        bar.add_task("clients", total=None, visible=False)
         return bar

@@ -6,6 +6,7 @@ from typing import Any
 Row = Mapping[str, Any]
 MARK = "!"  # behind a number that is over other clients than those that it stands beside
 MOST_NAMED = 3  # clients in a line
+FEW_CLIENTS, FEW_EXAMPLES = 2, 100  # in the worst tenth; in all tests: one example is more than a hundredth
 
 
 def headline(rows: Sequence[Row]) -> str:
@@ -59,3 +60,20 @@ def spans(rounds: Iterable[int]) -> str:
         else:
             found.append([round])
     return ", ".join(" to ".join(map(str, span)) for span in found)
+
+
+def caution(tests: Sequence[int], clients: int) -> str:
+    """What `tests`, the numbers of test examples of so many clients, are too few for; "" where they are not.
+
+    Without any, they are not known here.
+    """
+    known = [count for count in tests if count]
+    clients = len(known) or clients
+    worst = max(1, clients // 10)
+    parts = []
+    if worst <= FEW_CLIENTS:
+        each = f", with {min(known)} to {max(known)} test examples each" if known else ""
+        parts.append(f"worst10% is {worst} of {clients} clients{each}")
+    if known and sum(known) < FEW_EXAMPLES:
+        parts.append(f"{sum(known)} test examples in all, so that one is {100 / sum(known):.2g} % of them")
+    return f"few to measure by: {'; '.join(parts)}" if parts else ""

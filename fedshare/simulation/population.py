@@ -34,6 +34,11 @@ class Sized(Share, Protocol):
         """How many training examples."""
         ...
 
+    @property
+    def tests(self) -> int:
+        """How many test examples, as far as is known."""
+        ...
+
 
 class Part(NamedTuple):
     """Examples at hand."""
@@ -48,6 +53,10 @@ class Part(NamedTuple):
     @property
     def size(self) -> int:
         return len(self.train)
+
+    @property
+    def tests(self) -> int:
+        return len(self.test)
 
 
 def held_out(count: int, share: float) -> int:
@@ -75,6 +84,10 @@ class Cut:
     def size(self) -> int:
         count = len(self.parts.split.train[self.client])
         return count - held_out(count, self.parts.validation)
+
+    @property
+    def tests(self) -> int:
+        return len(self.parts.split.test[self.client])
 
     @property
     def train(self) -> Examples:
