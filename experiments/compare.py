@@ -6,11 +6,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare.errors import UserError, first_line
 from fedshare.files import write_atomically
-from fedshare.report.compare import Run, comparison, comparison_csv, comparison_plot, last_evaluation, titles, unlike
+from fedshare.report.compare import (
+    Run,
+    comparison,
+    comparison_csv,
+    comparison_plot,
+    everyone,
+    last_evaluation,
+    titles,
+    unlike,
+)
 from fedshare.report.units import printable
 from fedshare.runs import RunFolder
 
 from .beginnings import warn
+from .headings import heading
 
 DEALT = ("data", "partition", "train_examples", "seed")  # these decide who has which examples
 
@@ -39,8 +49,8 @@ def compare(paths: list[str], into: str | None) -> None:
         if target.suffix == ".csv":
             write_atomically(target, comparison_csv(runs))
         else:
-            comparison_plot(runs, target)
-        print(f"{into}: {len(runs[0].accuracy)} clients")
+            comparison_plot(runs, target, heading(configs, names))
+        print(f"{into}: {len(everyone(runs))} clients")
 
 
 def _target(into: str) -> Path:

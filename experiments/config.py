@@ -81,7 +81,7 @@ class Matrix:
     reference: list[str] | None = MISSING
     workers: int | None = MISSING
     timeout: float = MISSING
-    name: str = MISSING
+    name: str | None = MISSING
     folder: str = MISSING
 
 

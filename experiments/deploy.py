@@ -13,6 +13,7 @@ import fedshare
 from fedshare import devices
 from fedshare.errors import RunHalted, UserError, brief
 from fedshare.keys import Identity, make
+from fedshare.report.clock import say, tell
 from fedshare.stream.client import StreamClient
 from fedshare.stream.diagnose import NotYet, is_local, split
 
@@ -55,9 +56,9 @@ def server(options: argparse.Namespace) -> int:
         heartbeat=options.heartbeat,
         grace=options.grace,
     )
-    stream = StreamServer(address, identity, settings)
+    stream = StreamServer(address, identity, settings, say)
     stream.start()
-    print(f"listening on {stream.address}, {'mutual TLS' if identity else 'no TLS'}", flush=True)
+    say(f"listening on {stream.address}, {'mutual TLS' if identity else 'no TLS'}")
     farewell: str | None = None
     try:
         with terminable():
@@ -146,7 +147,7 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
         digest = federation.digest(compose.resolved(options.overrides, name, app))
 
     def load():  # type: ignore[no-untyped-def]  # flwr's ClientApp
-        _say(f"connected to {options.server} as client {id}")
+        tell(f"connected to {options.server} as client {id}")
         if options.app:
             app = App.at(Path(options.app)).client()
         else:
@@ -163,7 +164,7 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
             digest,
             patience=options.patience,
             heartbeat=options.heartbeat,
-            say=_say,
+            say=tell,
         )
 
     node_config: _Config = {"device": place.device, "place": str(place), "threads": place.threads}
@@ -181,16 +182,12 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
             except (RunHalted, NotYet) as error:
                 if not options.stay:
                     raise
-                _say(str(error))
+                tell(str(error))
             else:
-                _say("the run is over")
+                tell("the run is over")
             if not options.stay:
                 return
-            _say("waiting for the next run")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+            tell("waiting for the next run")
 
 
 def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list[str]:

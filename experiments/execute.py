@@ -25,6 +25,7 @@ from fedshare.network import Network
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress
 from fedshare.report.plots import partition_plot, progress_plot
+from fedshare.report.rows import caution, evaluations
 from fedshare.report.summary import summary
 from fedshare.robustness import observed
 from fedshare.rounds import Round, run_server
@@ -37,6 +38,7 @@ from fedshare.threads import one_thread
 from . import build
 from .beginnings import begin, check_streams, create, warn, warn_of_versions
 from .config import Pretraining, Root, check_complete, check_ranges
+from .headings import heading
 from .instantiate import make
 from .signals import terminable
 from .tracking import Tracker
@@ -162,7 +164,12 @@ def rounds(
     tracker = make(config.tracking, "tracking", Tracker)
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
     metric = population.task.compared
-    with terminable(), Progress(config.rounds, first, header, metric=metric) as progress:
+    tests = evaluations(folder.rows())
+    before = tests[-1] if tests else None
+    about = caution(*_tests(population)) if config.evaluate_every else ""
+    told: dict[str, Any] = {"metric": metric, "before": before, "about": about, "times": network.remote}
+    with terminable(), Progress(config.rounds, first, header, **told) as progress:
+        network.watch(lambda purpose, *counts: progress.heard(purpose.value, *counts))
         tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
         completed = False
         try:
@@ -173,8 +180,6 @@ def rounds(
                 tracker.log(done.row)
                 for client, reason in done.row["dropped"].items():
                     progress.note(f"round {done.number}: client {client} dropped: {reason}")
-                for client, reason in done.row.get("untested", {}).items():
-                    progress.note(f"round {done.number}: client {client} not tested: {reason}")
                 if best.see(done.row) and config.best is not None:
                     _keep_best(folder, network, done, best)
                 due = best.over or _due(done.number, config)
@@ -197,7 +202,7 @@ def rounds(
         finally:
             tracker.finish(completed)
             rows = folder.rows()
-            progress_plot(rows, folder.path / f"{metric}.svg")
+            progress_plot(rows, folder.path / f"{metric}.svg", heading([config], [config.name]))
             collaborates = collaboration_plot(rows, folder.path / "collaboration.svg")
     files = [f"{metric}.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
     if "params" in state:
@@ -287,6 +292,12 @@ def _save(folder: RunFolder, network: Network, done: Round) -> float:
     checkpoint.save(folder.checkpoints, Checkpoint(done.number, done.link.digest, done.state, memories, network.remote))
     network.kept(checkpoint.rounds(folder.checkpoints)[-1])
     return time.perf_counter() - began
+
+
+def _tests(population: Population) -> tuple[list[int], int]:
+    """How many test examples there are of each client whose test counts, and how many clients that are."""
+    counted = [client for client in range(len(population.shares)) if client not in set(population.newcomers)]
+    return [population.shares[client].tests for client in counted], len(counted)
 
 
 def _population_line(population: Population) -> str:

@@ -23,6 +23,7 @@ from fedshare.files import write_atomically
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
 from fedshare.report.attendance import attendance_table
+from fedshare.report.clock import say
 from fedshare.runs import RunFolder
 from fedshare.simulation import Declared, Population
 
@@ -133,6 +134,7 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     run = _run_id(folder)
     network = FlowerNetwork(
         *(grid, terms, run, config.timeout, everyone, clients, order.wait),
+        say=say,
         on_error=config.on_client_error,
         declared=declared,
     )
@@ -155,14 +157,14 @@ def serve(grid: Any, run_config: RunConfig) -> None:
 
 def _gather(network: FlowerNetwork) -> None:
     network.client_ids()
-    print(attendance_table(network.attendance.values()), flush=True)
+    say(attendance_table(network.attendance.values()))
 
 
 def _start(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
     start = execute.last_checkpoint(folder, config)
     if start and not start.remote:
         raise UserError(f"{folder.path}: its clients were simulated: `fedshare resume` goes on with it")
-    print(f"going on with {folder.path} after round {start.round if start else 0}", flush=True)
+    say(f"going on with {folder.path} after round {start.round if start else 0}")
     return start
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from fedshare.devices import Place
+from fedshare.report.clock import say, stamped
 
 BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds until a client is started again, by its crashes in a row
 GRACE = 10.0  # seconds that clients have to end in order
@@ -60,7 +61,7 @@ class _Client:
         self.ended = False  # for good
 
     def start(self) -> None:
-        self.say(f"starting on {self.place}")
+        self.note(f"starting on {self.place}")
         self.process = subprocess.Popen(
             self.command,
             env=os.environ | self.place.environ() | {"PYTHONUNBUFFERED": "1"},
@@ -85,13 +86,13 @@ class _Client:
         if self.status in FINAL:
             self.ended = True
             if self.status:
-                self.say(f"{how}; not started again")
+                self.note(f"{how}; not started again")
             return
         self.crashes = 0 if time.monotonic() - self.began > BACKOFF[-1] else self.crashes
         wait = BACKOFF[min(self.crashes, len(BACKOFF) - 1)]
         self.crashes += 1
         self.due = time.monotonic() + wait
-        self.say(f"{how}; starting again in {wait:g} s")
+        self.note(f"{how}; starting again in {wait:g} s")
 
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -104,7 +105,7 @@ class _Client:
             code = self.process.wait(GRACE)
         except subprocess.TimeoutExpired:  # it hangs in the kernel, in a driver for instance
             code = -signal.SIGKILL
-            self.say(f"process {self.process.pid} cannot be killed")
+            self.note(f"process {self.process.pid} cannot be killed")
         self.relay()
         if self.line:
             self.say(self.line.decode(errors="replace"))
@@ -140,6 +141,9 @@ class _Client:
             for line in lines:
                 self.say(line.decode(errors="replace"))
 
+    def note(self, line: str) -> None:
+        self.say(stamped(line))
+
     def say(self, line: str) -> None:
         print(f"client {self.id} | {line}", flush=True)
 
@@ -157,12 +161,12 @@ def _stop(clients: list[_Client], signals: list[int]) -> None:
     for client in clients:
         client.signal(signals[0])
     if names:
-        print(f"waiting up to {GRACE:g} s for clients to end: {names}; a second signal kills them", flush=True)
+        say(f"waiting up to {GRACE:g} s for clients to end: {names}; a second signal kills them")
     while any(client.running() for client in clients) and time.monotonic() < deadline and len(signals) < 2:
         _relay(clients)
     for client in clients:
         if client.running():
-            client.say("did not end in time: killed")
+            client.note("did not end in time: killed")
 
 
 @contextmanager

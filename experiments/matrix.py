@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedshare import devices
 from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.files import write_atomically
-from fedshare.report.matrix import Entry, matrix_csv, matrix_markdown, matrix_plot, with_fairness
+from fedshare.report.matrix import Entry, matrix_csv, matrix_markdown, matrix_plot, of_the_same_clients, with_fairness
 from fedshare.report.units import decimal, human_seconds
 from fedshare.runs import RunFolder
 
@@ -104,6 +104,10 @@ def wanted(app: Hydra, name: str, overrides: Sequence[str]) -> tuple[DictConfig,
     if "attacks" not in compose.resolved([], name, app):
         raise UserError(f"--config-name {name}: is no matrix: its defaults must begin with matrices")
     config = compose.resolved(own, name, app)
+    if config.name is None:
+        data = [line.removeprefix("data=") for line in [*config.base, *common] if line.startswith("data=")]
+        own.append(f"name={data[-1] if data else 'matrix'}")
+        config = compose.resolved(own, name, app)
     folder = compose.folder(own, name, app)
     if not folder:
         raise UserError("folder: has no value, and cannot do without")
@@ -215,6 +219,7 @@ def _report(path: Path, cells: list[Cell], kept: dict[str, Result], config: Dict
     ]
     if not entries:
         return f"{path}: no cell has a result"
+    entries = of_the_same_clients(entries)
     if config.reference is not None:
         entries = with_fairness(entries, *config.reference)
     write_atomically(path / "matrix.csv", matrix_csv(entries))

@@ -1,5 +1,6 @@
 """Where the clients are."""
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
@@ -17,6 +18,9 @@ class Purpose(Enum):
     EVALUATE = "evaluate"
 
 
+Heard = Callable[[Purpose, int, int, int], None]  # of a purpose and a round: how many have answered, of how many
+
+
 class Network(Protocol):
     def client_ids(self) -> list[int]:
         """Everyone who may be asked now, as stable small integers, sorted. Raises RunHalted where they are too few."""
@@ -24,6 +28,10 @@ class Network(Protocol):
 
     def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         """Each client's answer to its download. Who does not answer in time is not among them."""
+        ...
+
+    def watch(self, heard: Heard) -> None:
+        """Call `heard` when an exchange begins, and for each answer or failure as it comes."""
         ...
 
     def absent(self) -> dict[int, str]:

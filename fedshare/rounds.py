@@ -30,7 +30,8 @@ class Schedule:
     evaluate_first: bool = False  # test every client before round 1, too: the ``before`` of its row
     max_examples: int = 10**9  # an upload that claims to stand for more is dropped,
     sizes: Mapping[int, int] = field(default_factory=dict)  # or for more than what the client is known to have
-    clients: int | None = None  # how many there are: ids below it that the network lacks are untested; None: unknown
+    clients: int | None = None  # how many there are: ids below it that the network lacks are absent; None: unknown,
+    # and then those are that it had before
     unseen: tuple[int, ...] = ()  # clients that never train, and are tested as newcomers
 
     def most(self, client: int) -> int:
@@ -71,14 +72,16 @@ def run_server(
     `account` knows what the model's tensors are called in the account of bytes, `task` what a test gives. Raises
     `RunHalted` when more than half of a round's uploads cannot be used.
     """
+    known = set(range(schedule.clients or 0))
     for round in range(start + 1, schedule.rounds + 1):
-        everyone = network.client_ids()
+        here = network.client_ids()
+        known |= set(here)
         clock = _Clock()
         before = {}
         if schedule.evaluate_first and round == 1:
-            before = {"before": _tested(strategy, network, state, 0, everyone, schedule, task)}
+            before = {"before": _tested(strategy, network, state, 0, here, known, schedule, task)}
             clock.lap("evaluate")
-        trains = [client for client in everyone if client not in schedule.unseen]
+        trains = [client for client in here if client not in schedule.unseen]
         chosen = sample(trains, schedule.clients_per_round, schedule.seed, round)
         downloads = _downloads(strategy.download, state, chosen)
         clock.lap("download")
@@ -91,12 +94,12 @@ def run_server(
         link = Link.extend(digest, round, digests(state), network.digests())
         digest = link.digest
         clock.lap("digest")
-        row = _row(strategy, state, round, uploads, dropped, digest) | before
+        row = _row(strategy, state, round, uploads, dropped, digest) | {"absent": sorted(known - set(here))} | before
         good, bad = ([answers[client] for client in answers.keys() & some] for some in (uploads, dropped))
         row |= account.row(good, bad, downloads.values())
         last = round == schedule.rounds
         if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
-            row |= _tested(strategy, network, state, round, everyone, schedule, task)
+            row |= _tested(strategy, network, state, round, here, known, schedule, task)
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
 
@@ -224,19 +227,20 @@ def _tested(
     network: Network,
     state: State,
     round: int,
-    clients: list[int],
+    here: list[int],
+    known: set[int],
     schedule: Schedule,
     task: Task,
 ) -> dict[str, Any]:
-    """A row's part about each client's test with the model it would use now; who was not tested, and why.
+    """A row's part about each client's test with the model it would use now; of how many, and why not of the others.
 
-    Who is away would otherwise leave the mean unnoticed, and it would be another one.
+    Who is away would otherwise leave the means unnoticed, and they would be others.
     """
-    downloads = _downloads(strategy.test_download, state, clients)
+    downloads = _downloads(strategy.test_download, state, here)
     answers = network.exchange(Purpose.EVALUATE, round, downloads)
     absent, zeros, untested = network.absent(), task.zeros(), dict[int, str]()
-    for client in range(schedule.clients) if schedule.clients else clients:
-        if client not in clients:
+    for client in sorted(known):
+        if client not in here:
             untested[client] = "not connected"
         elif client not in downloads:
             untested[client] = "is sent no model"
@@ -245,8 +249,9 @@ def _tested(
         elif reason := evaluation_flaw(answers[client], zeros):
             untested[client] = reason
     good = {client: answer for client, answer in sorted(answers.items()) if client not in untested}
-    counts = {"tested": len(good), "untested": {str(client): reason for client, reason in untested.items()}}
-    return _row_of_test(task, good, schedule) | counts
+    counts = {"tested": len(good), "tested_of": len(known)}
+    whys = {"untested": {str(client): reason for client, reason in untested.items()}}
+    return _row_of_test(task, good, schedule) | counts | whys
 
 
 def _row_of_test(task: Task, answers: dict[int, Payload], schedule: Schedule) -> dict[str, Any]:
@@ -263,6 +268,7 @@ def _row_of_test(task: Task, answers: dict[int, Payload], schedule: Schedule) ->
     for name, found in (("validation", summary("validation", False)), ("unseen", summary("sums", True))):
         if found:
             row[name] = {key: value for key, value in found.items() if key not in ("per_client", "headline", "better")}
+            row[name]["clients"] = len(found["per_client"]["examples"])
     return row
 
 

@@ -157,6 +157,17 @@ def test_the_picture_shows_every_accuracy(tmp_path: Path) -> None:
     assert len(pictures) == 3
 
 
+def test_means_that_coincide_are_all_seen(tmp_path: Path) -> None:
+    """The dashes of equal means take turns."""
+    comparison_plot([run(name, [0.1, 0.2, 0.3]) for name in "abc"], tmp_path / "p.svg")
+    text = (tmp_path / "p.svg").read_text()
+    dashes = re.findall(r"stroke-dasharray: ([\d.]+),([\d.]+); stroke-dashoffset: (-?[\d.]+)", text)
+    lines = list(dict.fromkeys(tuple(map(float, found)) for found in dashes))
+    (dash, gap), offsets = lines[0][:2], [line[2] for line in lines]
+    assert gap == pytest.approx(2 * dash)
+    assert sorted(abs(offset) / dash for offset in offsets) == pytest.approx([0, 1, 2])
+
+
 # Of folders
 
 
@@ -190,7 +201,9 @@ def test_runs_of_the_same_clients_side_by_side(
     assert lines[-1] == "all.csv: 6 clients"
     assert (tmp_path / "all.csv").read_text().startswith("client,examples,fedavg,local\n0,")
     assert fedshare("compare", str(a), str(b), "--into", "all.svg") == 0
-    assert "fedavg: 0." in (tmp_path / "all.svg").read_text()
+    picture = (tmp_path / "all.svg").read_text()
+    assert "fedavg: 0." in picture
+    assert ">fedavg, local · digits-dirichlet · seed 0<" in picture
 
 
 def test_runs_of_one_name_are_called_by_their_folders(

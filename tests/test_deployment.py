@@ -1,5 +1,6 @@
 """Server and clients as processes of their own, over mutual TLS: the same bits as a simulation, whatever happens."""
 
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -94,6 +95,23 @@ def test_killed_clients_and_a_killed_server_cost_no_bit(deployment: Deployment, 
     assert rounds >= 4
     assert "connected to" in clients[0].said, "it came back by itself"
     assert_equal(deployment.run, undisturbed)
+
+
+def test_a_clients_death_and_return_are_in_the_servers_log_with_the_time(deployment: Deployment) -> None:
+    server, clients = deployment.server(), [deployment.client(id) for id in range(3)]
+    deployment.reach(1, server)
+    clients[1].kill()
+    server.until("client 1 is gone: the connection broke off; absent if it is not back in")  # long before that
+    deployment.client(1)
+    server.until("client 1 is back")
+    server.signal(signal.SIGTERM)
+    server.wait()
+    assert " is gone: " not in server.said.partition("! stopped")[2], "who is sent away at the end"
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    said = server.said.splitlines()
+    for line in ("listening on", "client  host", "client 1 is gone", "client 1 is back", "round ", "! stopped"):
+        assert any(re.match(f"{time} +{line}", one) for one in said), line
+    assert re.search(f"^{time} connected to ", clients[0].said, re.MULTILINE)
 
 
 def test_a_stopped_client_costs_its_rounds_their_deadline_and_no_more(keys: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ CORE = {
         *("attacks", "simulation", "client", "data.dataset", "data.partition.base", "errors", "network", "payload"),
         *("parts", "scratch", "state", "strategy", "tensors", "threads", "weights"),
     },
-    "report": {"report", "fairness", "files"},
+    "report": {"report", "best", "fairness", "files", "metrics"},
     "rules": {"rules", "errors", "extras", "seeds", "tensors", "threads"},
     "strategies": {
         *("strategies", "client", "errors", "masks", "mixing", "payload", "rules", "seeds", "sparse", "state"),

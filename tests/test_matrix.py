@@ -5,11 +5,12 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from test_runs import fedshare
 
@@ -17,7 +18,14 @@ from fedshare.experiments import crew
 from fedshare.experiments.compose import CONF, hydra
 from fedshare.experiments.matrix import AXES, wanted
 from fedshare.payload import Payload
-from fedshare.report.matrix import Entry, matrix_csv, matrix_markdown, matrix_plot, with_fairness
+from fedshare.report.matrix import (
+    Entry,
+    matrix_csv,
+    matrix_markdown,
+    matrix_plot,
+    of_the_same_clients,
+    with_fairness,
+)
 from fedshare.runs import RunFolder
 from fedshare.state import State
 from fedshare.strategies.fedavg import FedAvg
@@ -71,17 +79,45 @@ def test_a_matrix_leaves_what_a_person_needs(made: Path) -> None:
     assert (one["partition"], one["seed"], one["rounds"], one["halted"]) == ("iid", 0, 2, None)
     assert {"accuracy_honest", "accuracy_adversaries", "per_client", "adversaries"} <= one["row"].keys()
     assert one["bytes_up"] == one["bytes_down"] == 2 * one["row"]["bytes_up"] > 0
-    assert len({tuple(cell["adversaries"]) for cell in kept.values()}) == 1, "the same in all cells of a seed"
+    assert len({tuple(kept[f"sign_flip {name}"]["adversaries"]) for name in ("fedavg", "local")}) == 1
+    assert kept["none fedavg"]["adversaries"] == [], "with no attack nobody is an adversary"
+    (liar,) = one["adversaries"]
+    accuracies = {int(c): value for c, value in kept["none fedavg"]["row"]["per_client"]["accuracy"].items()}
+    honest = [value for client, value in accuracies.items() if client != liar]
     assert all(re.fullmatch(r"[0-9a-f]{16}\.json", path.name) for path in (made / "cells").iterdir())
     rows = list(csv.DictReader((made / "matrix.csv").read_text().splitlines()))
     assert [f"{row['attack']} {row['defence']}" for row in rows] == [*sorted(kept)]
-    assert float(rows[0]["accuracy_honest"]) == kept["none fedavg"]["row"]["accuracy_honest"]
+    assert float(rows[0]["accuracy_honest"]) == pytest.approx(sum(honest) / 3), (
+        "of the clients that the others are about"
+    )
+    assert float(rows[2]["accuracy_honest"]) == one["row"]["accuracy_honest"]
+    assert (rows[0]["tested"], rows[0]["tested_of"]) == ("4", "4")
     assert float(rows[0]["client_3"]) == kept["none fedavg"]["row"]["per_client"]["accuracy"]["3"]
     text = (made / "matrix.md").read_text()
     assert "## iid\n\n### Accuracy of the honest clients\n\n|  | fedavg | local |\n" in text
-    assert "### Accuracy that the adversaries obtain" in text
+    assert "who lies in some row is left out of all" in text
+    _, obtained = text.split("### Accuracy that the adversaries obtain")
+    assert "| sign_flip | " in obtained
+    assert "| none | " not in obtained
     assert OmegaConf.load(made / "config.yaml").attacks == {"none": ["attack=none"], "sign_flip": ["attack=sign_flip"]}
     assert (made / "matrix.svg").read_text().startswith("<?xml")
+
+
+def test_without_an_attack_nobody_is_left_out(copy: Path) -> None:
+    assert matrix(copy, "attacks=none") == 0
+    row = next(csv.DictReader((copy / "matrix.csv").read_text().splitlines()))
+    assert float(row["accuracy_honest"]) == float(row["accuracy_mean"])
+    assert (row["adversaries"], row["adversaries_weight"]) == ("", "")
+    text, picture = (copy / "matrix.md").read_text(), (copy / "matrix.svg").read_text()
+    assert "### Accuracy of the clients\n" in text
+    assert not any(word in text + picture for word in ("adversar", "honest", "left out"))
+
+
+def test_a_matrix_is_called_by_its_data(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert matrix(copy, "-n", "data=mnist", "model=mlp") == 0
+    assert capfd.readouterr().out.startswith("mnist: ")
+    assert wanted(hydra(), "matrix", ["data=mnist"])[1] == Path("matrices/mnist")
+    assert wanted(hydra(), "matrix_fairness", [])[0].name == "fairness"
 
 
 def test_a_cell_is_the_run_of_its_config_to_the_bit(made: Path, tmp_path: Path) -> None:
@@ -346,6 +382,42 @@ def test_the_csv_has_a_line_a_cell() -> None:
     assert len(rows) == 8
     assert (rows[0]["client_0"], rows[0]["client_2"], rows[0]["adversaries"]) == ("0.5", "0.0", "2")
     assert (rows[5]["halted"], rows[5]["accuracy_honest"]) == ("round 3: no", "")
+
+
+def test_a_cell_in_which_somebody_was_not_tested_is_marked(tmp_path: Path) -> None:
+    entries = [entry("x", "a", [0.1, 0.3], untested={"2": "no answer"}), entry("x", "b", [0.1, 0.2])]
+    text = matrix_markdown(entries, "mine")
+    assert "| x | 0.200! | 0.150 |" in text.replace("**", "")
+    assert "`!`: not all clients were tested" in text
+    matrix_plot(entries, tmp_path / "a.svg")
+    assert ".20!" in (tmp_path / "a.svg").read_text()
+
+
+def test_who_lies_in_some_cell_is_left_out_of_the_others_of_its_seed() -> None:
+    cells = [entry("none", "a", [0.5, 0.7]), entry("x", "a", [0.1, 0.3]), entry("none", "a", [0.5, 0.7], seed=1)]
+    cells = [
+        replace(cell, result=cell.result | {"adversaries": []}) if cell.attack == "none" else cell for cell in cells
+    ]
+    found = [cell.values()["accuracy_honest"] for cell in of_the_same_clients(cells)]
+    assert found == [pytest.approx(0.6), pytest.approx(0.2), pytest.approx(0.4)]
+
+
+@pytest.mark.parametrize("attacks", [1, 2, 19])
+def test_the_colour_bars_label_is_inside_the_picture(tmp_path: Path, attacks: int) -> None:
+    entries = [entry(f"x{number}", "a", [0.1, 0.3]) for number in range(attacks)]
+    boxes: list[tuple[float, float, float]] = []
+    save = Figure.savefig
+
+    def measured(figure: Figure, *arguments: Any, **options: Any) -> None:
+        save(figure, *arguments, **options)
+        drawn = figure.axes[-1].yaxis.label.get_window_extent()
+        boxes.append((drawn.y0, drawn.y1, figure.bbox.height))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", measured)
+        matrix_plot(entries, tmp_path / "a.svg")
+    ((low, high, height),) = boxes
+    assert 0 <= low < high <= height
 
 
 def test_the_picture_is_the_same_every_time_and_tells_what_halted(tmp_path: Path) -> None:

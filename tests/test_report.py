@@ -7,22 +7,28 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import partial
 
 import numpy as np
 import pytest
 from test_runs import SMALL, fedshare
 
 import world
+from deployed import eventually
 from fedshare.experiments import execute
 from fedshare.metrics import summarise, weighted_mean, worst_share
 from fedshare.report import collaboration
 from fedshare.report.collaboration import collaboration_plot
-from fedshare.report.console import Progress, fitting
+from fedshare.report.console import Lap, Progress, fitting
 from fedshare.report.plots import partition_plot, progress_plot
+from fedshare.report.rows import caution
 from fedshare.report.summary import summary
 from fedshare.report.units import human_bytes, human_seconds
+from fedshare.rounds import Schedule, run_server
+from fedshare.simulation import Simulation
 from fedshare.tasks import Classification
 
+ONE = Schedule(rounds=1, seed=0, max_examples=100)
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -314,6 +320,52 @@ def test_plain_lines_outside_a_terminal():
     ]
 
 
+@pytest.mark.parametrize(
+    ("tests", "clients", "says"),
+    [
+        ([10, 10], 2, "worst10% is 1 of 2 clients, with 10 to 10 test examples each; 20 test examples in all, so that "
+         "one is 5 % of them"),
+        ([5, 0, 95], 3, "worst10% is 1 of 2 clients, with 5 to 95 test examples each"),
+        ([3] * 30, 30, "90 test examples in all, so that one is 1.1 % of them"),
+        ([0] * 29, 29, "worst10% is 2 of 29 clients"),
+        ([4] * 30, 30, None),
+        ([0] * 30, 30, None),
+    ],
+)  # fmt: skip
+def test_too_few_to_measure_by_is_said(tests, clients, says):
+    assert caution(tests, clients) == (f"few to measure by: {says}" if says else "")
+
+
+def test_what_is_few_is_said_once_before_the_rounds(tmp_path, capfd):
+    for overrides, times in (([], 1), (["evaluate_every=0"], 0)):
+        folder = f"folder={tmp_path}/{times}"
+        assert fedshare("run", folder, "strategy=local", "workers=0", *SMALL, "rounds=2", *overrides) == 0
+        lines = capfd.readouterr().out.splitlines()
+        assert [line.startswith("! few to measure by: ") for line in lines].count(True) == times
+        assert lines[1].startswith("! few" if times else "round")
+
+
+def test_the_plot_says_method_data_and_seed(tmp_path, capfd):
+    for name, title in (("", "local-digits-dirichlet · seed 3"), ("mine", "mine · Local on digits · seed 3")):
+        folder = tmp_path / f"run{name}"
+        own = [f"name={name}"] if name else []
+        assert (
+            fedshare("run", f"folder={folder}", "strategy=local", "workers=0", *SMALL, "rounds=1", "seed=3", *own) == 0
+        )
+        assert f">{title}<" in (folder / "accuracy.svg").read_text()
+
+
+def test_equal_lines_are_both_seen(tmp_path):
+    """No line is as another, or would lie under it: colours, widths and dashes differ."""
+    progress_plot([evaluated(n, 0.4) | {"accuracy_worst10": 0.4} for n in range(1, 40)], tmp_path / "a.svg")
+    drawn = re.findall(r'<path d="M[^"]*L[^"]*"[^>]*style="fill: none; ([^"]*)"', (tmp_path / "a.svg").read_text())
+    lines = [style for style in drawn if any(colour in style for colour in ("#0072b2", "#009e73", "#d55e00"))][:3]
+    assert [("stroke-dasharray" in style) for style in lines] == [False, True, True]
+    widths = [float(re.search(r"stroke-width: ([\d.]+)", style).group(1)) for style in lines]
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) == 3
+
+
 def test_plain_lines_are_flushed_one_by_one():
     class Stream(io.StringIO):
         def flush(self):
@@ -348,6 +400,71 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(monkeypatch, width):
     assert any("12/12" in line for line in lines)
     if width >= 80:
         assert any(line.endswith("ckpt, dropped 1") for line in lines)
+
+
+def test_within_a_round_a_terminal_shows_how_far_it_is(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Progress(rounds=5, stream=stream) as progress:
+        for done in range(4):
+            progress.heard("train", 1, done, 4)
+        progress.bar.refresh()
+        shown = ANSI.sub("", stream.getvalue())
+        assert re.search(r"train .* 3/4 .* left", shown)
+        progress.row(row(1))
+        assert not any(task.visible for task in progress.bar.tasks[1:])
+
+
+def test_elsewhere_a_line_says_so_every_now_and_then():
+    stream = io.StringIO()
+    with Progress(rounds=5, stream=stream, every=0.01) as progress:
+        progress.heard("train", 3, 0, 4)
+        progress.heard("train", 3, 1, 4)
+        eventually(lambda: stream.getvalue().count("round 3, train: 1 of 4 clients in ") >= 2, "two lines")
+        progress.row(row(3))
+    lines = stream.getvalue().splitlines()
+    assert all("train" in line for line in lines[1:-1])
+    assert lines[-1].startswith("    3 ")
+
+
+def test_between_rounds_and_in_short_ones_nothing_more_is_said():
+    stream = io.StringIO()
+    with Progress(rounds=2, stream=stream) as progress:
+        for done in range(3):
+            progress.heard("train", 1, done, 2)
+        progress.row(row(1))
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("done", "lasted", "says"),
+    [
+        (1, None, "1 of 4 clients in 40.0 s, about 2 min 00 s left"),
+        (4, 5.0, "4 of 4 clients in 40.0 s, about 0.00 s left"),
+        (0, None, "0 of 4 clients in 40.0 s"),
+        (0, 60.0, "0 of 4 clients in 40.0 s, about 20.0 s left"),
+        (0, 30.0, "0 of 4 clients in 40.0 s, about 0.00 s left"),
+    ],
+)
+def test_what_is_left_goes_by_who_is_done_or_by_the_last_time(done, lasted, says):
+    assert Lap("train", 7, 4, 100.0, done).line(140.0, lasted) == f"  round 7, train: {says}"
+
+
+def test_the_lines_of_a_deployments_rounds_have_the_time():
+    stream = io.StringIO()
+    with Progress(rounds=1, stream=stream, times=True) as progress:
+        progress.row(row(1))
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in stream.getvalue().splitlines())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_network_tells_of_each_answer(workers):
+    heard = []
+    with Simulation(partial(world.build, "fedavg"), workers) as network:
+        network.watch(lambda purpose, *counts: heard.append((purpose.value, *counts)))
+        list(run_server(network.population.strategy, network, {"params": network.population.scratch.initial}, ONE))
+    assert heard == [(purpose, 1, done, 5) for purpose in ("train", "evaluate") for done in range(6)]
 
 
 def test_columns_go_by_importance():

@@ -489,10 +489,11 @@ def test_a_row_has_both_and_newcomers_apart() -> None:
         assert not set(row["clients"]) & set(made.newcomers)
         assert row["per_client"]["accuracy"].keys() == {str(c) for c in range(6) if c not in made.newcomers}
         assert row["validation"].keys() == row["unseen"].keys() == {
-            "accuracy", "loss", "accuracy_mean", "accuracy_worst10"
+            "accuracy", "loss", "accuracy_mean", "accuracy_worst10", "clients"
         }  # fmt: skip
         assert row["validation"]["loss"] != row["loss"] != row["unseen"]["loss"]
-        assert (row["tested"], row["untested"]) == (6, {})
+        assert (row["validation"]["clients"], row["unseen"]["clients"]) == (4, 2)
+        assert (row["tested"], row["tested_of"], row["untested"], row["absent"]) == (6, 6, {}, [])
     assert "validation" not in rows_of(divided(0.0))[0]
 
 

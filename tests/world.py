@@ -12,7 +12,7 @@ from fedshare.client import Training
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.experiments import build as building
 from fedshare.experiments.instantiate import make
-from fedshare.network import Purpose
+from fedshare.network import Heard, Purpose
 from fedshare.payload import Payload
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
@@ -131,6 +131,9 @@ class Altered:
 
     def client_ids(self) -> list[int]:
         return self.inner.client_ids()
+
+    def watch(self, heard: Heard) -> None:
+        self.inner.watch(heard)
 
     def absent(self) -> dict[int, str]:
         return self.inner.absent()

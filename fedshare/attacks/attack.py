@@ -43,6 +43,11 @@ class Attack:
             raise UserError(f"adversaries={self.adversaries}: must be at least 0")
 
     @property
+    def lies(self) -> bool:
+        """Whether anybody ever does what an honest client does not: with this class itself nobody is an adversary."""
+        return type(self) is not Attack
+
+    @property
     def trains(self) -> bool:
         """Whether they learn anything from their examples: free-riders do not."""
         return True

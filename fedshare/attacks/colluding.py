@@ -3,7 +3,7 @@
 from fedshare import seeds
 from fedshare.attacks.attack import Attack
 from fedshare.attacks.update import CHANGE, MODEL, read, write
-from fedshare.network import Network, Purpose
+from fedshare.network import Heard, Network, Purpose
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.strategy import Strategy
@@ -63,6 +63,9 @@ class Colluding:
 
     def client_ids(self) -> list[int]:
         return self._network.client_ids()
+
+    def watch(self, heard: Heard) -> None:
+        self._network.watch(heard)
 
     def absent(self) -> dict[int, str]:
         return self._network.absent()

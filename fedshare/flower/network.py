@@ -17,7 +17,7 @@ from fedshare.flower.participant import INITIAL as GROUP
 from fedshare.flower.participant import Terms
 from fedshare.flower.private import RAISED, names_of
 from fedshare.flower.records import unwrap, wrap
-from fedshare.network import Purpose
+from fedshare.network import Heard, Purpose
 from fedshare.payload import Payload, same_tensors
 from fedshare.simulation import Declared
 from fedshare.state import State
@@ -70,6 +70,7 @@ class FlowerNetwork:
         self._kept = 0  # the round of the oldest checkpoint there is
         self._digests: dict[int, dict[str, str]] = {}
         self._absent: dict[int, str] = {}
+        self._heard: Heard = lambda *_: None
 
     # Who is there.
 
@@ -167,7 +168,10 @@ class FlowerNetwork:
             for client, content in zip(clients, requests, strict=True)
         ]
         answers, memories = dict[int, Payload](), dict[int, dict[str, str]]()
-        for client, reply in self._collect(dict(zip(self._grid.push_messages(messages), clients, strict=True))):
+        self._heard(purpose, round, 0, len(clients))
+        replies = self._collect(dict(zip(self._grid.push_messages(messages), clients, strict=True)))
+        for number, (client, reply) in enumerate(replies, 1):
+            self._heard(purpose, round, number, len(clients))
             if self._halts and reply.has_error() and reply.error.code == RAISED:
                 raise RunHalted(f"round {round}: client {client}: {brief(reply.error.reason or 'raised an error')}")
             try:
@@ -181,6 +185,9 @@ class FlowerNetwork:
 
     def digests(self) -> dict[int, dict[str, str]]:
         return self._digests
+
+    def watch(self, heard: Heard) -> None:
+        self._heard = heard
 
     def absent(self) -> dict[int, str]:
         return self._absent

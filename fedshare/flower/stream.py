@@ -34,7 +34,7 @@ class StreamGrid(OwnGrid):
             names = ", ".join(map(str, here)) or "none"
             if (left := until - time.monotonic()) <= 0:
                 raise RunHalted(f"waited {seconds:g} s for {clients} clients; have {names}")
-            print(f"waiting for {clients} clients, up to {left:.0f} s more: have {names}", flush=True)
+            self.server.say(f"waiting for {clients} clients, up to {left:.0f} s more: have {names}")
             self.server.wait_for_change(min(left, 5.0))
 
     def _present(self) -> list[int]:

@@ -2,13 +2,16 @@
 
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from fedshare.report.rows import headline
-from fedshare.report.units import decimal, human_bytes, printable
+from fedshare.report.clock import stamped
+from fedshare.report.rows import MARK, among, headline, remark
+from fedshare.report.units import decimal, human_bytes, human_seconds, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -23,9 +26,11 @@ class Column:
     keep: int  # in a narrow terminal the lowest goes first
     cell: Callable[[Row], str]
     style: str = ""
+    marked: bool = False  # where its number is over other clients than the one above
 
-    def aligned(self, text: str) -> str:
-        return text.ljust(self.width) if self.title == "notes" else text.rjust(self.width)
+    def aligned(self, text: str, mark: str = " ") -> str:
+        """With a place for a mark behind it."""
+        return (text.ljust(self.width) if self.title == "notes" else text.rjust(self.width)) + mark
 
 
 def _bytes(row: Row, key: str) -> str:
@@ -38,9 +43,9 @@ def _seconds(row: Row) -> str:
 
 
 def _notes(row: Row) -> str:
-    dropped = len(row.get("dropped", ()))
     saved = row.get("seconds", {}).get("save", 0) > 0
-    return ", ".join(["ckpt"] * saved + [f"dropped {dropped}"] * (dropped > 0))
+    counts = [f"{name} {len(row[name])}" for name in ("dropped", "absent", "untested") if row.get(name)]
+    return ", ".join(["ckpt"] * saved + counts)
 
 
 def _headline(row: Row, suffix: str = "") -> str:
@@ -50,42 +55,81 @@ def _headline(row: Row, suffix: str = "") -> str:
 METRIC = "acc"  # the title of the headline metric's column, where that is accuracy
 COLUMNS = (
     Column("round", 5, 10, lambda row: str(row["round"]), "bold"),
-    Column(METRIC, 6, 9, _headline, "cyan"),
-    Column("mean", 6, 1, lambda row: _headline(row, "_mean")),
-    Column("worst10%", 8, 8, lambda row: _headline(row, "_worst10")),
-    Column("loss", 7, 7, lambda row: decimal(row.get("loss"))),
+    Column(METRIC, 6, 9, _headline, "cyan", marked=True),
+    Column("mean", 6, 1, lambda row: _headline(row, "_mean"), marked=True),
+    Column("worst10%", 8, 8, lambda row: _headline(row, "_worst10"), marked=True),
+    Column("loss", 7, 7, lambda row: decimal(row.get("loss")), marked=True),
     Column("up", 8, 5, lambda row: _bytes(row, "bytes_up")),
     Column("down", 8, 2, lambda row: _bytes(row, "bytes_down")),
     Column("s/round", 7, 4, _seconds),
     Column("digest", 8, 3, lambda row: str(row.get("digest", "-"))[:8], "dim"),
     Column("notes", 16, 6, _notes, "yellow"),
 )
-GAP = "  "
+GAP = " "
+EVERY = 30.0  # seconds between lines within a round, without a terminal
 
 
 def fitting(width: int | None) -> list[Column]:
     """The columns that fit into `width` characters, in their order; all of them where there is no width to keep."""
     columns = list(COLUMNS)
-    while width is not None and len(columns) > 1 and sum(len(GAP) + c.width for c in columns) - len(GAP) > width:
+    while width is not None and len(columns) > 1 and sum(c.width + len(MARK + GAP) for c in columns) - len(GAP) > width:
         columns.remove(min(columns, key=lambda column: column.keep))
     return columns
+
+
+@dataclass(frozen=True)
+class Lap:
+    """A part of a round that waits for clients."""
+
+    phase: str
+    round: int
+    asked: int
+    began: float  # by the monotonic clock
+    done: int = 0
+
+    def line(self, now: float, lasted: float | None) -> str:
+        """How far it is; what is left goes by the clients that are done, or by how long the phase `lasted` before."""
+        spent = now - self.began
+        left = spent / self.done * (self.asked - self.done) if self.done else lasted and max(0.0, lasted - spent)
+        about = f", about {human_seconds(left)} left" if left is not None else ""
+        return (
+            f"  round {self.round}, {self.phase}: {self.done} of {self.asked} clients in {human_seconds(spent)}{about}"
+        )
 
 
 class Progress:
     """A context manager that prints one line a round.
 
     `rounds` is the number of the last round, `first` the number of the first one to come (above 1 for a run resumed),
-    `metric` the one by which clients are compared.
-    Without a terminal, lines are plain text, flushed one by one, without any ANSI code.
+    `before` the last row with a test before that, `metric` the one by which clients are compared, `about` a line of
+    warning to begin with. Numbers over other clients than those of the test before, or not over all, are marked.
+    Within a round, `heard` shows how far it is: in a second bar, or without a terminal in a line every `every` seconds.
+    Without a terminal, lines are plain text, flushed one by one, without any ANSI code, with the time if `times`.
     """
 
     def __init__(
-        self, rounds: int, first: int = 1, header: str = "", stream: TextIO | None = None, metric: str = "accuracy"
+        self,
+        rounds: int,
+        first: int = 1,
+        header: str = "",
+        stream: TextIO | None = None,
+        metric: str = "accuracy",
+        before: Mapping[str, Any] | None = None,
+        about: str = "",
+        times: bool = False,
+        every: float = EVERY,
     ) -> None:
         self.metric = METRIC if metric == "accuracy" else metric
         self.rounds, self.first, self.header = rounds, first, printable(header)
         self.stream = stream or sys.stdout
+        self.before, self.about = before, about
+        self.times, self.every = times, every
         self.bar: Bar | None = None
+        self.lap: Lap | None = None
+        self.lasted: dict[str, float] = {}  # seconds that each phase took the last time
+        self._ended, self._writing = threading.Event(), threading.Lock()
+        self._spoke = time.monotonic()
+        self._clock = threading.Thread(target=self._tick, name="progress", daemon=True)
         self.lines = 0  # since the column titles were last shown
 
     def __enter__(self) -> Self:
@@ -94,22 +138,57 @@ class Progress:
             self.bar.start()
         if self.header:
             self._print([(self.header, "bold")], wrap=True)
+        if self.about:
+            self.note(self.about)
         self._titles()
+        if self.bar is None:
+            self._clock.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self.bar:
             self.bar.stop()
+        else:
+            self._clock.join()
+
+    def heard(self, phase: str, round: int, done: int, asked: int) -> None:
+        """So many clients of those asked have answered in this phase of a round."""
+        now = time.monotonic()
+        if done == 0 or self.lap is None:
+            self.lap = Lap(phase, round, asked, now)
+        self.lap = replace(self.lap, done=done)
+        if done == asked:
+            self.lasted[phase] = now - self.lap.began
+        if self.bar:
+            if done == 0:
+                self.bar.reset(self.bar.task_ids[1], total=asked, description=phase, visible=True)
+            self.bar.update(self.bar.task_ids[1], completed=done)
+
+    def _tick(self) -> None:
+        while not self._ended.wait(max(0.01, self._spoke + self.every - time.monotonic())):
+            if time.monotonic() - self._spoke < self.every:
+                continue  # something was said meanwhile
+            self._spoke = time.monotonic()
+            if lap := self.lap:
+                self._print([(lap.line(self._spoke, self.lasted.get(lap.phase)), "dim")])
 
     def row(self, row: Row) -> None:
         """Show one round, a row of ``metrics.jsonl``."""
         if self.bar and self.lines >= self.bar.console.height - 3:
             self._titles()
+        self.lap = None
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=row["round"])
-        self._print([(column.aligned(column.cell(row)), column.style) for column in self._columns()])
+            self.bar.update(self.bar.task_ids[1], visible=False)
+        if said := remark(row, self.before):
+            self.note(f"round {row['round']}: {said}")
+        marks = {True: MARK if said else " ", False: " "}
+        self._print([(c.aligned(c.cell(row), marks[c.marked]), c.style) for c in self._columns()])
+        if among(row) is not None:
+            self.before = row
 
     def note(self, text: str) -> None:
         """Show a line of warning."""
@@ -128,18 +207,22 @@ class Progress:
         encoding = self.stream.encoding or "utf-8"
         cells = [(text.encode(encoding, "replace").decode(encoding), style) for text, style in cells]
         if self.bar is None:
-            print(GAP.join(text for text, _ in cells).rstrip(), file=self.stream, flush=True)
+            line = GAP.join(text for text, _ in cells).rstrip()
+            with self._writing:
+                print(stamped(line) if self.times else line, file=self.stream, flush=True)
+                self._spoke = time.monotonic()
             return
         from rich.text import Text
 
-        line = Text(GAP).join(Text(text, style) for text, style in cells)
-        self.bar.print(line, no_wrap=not wrap, overflow="fold" if wrap else "ellipsis")
+        styled = Text(GAP).join(Text(text, style) for text, style in cells)
+        self.bar.print(styled, no_wrap=not wrap, overflow="fold" if wrap else "ellipsis")
 
     def _make_bar(self) -> "Bar":
         from rich import progress
         from rich.console import Console
 
         bar = progress.Progress(
+            progress.TextColumn("{task.description}", style="dim"),
             progress.BarColumn(bar_width=None),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
@@ -150,5 +233,6 @@ class Progress:
             speed_estimate_period=24 * 3600,  # a round may last longer than rich's 30 s
             expand=True,
         )
-        bar.add_task("rounds", total=self.rounds, completed=self.first - 1)
+        bar.add_task("", total=self.rounds, completed=self.first - 1)
+        bar.add_task("clients", total=None, visible=False)
         return bar

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedshare.fairness import collaborative
+from fedshare.metrics import weighted_mean, worst_share
 from fedshare.report.plots import INK, figure_at, heat_map
-from fedshare.report.rows import headline
+from fedshare.report.rows import MARK, headline, higher
 from fedshare.report.units import decimal, human_bytes, human_seconds, printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ COLOURS = "cividis"  # alike for all eyes, and its lightness alone tells the ord
 DARK = 0.55  # below it, writing is white
 _OF_ROW = (
     *("accuracy_adversaries", "attack_success", "adversaries_weight", "adversaries_removed", "honest_removed"),
-    *("accuracy", "accuracy_mean", "accuracy_worst10", "loss"),
+    *("accuracy", "accuracy_mean", "accuracy_worst10", "loss", "tested", "tested_of"),
 )
 
 
@@ -38,30 +39,53 @@ class Entry:
     seed: int
     result: dict[str, Any]
     fairness: float | None = None
+    aside: frozenset[int] = frozenset()  # who is left out beside its own adversaries, because others leave them out
 
     @property
     def halted(self) -> bool:
         return self.result["halted"] is not None
 
     @property
-    def accuracy(self) -> dict[int, float]:
+    def accuracy(self) -> dict[int, float | None]:
         """By client."""
         found = self.result["row"].get("per_client", {}).get(headline([self.result["row"]]), {})
         return {int(client): value for client, value in found.items()}
 
+    @property
+    def honest(self) -> list[int]:
+        """The tested clients that its numbers are about. All are honest where nobody is an adversary."""
+        return sorted(self.accuracy.keys() - self.aside - set(self.result["adversaries"]))
+
+    @property
+    def lacking(self) -> bool:
+        """Whether not all clients were tested."""
+        return bool(self.result["row"].get("untested"))
+
     def values(self) -> dict[str, Any]:
-        """Its numbers by name; None for what it has not. All are honest where nobody is an adversary."""
+        """Its numbers by name; None for what it has not."""
         row = self.result["row"]
+        found = [math.nan if (value := self.accuracy[client]) is None else value for client in self.honest]
+        mean = weighted_mean(found, [1.0] * len(found))
+        worst = worst_share(found, 0.1, higher([row])) if found else None
+        removed = {} if self.result["adversaries"] or "removed" not in row else {"honest_removed": len(row["removed"])}
         return {
-            "accuracy_honest": row.get("accuracy_honest", row.get("accuracy_mean")),
-            "accuracy_honest_worst10": row.get("accuracy_honest_worst10", row.get("accuracy_worst10")),
+            "accuracy_honest": _finite(mean),
+            "accuracy_honest_worst10": _finite(worst),
             "fairness": self.fairness,
-            **{name: row.get(name) for name in _OF_ROW},
+            **{name: (removed | row).get(name) for name in _OF_ROW},
             **dict.fromkeys(("tpr", "fpr"), None),
             **{name: value for name, value in (self.result["detection"] or {}).items() if name != "rounds"},
             "removal_round": (self.result["detection"] or {}).get("rounds"),
             **{name: self.result[name] for name in ("rounds", "bytes_up", "bytes_down", "seconds")},
         }
+
+
+def of_the_same_clients(entries: Sequence[Entry]) -> list[Entry]:
+    """`entries` of which those with one partition and seed leave out the same clients: who lies in one of them."""
+    liars: dict[tuple[str, int], set[int]] = {}
+    for entry in entries:
+        liars.setdefault((entry.partition, entry.seed), set()).update(entry.result["adversaries"])
+    return [replace(entry, aside=frozenset(liars[entry.partition, entry.seed])) for entry in entries]
 
 
 def with_fairness(entries: Sequence[Entry], attack: str, defence: str) -> list[Entry]:
@@ -75,10 +99,11 @@ def with_fairness(entries: Sequence[Entry], attack: str, defence: str) -> list[E
     judged = []
     for entry in entries:
         own, found = alone.get((entry.partition, entry.seed), {}), None
-        honest = sorted(own.keys() & entry.accuracy.keys() - set(entry.result["adversaries"]))
-        if honest and not entry.halted and entry.defence != defence:
-            found = collaborative([own[client] for client in honest], [entry.accuracy[client] for client in honest])
-        judged.append(Entry(entry.attack, entry.defence, entry.partition, entry.seed, entry.result, _finite(found)))
+        both = [(own.get(client), entry.accuracy[client]) for client in entry.honest]
+        pairs = [(a, b) for a, b in both if a is not None and b is not None]
+        if pairs and not entry.halted and entry.defence != defence:
+            found = collaborative([a for a, _ in pairs], [b for _, b in pairs])
+        judged.append(replace(entry, fairness=_finite(found)))
     return judged
 
 
@@ -107,10 +132,15 @@ def matrix_markdown(entries: Sequence[Entry], title: str) -> str:
     seeds = sorted({entry.seed for entry in entries})
     told = ["accuracies are the mean ± the standard deviation over the seeds"] if len(seeds) > 1 else []
     told += ["a row's best is bold", "`-`: not known, or not defined"]
+    if any(entry.aside - set(entry.result["adversaries"]) for entry in entries):
+        told.append("who lies in some row is left out of all")
+    if any(entry.lacking for entry in entries):
+        told.append(f"`{MARK}`: not all clients were tested")
     lines = [f"# {printable(title)}", "", f"Seeds {', '.join(map(str, seeds))}; {'; '.join(told)}.", ""]
     for partition in _names(entries, "partition"):
         cells = _cells(entries, partition)
-        lines += [f"## {printable(partition)}", "", *_table("Accuracy of the honest clients", cells, _honest, _best)]
+        whose = "Accuracy of the honest clients" if _anybody_lies(entries) else "Accuracy of the clients"
+        lines += [f"## {printable(partition)}", "", *_table(whose, cells, _honest, _best)]
         for heading, show in _TABLES:
             lines += _table(heading, cells, show)
     spent = {name: math.fsum(entry.result[name] for entry in entries) for name in ("bytes_up", "bytes_down", "seconds")}
@@ -157,6 +187,7 @@ def _honest(group: list[Entry]) -> str | None:
     text, halts = _spread(group, "accuracy_honest"), sum(entry.halted for entry in group)
     if text is None:
         return "halted" if halts else None
+    text += MARK if any(entry.lacking for entry in group) else ""
     return f"{text} ({halts} halted)" if halts else text
 
 
@@ -170,7 +201,7 @@ def _spread(group: list[Entry], name: str, digits: int = 3) -> str | None:
 
 def _removed(group: list[Entry]) -> str | None:
     liars, honest = (_known(group, name) for name in ("adversaries_removed", "honest_removed"))
-    return f"{fmean(liars):.3g} / {fmean(honest):.3g}" if liars and honest else None
+    return f"{f'{fmean(liars):.3g}' if liars else '-'} / {fmean(honest):.3g}" if honest else None
 
 
 _TABLES: tuple[tuple[str, Callable[[list[Entry]], str | None]], ...] = (
@@ -180,6 +211,10 @@ _TABLES: tuple[tuple[str, Callable[[list[Entry]], str | None]], ...] = (
     ("Accuracy that the adversaries obtain", lambda group: _spread(group, "accuracy_adversaries")),
     ("Collaborative fairness among the honest clients", lambda group: _spread(group, "fairness", 1)),
 )
+
+
+def _anybody_lies(entries: Sequence[Entry]) -> bool:
+    return any(entry.result["adversaries"] for entry in entries)
 
 
 def _mean(group: list[Entry]) -> float | None:
@@ -212,14 +247,14 @@ def _finite(value: float | None) -> float | None:
 def matrix_plot(entries: Sequence[Entry], path: Path | str) -> None:
     """Draw the honest clients' accuracy: a panel a partition, a row an attack, a column a defence; halts hatched."""
     attacks, defences, partitions = (_names(entries, axis) for axis in ("attack", "defence", "partition"))
-    width, height = 2.6 + 0.58 * max(4, len(defences)), 1.3 + 0.28 * len(attacks)
+    width, height = 2.6 + 0.58 * max(4, len(defences)), 1.3 + 0.28 * max(3, len(attacks))
     with figure_at(path, width, height * len(partitions)) as figure:
         for axes, partition in zip(figure.subplots(len(partitions), 1, squeeze=False).flat, partitions, strict=True):
             cells = _cells(entries, partition)
             means = np.array(
                 [[_mean(cells.get((a, d), [])) for d in defences] for a in attacks], dtype=float
             )  # None becomes NaN
-            label = "accuracy of the honest"
+            label = "accuracy\nof the honest" if _anybody_lies(entries) else "accuracy"
             heat_map(figure, axes, np.ma.masked_invalid(means), label, cmap=COLOURS, vmin=0.0, vmax=1.0)
             halts = any(entry.halted for group in cells.values() for entry in group)
             axes.set_title(printable(partition) + ("; hatched: a run has halted" if halts else ""))
@@ -230,10 +265,11 @@ def matrix_plot(entries: Sequence[Entry], path: Path | str) -> None:
             for row, attack in enumerate(attacks):
                 for column, defence in enumerate(defences):
                     group = cells.get((attack, defence), [])
-                    _write(axes, column, row, means[row, column], any(entry.halted for entry in group))
+                    mark = MARK if any(entry.lacking for entry in group) else ""
+                    _write(axes, column, row, means[row, column], any(entry.halted for entry in group), mark)
 
 
-def _write(axes: "Axes", column: int, row: int, mean: float, halted: bool) -> None:
+def _write(axes: "Axes", column: int, row: int, mean: float, halted: bool, mark: str) -> None:
     from matplotlib.patches import Rectangle
 
     dark = mean < DARK
@@ -244,4 +280,6 @@ def _write(axes: "Axes", column: int, row: int, mean: float, halted: bool) -> No
     if halted or not math.isnan(mean):
         text = "halt" if math.isnan(mean) else f"{mean:.2f}".removeprefix("0") if mean < 0.995 else "1.0"
         around = {"facecolor": "white", "edgecolor": "none", "pad": 1.0} if halted else None
-        axes.text(column, row, text, ha="center", va="center", size=7.5, color=INK if halted else colour, bbox=around)
+        axes.text(
+            column, row, text + mark, ha="center", va="center", size=7.5, color=INK if halted else colour, bbox=around
+        )

@@ -1,5 +1,6 @@
 """The pictures of a run, as small SVG files: the same input gives the same bytes."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedshare.files import write_atomically
-from fedshare.report.rows import headline
+from fedshare.report.rows import among, headline, share
 from fedshare.report.units import human_bytes
 
 if TYPE_CHECKING:
@@ -129,15 +130,17 @@ def enlarged(cells: np.ndarray) -> np.ndarray:
     return cells.repeat(down, axis=0).repeat(across, axis=1)
 
 
-def progress_plot(rows: list[dict[str, Any]], path: Path | str) -> None:
+def progress_plot(rows: list[dict[str, Any]], path: Path | str, title: str = "") -> None:
     """Draw the headline metric by round (over all examples, worst tenth, spread among clients), and the bytes so far.
 
-    `rows` are those of ``metrics.jsonl``; a round without evaluation leaves no point.
+    `rows` are those of ``metrics.jsonl``; a round without evaluation leaves no point. Lines are cut where means are
+    over other clients than before; tests of not all clients have hollow marks.
     """
     with figure_at(path, 7.0, 4.8) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
         evaluated = [row for row in rows if row.get(headline(rows)) is not None]
         _metric(above, evaluated, headline(rows))
+        above.set_title(title)
         _traffic(below, rows)
         below.set(xlabel="round", xlim=(0, 1.02 * max([1, *(row["round"] for row in rows)])))
         whole_numbers(below.xaxis)
@@ -152,17 +155,36 @@ def _metric(axes: "Axes", rows: list[dict[str, Any]], name: str) -> None:
         axes.text(0.5, 0.5, "no evaluation yet", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_yticks([])
         return
-    rounds = [row["round"] for row in rows]
-    marker = "o" if len(rows) <= 30 else ""
-    spread = [(row["round"], *_spread(row, name)) for row in rows if row.get("per_client", {}).get(name)]
-    if spread:
-        at, low, high = zip(*spread, strict=True)
-        axes.fill_between(at, low, high, color=BLUE, alpha=0.15, linewidth=0, label="middle 80 % of clients")
-    lines = ((name, "all examples", BLUE, "-"), (f"{name}_mean", "mean of clients", GREEN, "--"))
-    for key, label, colour, dash in (*lines, (f"{name}_worst10", "worst 10 % of clients", RED, "-")):
-        values = [math.nan if row.get(key) is None else row[key] for row in rows]
-        axes.plot(rounds, values, dash, color=colour, label=label, linewidth=1.6, marker=marker, markersize=3)
+    parts = _alike(rows)
+    for number, part in enumerate(parts):
+        spread = [(row["round"], *_spread(row, name)) for row in part if row.get("per_client", {}).get(name)]
+        if spread:
+            at, low, high = zip(*spread, strict=True)
+            label = "_" if number else "middle 80 % of clients"  # matplotlib leaves out names that begin so
+            axes.fill_between(at, low, high, color=BLUE, alpha=0.15, linewidth=0, label=label)
+    for key, label, colour, line in (
+        (name, "all examples", BLUE, {"linewidth": 3.2, "alpha": 0.45}),  # wide: another line on it hides it not
+        (f"{name}_mean", "mean of clients", GREEN, {"linewidth": 1.6, "dashes": (5, 2.5)}),
+        (f"{name}_worst10", "worst 10 % of clients", RED, {"linewidth": 1.3, "dashes": (1.5, 1.5)}),
+    ):
+        for number, part in enumerate(parts):
+            values = [math.nan if row.get(key) is None else row[key] for row in part]
+            whole, few = not share(part[0]), len(rows) <= 30 or len(part) == 1
+            marks: Any = {"marker": "o" if few or not whole else "", "markersize": 3 if whole else 5}
+            marks |= {} if whole else {"markerfacecolor": "none"}
+            rounds = [row["round"] for row in part]
+            axes.plot(rounds, values, color=colour, label="_" if number else label, **line, **marks)
+    if any(share(row) for row in rows):
+        hollow: Any = {"marker": "o", "markersize": 5, "markerfacecolor": "none", "linestyle": "", "color": GREY}
+        axes.plot([], [], label="not all clients tested", **hollow)
+    if len(parts) > 1:
+        axes.plot([], [], linestyle="", label="gap: over other clients")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _alike(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows, cut where their means begin to be over other clients."""
+    return [list(part) for _, part in itertools.groupby(rows, among)]
 
 
 def _spread(row: dict[str, Any], name: str) -> tuple[float, float]:

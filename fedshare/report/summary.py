@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshare.best import Best
-from fedshare.report.rows import headline
+from fedshare.report.rows import MARK, Row, among, evaluations, headline, remark, share, spans
 from fedshare.report.units import decimal, human_bytes, human_seconds
 
 
@@ -19,22 +19,27 @@ def summary(rows: list[dict[str, Any]], folder: Path | str, best: Best | None = 
     evaluated = [row for row in rows if row.get(name) is not None]
     if evaluated:
         last = evaluated[-1]
-        among = {"mean of clients": f"{name}_mean", "worst 10 %": f"{name}_worst10"}
-        parts = [f"{name} {decimal(last[key])}" for name, key in among.items() if key in last]
+        tests = evaluations(rows)
+        mark = MARK if remark(last, next((row for row in tests[::-1] if row["round"] < last["round"]), None)) else ""
+        means = {"mean of clients": f"{name}_mean", "worst 10 %": f"{name}_worst10"}
+        parts = [f"{name} {decimal(last[key])}" for name, key in means.items() if key in last]
         aside = f" ({', '.join(parts)})" if parts else ""
         before = rows[0].get("before", {})
-        first = f"; before round 1: {decimal(before[name])}" if name in before else ""
-        lines.append((name, f"{decimal(last[name])} in round {last['round']}{aside}{first}"))
+        other = MARK if before and among(before) != among(last) else ""
+        first = f"; before round 1: {decimal(before[name])}{other}" if name in before else ""
+        lines.append((name, f"{decimal(last[name])}{mark} in round {last['round']}{aside}{first}"))
+        lines += [("tested" if not number else "", text) for number, text in enumerate(_others(tests, last))]
         for other in last.get("per_client", ("loss",)):
             if other != name and other in last and other != "examples":
                 first = f"; before round 1: {decimal(before[other])}" if other in before else ""
-                lines.append((other, decimal(last[other]) + first))
+                lines.append((other, decimal(last[other]) + mark + first))
         if found := last.get("unseen"):
-            lines.append(("unseen", f"{name} {decimal(found.get(name))} of clients that never trained"))
+            lines.append(("unseen", f"{name} {decimal(found.get(name))}{mark} of clients that never trained"))
         if best and best.round:
             chosen = next(row for row in rows if row["round"] == best.round)
             said = f"round {best.round} by validation {best.metric} {decimal(best.value)}"
-            lines.append(("best", f"{said}: test {name} {decimal(chosen.get(name))}"))
+            others = f" ({why})" if (why := share(chosen)) else ""
+            lines.append(("best", f"{said}: test {name} {decimal(chosen.get(name))}{MARK if why else ''}{others}"))
     lines += [("traffic" if not number else "", text) for number, text in enumerate(_traffic(rows))]
     if spent := [row["max_epsilon"] for row in rows if row.get("max_epsilon") is not None]:
         lines.append(("privacy", f"epsilon {decimal(max(spent), 2)}, of the client that has spent most"))
@@ -53,6 +58,16 @@ def summary(rows: list[dict[str, Any]], folder: Path | str, best: Best | None = 
     lines.append(("files", str(folder)))
     width = max(9, *(len(name) for name, _ in lines))
     return "\n".join(f"{name:<{width}} {text}" for name, text in lines)
+
+
+def _others(tests: list[Row], last: Row) -> list[str]:
+    """Who is not in the last test's means, and which rounds' means are over others."""
+    before = [row["round"] for row in tests if among(row) != among(last)]
+    lines = [why] if (why := share(last)) else []
+    if before:
+        rounds = f"round{'s' * (len(before) > 1)} {spans(before)}"
+        lines.append(f"{rounds}: other clients, not to be compared with round {last['round']}")
+    return lines
 
 
 def _traffic(rows: list[dict[str, Any]]) -> list[str]:

@@ -28,6 +28,10 @@ class Mine:
         return self.dataset.train_size - held_out(self.dataset.train_size, self.held)
 
     @property
+    def tests(self) -> int:
+        return len(self.dataset.pool) - self.dataset.train_size
+
+    @property
     def train(self) -> Examples:
         return self.dataset.pool.subset(self._rows[0])
 
@@ -67,6 +71,7 @@ class Elsewhere:
     """What is known of a client whose data are elsewhere."""
 
     size: int
+    tests: int = 0
 
     def _gone(self) -> NoReturn:
         raise UserError("the examples of this client are on its own host")

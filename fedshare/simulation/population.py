@@ -34,6 +34,11 @@ class Sized(Share, Protocol):
         """How many training examples."""
         ...
 
+    @property
+    def tests(self) -> int:
+        """How many test examples, as far as is known."""
+        ...
+
 
 class Part(NamedTuple):
     """Examples at hand."""
@@ -48,6 +53,10 @@ class Part(NamedTuple):
     @property
     def size(self) -> int:
         return len(self.train)
+
+    @property
+    def tests(self) -> int:
+        return len(self.test)
 
 
 def held_out(count: int, share: float) -> int:
@@ -75,6 +84,10 @@ class Cut:
     def size(self) -> int:
         count = len(self.parts.split.train[self.client])
         return count - held_out(count, self.parts.validation)
+
+    @property
+    def tests(self) -> int:
+        return len(self.parts.split.test[self.client])
 
     @property
     def train(self) -> Examples:
@@ -135,8 +148,9 @@ class Population:
 
     @cached_property
     def adversaries(self) -> list[int]:
-        """Their ids. Raises UserError where the attack names a client that there is not."""
-        return self.attack.who(len(self.shares), self.seed)
+        """The ids of those who lie. Raises UserError where the attack names a client that there is not."""
+        named = self.attack.who(len(self.shares), self.seed)
+        return named if self.attack.lies else []
 
     @cached_property
     def newcomers(self) -> list[int]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from fedshare.network import Purpose
+from fedshare.network import Heard, Purpose
 from fedshare.payload import Payload
 from fedshare.simulation.population import Population
 from fedshare.simulation.workers import Job, Outcome, Workers, attempt
@@ -36,6 +36,7 @@ class Simulation:
         self._digests: dict[int, dict[str, str]] = {}
         self._sizes = self.population.sizes()
         self._absent: dict[int, str] = {}
+        self._heard: Heard = lambda *_: None
         self._build, self._timeout, self._halts = build, timeout, on_error == "halt"
         self._count = min(workers, len(self._sizes))
         self._workers: Workers | None = None  # started by the first exchange
@@ -52,6 +53,9 @@ class Simulation:
 
     def client_ids(self) -> list[int]:
         return list(range(len(self._sizes)))
+
+    def watch(self, heard: Heard) -> None:
+        self._heard = heard
 
     def absent(self) -> dict[int, str]:
         return self._absent
@@ -78,7 +82,11 @@ class Simulation:
         jobs = [Job(purpose, round, client, downloads[client], self.states.get(client, {})) for client in order]
         if self._count and not self._workers:
             self._workers = Workers(self._build, self._count, self._timeout, self._halts)
-        outcomes = dict(self._workers.run(jobs) if self._workers else self._here(jobs))
+        outcomes = dict[int, Outcome]()
+        self._heard(purpose, round, 0, len(jobs))
+        for client, outcome in self._workers.run(jobs) if self._workers else self._here(jobs):
+            outcomes[client] = outcome
+            self._heard(purpose, round, len(outcomes), len(jobs))
         self._absent = {client: why for client, why in sorted(outcomes.items()) if isinstance(why, str)}
         answers = {client: answer for client, answer in outcomes.items() if not isinstance(answer, str)}
         if purpose is Purpose.TRAIN:

@@ -65,6 +65,7 @@ class _Client(Mailbox):
     id: int = 0
     connection: "_Connection | None" = None
     absent: bool = False
+    gone: bool = False  # it was here, and is not connected
     expiry: asyncio.TimerHandle | None = None  # when it will be, unless it comes back
 
     def wake(self) -> None:
@@ -90,7 +91,8 @@ class StreamServer:
         self.address = address
         self.settings = settings
         self.refused: dict[int, str] = {}  # the clients that were not let in, and why the last time
-        self._identity, self._say = identity, say
+        self.say = say  # a line of its log
+        self._identity = identity
         self._epoch = secrets.token_bytes(8)
         self._clients: dict[int, _Client] = {}
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
@@ -99,6 +101,7 @@ class StreamServer:
         self._changed = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._server: grpc.aio.Server | None = None
+        self._closing = False
         self._health = health.aio.HealthServicer()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stream", daemon=True)
 
@@ -174,6 +177,7 @@ class StreamServer:
 
     async def _shut(self, farewell: str | None) -> None:
         assert self._server is not None
+        self._closing = True
         await self._health.enter_graceful_shutdown()
         for client in self._clients.values():
             if client.connection and farewell is not None:
@@ -216,7 +220,9 @@ class StreamServer:
         if client.expiry:
             client.expiry.cancel()
         connection = client.connection = _Connection(context)
-        client.absent, gone = False, None
+        if client.gone:
+            self.say(f"client {client.id} is back")
+        client.absent, client.gone, gone = False, False, None
         try:
             left = await self._converse(client, connection, hello)
             gone = "it left" if left else None
@@ -258,7 +264,7 @@ class StreamServer:
         if reason := self._objection(up.hello, who):
             who = up.hello.client if who is None else who
             if self.refused.get(who) != reason:
-                self._say(f"client {who} was refused: {reason}")
+                self.say(f"client {who} was refused: {reason}")
             self.refused[who] = reason
             self._changed.set()
             raise UserError(f"client {who} was refused: {reason}")
@@ -331,11 +337,14 @@ class StreamServer:
         """A connection has: for good where there is a reason, perhaps not where it broke off."""
         if client.connection is not connection:
             return
-        client.connection = None
+        client.connection, client.gone = None, True
+        grace = self.settings.grace
+        if not self._closing:
+            hope = "" if gone else f"; absent if it is not back in {grace:g} s"
+            self.say(f"client {client.id} is gone: {gone or 'the connection broke off'}{hope}")
         if gone:
             self._lose(client, gone)
         else:
-            grace = self.settings.grace
             client.expiry = self._loop.call_later(grace, self._lose, client, f"gone since {grace:g} s ago")
 
     def _lose(self, client: _Client, reason: str) -> None:
