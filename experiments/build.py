@@ -1,5 +1,6 @@
 """From a resolved config to the objects of a run, here and in each worker process."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -34,7 +35,7 @@ from fedshare.threads import one_thread
 from fedshare.trial import attempt
 from fedshare.weights import Given
 
-from . import instantiate, sources
+from . import compose, instantiate, sources
 from .instantiate import make
 from .tracking import Tracker
 
@@ -47,6 +48,9 @@ _PARTS: dict[str, type] = {
     "attack": Attack,
     "tracking": Tracker,
 }
+_OPTIMIZING = ("optimizer", "epochs", "steps", "lr_decay", "clip_norm")
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_CALLED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
 
 
 def population(config: str, initial: Path | None = None) -> Population:
@@ -164,6 +168,17 @@ def check(config: DictConfig, seen: set[str]) -> None:
         _shared_out(config, task, make(config.partition, "partition", Partition), None)
 
 
+def ignored(config: DictConfig, population: Population) -> str:
+    """What the config says of optimizers and the strategy has no use for, in one line; empty where there is nothing."""
+    if population.strategy.optimizes or population.scratch.local:
+        return ""
+    usual = OmegaConf.load(compose.CONF / "client" / "sgd.yaml")
+    keys = [f"client.{key}" for key in _OPTIMIZING if config.client.get(key) != OmegaConf.select(usual, key)]
+    keys += ["schedule"] * (config.schedule != OmegaConf.load(compose.CONF / "schedule" / "constant.yaml"))
+    name = type(population.strategy).__name__
+    return f"strategy: {name} steps without an optimizer, so nothing comes of {', '.join(keys)}" if keys else ""
+
+
 def data(config: DictConfig, task: Task) -> Dataset:
     """The data set, with its targets as the task takes them. Raises UserError where it is not as the config says."""
     dataset: Dataset = make(OmegaConf.select(config, "data.load"), "data.load", Dataset)
@@ -199,6 +214,13 @@ def account(scratch: Scratch) -> Account:
 
 
 def device_of(name: str) -> torch.device:
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        word = name.lower().rstrip("0123456789")
+        close = [_CALLED[word]] if word in _CALLED else difflib.get_close_matches(word, _DEVICES, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"device={name}: no such device{hint}; allowed: {', '.join(_DEVICES)}, cuda:1, ...") from error
     try:
         (torch.ones(1, device=name) + 1).item()
     except Exception as error:
