@@ -1,7 +1,9 @@
 """From a resolved config to the objects of a run, here and in each worker process."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,17 @@ from fedshare.parts import Parts
 from fedshare.peft import Method
 from fedshare.rates import Rate
 from fedshare.rounds import Schedule
+from fedshare.runs import RunFolder
 from fedshare.scratch import Scratch
 from fedshare.simulation import Declared, Owned, Part, Partitioned, Population, Shares
 from fedshare.strategy import Strategy
 from fedshare.tasks import Task, models
+from fedshare.tensors import Tensors
 from fedshare.threads import one_thread
 from fedshare.trial import attempt
 from fedshare.weights import Given
 
-from . import instantiate, sources
+from . import compose, instantiate, sources
 from .instantiate import make
 from .tracking import Tracker
 
@@ -44,6 +48,9 @@ _PARTS: dict[str, type] = {
     "attack": Attack,
     "tracking": Tracker,
 }
+_OPTIMIZING = ("optimizer", "epochs", "steps", "lr_decay", "clip_norm")
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_CALLED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}
 
 
 def population(config: str, initial: Path | None = None) -> Population:
@@ -173,6 +180,17 @@ def check(config: DictConfig, seen: set[str]) -> None:
         _check_here(_shared_out(config, task, make(config.partition, "partition", Partition), None)[2])
 
 
+def ignored(config: DictConfig, population: Population) -> str:
+    """What the config says of optimizers and the strategy has no use for, in one line; empty where there is nothing."""
+    if population.strategy.optimizes or population.scratch.local:
+        return ""
+    usual = OmegaConf.load(compose.CONF / "client" / "sgd.yaml")
+    keys = [f"client.{key}" for key in _OPTIMIZING if config.client.get(key) != OmegaConf.select(usual, key)]
+    keys += ["schedule"] * (config.schedule != OmegaConf.load(compose.CONF / "schedule" / "constant.yaml"))
+    name = type(population.strategy).__name__
+    return f"strategy: {name} steps without an optimizer, so nothing comes of {', '.join(keys)}" if keys else ""
+
+
 def data(config: DictConfig, task: Task) -> Dataset:
     """The data set, with its targets as the task takes them. Raises UserError where it is not as the config says."""
     dataset: Dataset = make(OmegaConf.select(config, "data.load"), "data.load", Dataset)
@@ -209,6 +227,13 @@ def account(scratch: Scratch) -> Account:
 
 def device_of(name: str) -> torch.device:
     try:
+        torch.device(name)
+    except RuntimeError as error:
+        word = name.lower().rstrip("0123456789")
+        close = [_CALLED[word]] if word in _CALLED else difflib.get_close_matches(word, _DEVICES, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"device={name}: no such device{hint}; allowed: {', '.join(_DEVICES)}, cuda:1, ...") from error
+    try:
         (torch.ones(1, device=name) + 1).item()
     except Exception as error:
         raise UserError(f"device={name}: {first_line(error).split('. ')[0]}") from error
@@ -216,22 +241,36 @@ def device_of(name: str) -> torch.device:
 
 
 def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Module, Parts, Given | None]:
-    """The model that everyone starts with, its partition, and what of it came from its weights, where it has some."""
+    """The model that everyone starts with, its partition, and what of it came from its weights, where it has some.
+
+    Weights are the model's, or, such as those of a run, of the model with what `peft` adds.
+    """
     method = make(config.peft, "peft", Method)
-    model, given = _backbone(config, dataset, task, method.head or weights.HEAD)
+    model = _drawn(config, dataset, task)
+    given, refusal = None, None
+    try:
+        given = _laid(config, model, method.head)
+    except UserError as error:
+        refusal = error
     with seeds.scope(config.seed, "peft"):  # of its own: what is added is the same whatever the model has drawn
+        names = set(model.state_dict())
         model, parts = method.tune(model)
+    if refusal is not None:
+        if names >= set(model.state_dict()):
+            raise refusal
+        given = _laid(config, model, method.head, refusal)
     _show(model, dataset, task, "peft: the model it gives")
     return model, parts, given
 
 
 def backbone(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
     """The model alone, from its weights where there are some."""
-    return _backbone(config, dataset, task, weights.HEAD)[0]
+    model = _drawn(config, dataset, task)
+    _laid(config, model, None)
+    return model
 
 
-def _backbone(config: DictConfig, dataset: Dataset, task: Task, head: str) -> tuple[torch.nn.Module, Given | None]:
-    """Of the weights of `head` only what fits is taken."""
+def _drawn(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
     with seeds.scope(config.seed, "model"):
         model: torch.nn.Module = make(config.model, "model", torch.nn.Module)
         _show(model, dataset, task, "model:")
@@ -241,11 +280,32 @@ def _backbone(config: DictConfig, dataset: Dataset, task: Task, head: str) -> tu
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model: has no parameter to train")
+    return model
+
+
+def _laid(
+    config: DictConfig, model: torch.nn.Module, head: str | None, refusal: UserError | None = None
+) -> Given | None:
+    """What of `model` is now that of the config's weights; of those of `head` only what fits is taken."""
     if config.weights is None:
-        return model, None
-    drawn = weights.overlay(model, weights.read(config.weights), f"weights={config.weights}", head)
+        return None
+    read = partial(_weights, str(config.weights))
+    try:
+        drawn = weights.overlay(model, read(), f"weights={config.weights}", head or weights.HEAD)
+    except UserError as error:
+        raise refusal or error from None
     types = {name: tensor.dtype for name, tensor in model.state_dict().items() if name not in drawn}
-    return model, Given(config.weights, types)
+    return Given(config.weights, read, types)
+
+
+def _weights(name: str) -> Tensors:
+    """The weights called `name`. What a run's model lacks, for it is frozen or at home, is what that run began with."""
+    path, tensors = weights.locate(name), weights.read(name)
+    run = RunFolder(path.parent)
+    if path not in (run.model, run.best_model) or not (run.initial.exists() and run.config.exists()):
+        return tensors
+    began = OmegaConf.select(OmegaConf.load(run.config), "weights")
+    return (_weights(began) if began else {}) | weights.read(str(run.initial)) | tensors
 
 
 def _show(model: torch.nn.Module, dataset: Dataset, task: Task, what: str) -> None:

@@ -1,6 +1,7 @@
 """From overrides to resolved configs. What is wrong in them is said in one line, before anything is created."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -103,10 +104,26 @@ def settle(whole: DictConfig) -> DictConfig:
             try:
                 plain[key] = _plain(whole, key)
             except OmegaConfBaseException as error:
-                raise UserError(f"{error.full_key or key}: {first_line(error)}") from error
+                raise UserError(_unfit(whole, key, error) or f"{error.full_key or key}: {first_line(error)}") from error
     config = OmegaConf.create(plain)
     check_ranges(config)
     return config
+
+
+def _unfit(whole: DictConfig, group: str, error: Exception) -> str | None:
+    """One line where an option of `group` asks another option for a key that it has not, with what fits that."""
+    missing = re.search(r"Interpolation key '(\w+)\.(\w+)' not found", str(error))
+    choices = OmegaConf.select(whole, "hydra.runtime.choices") or {}
+    if not missing or not {group, missing[1]} <= choices.keys():
+        return None
+    source, key = missing.groups()
+    fitting = [
+        file.stem
+        for file in sorted((CONF / group).glob("*.yaml"))
+        if all(asked in whole[source] for asked in re.findall(rf"\$\{{{source}\.(\w+)\}}", file.read_text()))
+    ]
+    asks = f"{group}={choices[group]}: asks for {source}.{key}, which {source}={choices[source]} has not"
+    return f"{asks}; what fits: {group}={','.join(fitting)}"
 
 
 def _plain(whole: DictConfig, key: str) -> Any:
@@ -215,13 +232,31 @@ def _unknown(config: DictConfig, key: str) -> str | None:
             return f"{key}: {path} has no keys of its own"
         if part not in node:
             allowed = [str(name) for name in node if name not in ("hydra", "_target_", "_partial_")]
-            return f"{key}: {_no_such('key', part, allowed, f' in {path}' if path else '')}"
+            inner = _elsewhere(node, part, path) or _elsewhere(config, part)
+            return f"{key}: {_no_such('key', part, allowed, f' in {path}' if path else '', inner)}"
         path = f"{path}.{part}" if path else part
         node = node._get_node(part)  # type: ignore[assignment]  # not node[part]: an interpolation need not resolve
     return None
 
 
-def _no_such(kind: str, word: str, allowed: Sequence[str], where: str = "") -> str:
-    close = difflib.get_close_matches(word, allowed, 1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+def _elsewhere(node: DictConfig, word: str, path: str = "") -> list[str]:
+    """The keys of that name which lie deeper: the least deep first, and of those what takes its value from another."""
+    return [key for _, _, key in sorted(_places(node, word, path))]
+
+
+def _places(node: DictConfig, word: str, path: str) -> list[tuple[int, bool, str]]:
+    """How deep each is, whether its value is its own, and the key."""
+    found: list[tuple[int, bool, str]] = []
+    for name in map(str, node):
+        here, inner = f"{path}.{name}" if path else name, node._get_node(name)
+        if name == word and path:
+            found.append((here.count("."), inner is None or not inner._is_interpolation(), here))
+        elif isinstance(inner, DictConfig) and here != "hydra" and not inner._is_interpolation():
+            found += _places(inner, word, here)
+    return found
+
+
+def _no_such(kind: str, word: str, allowed: Sequence[str], where: str = "", better: Sequence[str] = ()) -> str:
+    close = better or difflib.get_close_matches(word, allowed, 1)
+    hint = f" (did you mean {' or '.join(close[:3])}?)" if close else ""
     return f"no such {kind}{hint}; allowed{where}: {', '.join(allowed) or 'none'}"

@@ -160,6 +160,8 @@ def rounds(
     _draw_partition(population, folder, config.name)
     if isinstance(parts := population.shares, Partitioned) and (line := left_out(parts.split, parts.dataset)):
         print(line, flush=True)
+    if line := build.ignored(config, population):
+        print(line, flush=True)
     best = best_of(config, population, folder.rows())
     tracker = make(config.tracking, "tracking", Tracker)
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"

@@ -1,7 +1,7 @@
 """A federated algorithm, both halves, as the five steps of a round."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from fedshare.client import Client
 from fedshare.ledger import Manifest
@@ -19,6 +19,8 @@ class Strategy(ABC):
     in which uploads came, so a server or every peer may run it. By convention ``state["params"]`` is the global model,
     where there is one.
     """
+
+    optimizes: ClassVar[bool] = True  # whether clients train what they share with the config's optimizer, in `fit`
 
     @abstractmethod
     def init(self, params: Tensors) -> State:

@@ -3,7 +3,7 @@
 A file of weights is one .safetensors file; a folder that `fedshare pretrain` left stands for its ``model.safetensors``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from fedshare.errors import UserError, first_line
 from fedshare.files import data_folder
@@ -54,7 +54,8 @@ class Given:
     """What of a model came from the weights called `name`, and in which types it is held there."""
 
     name: str
-    types: Mapping[str, torch.dtype]  # by the names of the file
+    read: Callable[[], Tensors]
+    types: Mapping[str, torch.dtype]  # by the names of the weights
 
     @cached_property
     def digests(self) -> frozenset[str]:
@@ -68,23 +69,30 @@ class Given:
 
     @property
     def _tensors(self) -> Tensors:
-        tensors = read(self.name)
+        tensors = self.read()
         return {name: tensors[name].to(dtype) for name, dtype in self.types.items() if name in tensors}
 
 
 def overlay(model: nn.Module, tensors: Tensors, name: str, head: str = HEAD) -> list[str]:
     """Copy `tensors`, which errors call `name`, into `model`, in its own types; non-float buffers too.
 
-    Below the module `head` a tensor that is lacking on either side, or has another shape there, is left out. Return the
-    names of the model's tensors that stayed as they were. Raise UserError, before anything is copied, where any other
-    tensor does not fit, or one that would be copied is not finite.
+    Of names that the model ties to one tensor, one is enough. Below the module `head` a tensor that is lacking on
+    either side, or has another shape there, is left out. Return the names of the model's tensors that stayed as they
+    were. Raise UserError, before anything is copied, where any other tensor does not fit, or one that would be copied
+    is not finite.
     """
-    own = model.state_dict()
+    own, given = model.state_dict(), tensors
+    tensors = {n: _typed(tensor, own.get(n)) for n, tensor in given.items()}
+    ties = {n: [other for other in names if other in tensors] for names in _tied(own) for n in names}
     for wrong, names in {
         "the model lacks": tensors.keys() - own.keys(),
-        "it lacks": (n for n in own.keys() - tensors.keys() if own[n].is_floating_point()),  # counters may be lacking
+        # counters may be lacking
+        "it lacks": (n for n in own.keys() - tensors.keys() if own[n].is_floating_point() and not ties.get(n)),
         "of another shape than the model's:": (
             n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape
+        ),
+        "the model has one tensor for others there:": (
+            n for n, others in ties.items() if n in tensors and not tensors[n].equal(tensors[others[0]])
         ),
     }.items():
         if unfit := sorted(n for n in names if not n.startswith(f"{head}.")):
@@ -95,7 +103,23 @@ def overlay(model: nn.Module, tensors: Tensors, name: str, head: str = HEAD) -> 
     with torch.no_grad():
         for n in taken:
             own[n].copy_(tensors[n])
-    return [n for n in own if n not in taken]
+    return [n for n in own if n not in taken and not set(ties.get(n, ())) & set(taken)]
+
+
+def _typed(tensor: Tensor, own: Tensor | None) -> Tensor:
+    """A run's model holds complex tensors as real ones, with a last dimension of 2."""
+    if own is None or not own.is_complex() or tensor.is_complex() or tensor.shape != (*own.shape, 2):
+        return tensor
+    return torch.view_as_complex(tensor)
+
+
+def _tied(own: Tensors) -> list[list[str]]:
+    """The names that stand for one and the same tensor, where there are several."""
+    places: dict[object, list[str]] = {}
+    for name, tensor in own.items():
+        if tensor.numel():
+            places.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(name)
+    return [names for names in places.values() if names[1:]]
 
 
 def _some(names: Sequence[str], own: Tensors, tensors: Tensors) -> str:

@@ -54,6 +54,7 @@ class OneByte(Strategy):
     pool: int = 0  # messages that have directions of their own, and all others one of theirs (FedKSeed); 0: all have
     run: int = 0  # the key of all directions
 
+    optimizes: ClassVar[bool] = False
     CODINGS: ClassVar[dict[str, Coding]] = {"byte": Byte(), "sign": Sign(), "float": Float()}
     DIRECTIONS: ClassVar[dict[str, Directions]] = {"rademacher": Rademacher(), "gaussian": Gaussian()}
 

@@ -27,6 +27,12 @@ WRONG = {
     "data.load=null": "data.load: must say by its _target_ what to make",
     "~strategy._target_": "strategy: must say by its _target_ what to make",
     "folder=${strategy.mu}": "Interpolation key 'strategy.mu' not found",
+    # keys that lie deeper
+    "lr=0.1": "lr: no such key (did you mean client.optimizer.lr?); allowed: peft, strategy,",
+    "clients=5": "clients: no such key (did you mean partition.clients or data.clients?); allowed: peft,",
+    "epochs=2": "epochs: no such key (did you mean client.epochs?); allowed: peft,",
+    "client.lr=0.1": "client.lr: no such key (did you mean client.optimizer.lr?); allowed in client: optimizer,",
+    "strategy=onebyte lr=0.1": "lr: no such key (did you mean strategy.lr or client.optimizer.lr?); allowed: peft,",
     # options of a group
     "data=digtis": "data=digtis: no such data (did you mean digits?); allowed: cifar10, cifar100, digits,",
     "strategy=sgd": "strategy=sgd: no such strategy; allowed: bulyan, centred_clipping, cfl, cgsv",
@@ -56,8 +62,13 @@ WRONG = {
     "client.lr_decay=0": "client: lr_decay must be in (0, 1], not 0",
     # things that do not fit together
     "data.classes=7": "data.classes=7: digits has 10",
-    "model=language_model": "model.vocabulary",
-    "device=moon": "device=moon: ",
+    "model=language_model": "model=language_model: asks for data.vocabulary, which data=digits has not; what ",
+    "model=text_cnn data=digits": "model=text_cnn: asks for data.vocabulary, which data=digits has not; what fits: ",
+    "model=text_transformer data=mnist": "model=text_transformer: asks for data.vocabulary, which data=mnist has not",
+    "device=moon": "device=moon: no such device; allowed: cpu, cuda, mps, xpu, cuda:1, ...",
+    "device=gpu": "device=gpu: no such device (did you mean cuda?); allowed: cpu,",
+    "device=GPU0": "device=GPU0: no such device (did you mean cuda?); allowed: cpu,",
+    "device=cud": "device=cud: no such device (did you mean cuda?); allowed: cpu,",
     "device=meta": "device=meta: ",
     "data.load._target_=os.getcwd": "data.load._target_=os.getcwd: gives a str, not a Dataset",
     "model._target_=test_cli.Frozen": "model: has no parameter to train",
@@ -294,3 +305,25 @@ def test_too_many_workers_are_not_started(tmp_path: Path, capfd: pytest.CaptureF
     few = ["partition.clients=2", "clients_per_round=2", "rounds=1", "evaluate_every=0"]
     assert fedshare("run", f"folder={tmp_path}/run", "workers=5000", *SMALL, *few) == 0
     assert f"warning: workers=5000: starting {most}, four a core\n" in capfd.readouterr().err
+
+
+IGNORED = {
+    "client=adam": "client.optimizer",
+    "client.optimizer.lr=0.5 client.lr_decay=0.9": "client.optimizer, client.lr_decay",
+    "client.clip_norm=1 schedule=cosine": "client.clip_norm, schedule",
+    "client.batch_size=5": "",
+    "client=adam strategy=fedavg": "",
+    "client=adam peft.local=[head.*]": "",
+}
+
+
+@pytest.mark.parametrize("given", IGNORED)
+def test_what_a_strategy_without_an_optimizer_ignores_is_said(
+    given: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = ["rounds=1", "workers=0", "partition.clients=2", "model.hidden=[4]", "strategy=onebyte"]
+    assert fedshare("run", *small, *given.split(), f"folder={tmp_path / 'run'}") == 0
+    line = f"strategy: OneByte steps without an optimizer, so nothing comes of {IGNORED[given]}\n"
+    said = capfd.readouterr().out
+    assert (line in said) == bool(IGNORED[given])
+    assert ("nothing comes of" in said) == bool(IGNORED[given])

@@ -630,7 +630,6 @@ def test_other_methods_of_peft_train_what_they_add_and_nothing_else(config: str)
         ("PveraConfig", "projection_prng_key", {}),
         ("RandLoraConfig", "projection_prng_key", {"r": 4}),
         ("TinyLoraConfig", "projection_seed", {}),
-        ("AdamssConfig", "random_seed", {}),
     ],
 )
 def test_fixed_random_parts_come_of_the_run_s_seed_unless_they_have_one(

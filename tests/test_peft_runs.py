@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import world
 from fedshare import checkpoint
@@ -289,3 +290,65 @@ def test_the_terms_of_a_deployment_cover_what_is_frozen() -> None:
     name = next(name for name in other.scratch.whole if other.scratch.parts.roles[name] is Role.FROZEN)
     other.scratch.whole[name].view(-1)[0] += 1e-6
     assert Terms.of(federation.agreed(config), other) != Terms.of(federation.agreed(config), two)
+
+
+class TiedNet(nn.Module):
+    """Two layers with one weight, running statistics, and a counter."""
+
+    def __init__(self, shape: list[int], classes: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.norm, self.head = nn.BatchNorm1d(64), nn.Linear(64, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.norm(self.second(self.first(x.flatten(1)).relu())))
+        return logits
+
+
+ROUND_TRIPS = {
+    "tied tensors and statistics": ["model=logistic", "model._target_=test_peft_runs.TiedNet"],
+    "all of it": ["peft=full"],
+    "a frozen part": ["peft=bias"],
+    "a local part": ["peft.local=[head.*]"],
+    "prompts": ["peft=prompt"],
+    "adapters": ["peft=adapter"],
+    "LoRA": ["peft=lora"],
+    "FedSA-LoRA": ["peft=fedsa_lora"],
+    "VeRA": ["peft=vera", "peft.config.r=8"],
+}
+BY_LIBRARY = {"LoRA", "FedSA-LoRA", "VeRA"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=needs("peft")) if kind in BY_LIBRARY else kind for kind in ROUND_TRIPS]
+)
+def test_a_run_s_model_is_good_as_another_run_s_weights(kind: str, tmp_path: Path) -> None:
+    small = SMALL[len(VIT) :] if "tied" in kind else SMALL
+    first, overrides = tmp_path / "first", [*small, *ROUND_TRIPS[kind]]
+    assert fedshare("run", *overrides, f"folder={first}") == 0
+    held, trained = load_file(first / "initial.safetensors"), load_file(first / "model.safetensors")
+    for place in (first, first / "model.safetensors"):
+        whole = build.population_of(resolved([*overrides, f"weights={place}", "seed=5"])).scratch.whole
+        assert whole.keys() == held.keys() >= trained.keys()
+        assert all(torch.equal(tensor, trained.get(name, held[name])) for name, tensor in whole.items())
+    second, third = tmp_path / "second", tmp_path / "third"
+    assert fedshare("run", *overrides, f"weights={first}", "seed=5", f"folder={second}") == 0
+    assert verify(RunFolder.open(second))[0]
+    if kind not in BY_LIBRARY:  # what lies where the library has put it has other names there
+        assert fedshare("run", *overrides, f"weights={second}", "seed=6", f"folder={third}") == 0
+
+
+@needs("peft")
+def test_a_run_s_model_with_what_its_peft_adds_is_refused_by_a_model_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert fedshare("run", *SMALL, "peft=lora", f"folder={first}") == 0
+    for peft in ("full", "prompt", "ia3"):
+        capsys.readouterr()
+        assert fedshare("run", *SMALL, f"peft={peft}", f"weights={first}", f"folder={second}") == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"fedshare: weights={first}: does not fit the model: the model lacks blocks.0.attn.qkv.")
+        assert line.count("\n") == 1
+        assert not second.exists()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedshare import weights
 from fedshare.errors import UserError
 from fedshare.models import MLP
+from fedshare.scratch import Scratch
 from fedshare.tensors import Tensors
 
 
@@ -136,3 +137,41 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied(message: str) -> None:
         weights.overlay(model, WRONG[message](other), "w")
     assert str(raised.value) == message.strip()
     assert all(tensor.equal(before[name]) for name, tensor in values(model).items())
+
+
+class Tied(nn.Module):
+    """A head that is the embedding, a counter, running statistics, and a complex parameter."""
+
+    def __init__(self, tied: bool = True) -> None:
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        if tied:
+            self.output.weight = self.embedding.weight
+        self.norm = nn.BatchNorm1d(3)
+        self.phase = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("kept", ["embedding.weight", "output.weight"])
+def test_of_tied_tensors_one_is_enough(kept: str) -> None:
+    model, other = Tied(), values(Tied())
+    lacking = {"embedding.weight", "output.weight", "norm.num_batches_tracked"} - {kept}
+    given = {name: tensor.clone() for name, tensor in other.items() if name not in lacking}
+    assert weights.overlay(model, given, "w") == ["norm.num_batches_tracked"]
+    assert torch.equal(model.output.weight, other[kept])
+    assert model.output.weight is model.embedding.weight
+
+
+def test_tied_tensors_that_differ_in_a_file_are_refused() -> None:
+    other = values(Tied(tied=False))
+    with pytest.raises(
+        UserError, match=r"^w: does not fit the model: the model has one tensor for others there: output"
+    ):
+        weights.overlay(Tied(), other, "w")
+
+
+def test_what_a_run_holds_of_a_model_fits_it() -> None:
+    """Its tied, complex and moving tensors, as `Scratch` gives them."""
+    scratch, model = Scratch(Tied()), Tied()
+    assert weights.overlay(model, scratch.whole, "w") == ["norm.num_batches_tracked"]
+    for name, tensor in Scratch(model).whole.items():
+        assert torch.equal(tensor, scratch.whole[name])

@@ -17,7 +17,7 @@ from fedshare.peft.method import Method
 class Library(Method):
     """A method of `peft`, which is put into the model in place, so that the backbone's names stay what they were.
 
-    Its fixed random parts (VeRA's projections, FourierFT's places) are drawn from the run's seed, unless the config has
+    Fixed random projections (VeRA's) are drawn from the run's seed, unless the config has
     a seed of its own for them; they are frozen parts of the model, so that all have the same and none travels.
 
     Of LoRA's matrices: ``frozen: ["*lora_A*"]`` is FFA-LoRA (Sun et al. 2024, arXiv 2403.12313), whose average of
@@ -95,10 +95,10 @@ def _cut(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
 
 
 def _seeded(config: PeftConfig) -> PeftConfig:
-    """A copy, whose seeds of fixed random parts are drawn from torch's own generator where they are the default."""
+    """A copy, whose seeds of fixed projections are drawn from torch's own generator where they are the default."""
     config = copy.deepcopy(config)
     for entry in fields(config):
-        if entry.name.endswith(("_seed", "_prng_key")) and getattr(config, entry.name) == entry.default:
+        if entry.name.endswith(("_prng_key", "projection_seed")) and getattr(config, entry.name) == entry.default:
             setattr(config, entry.name, int(torch.randint(2**31, (), device="cpu")))
     return config
 
