@@ -99,7 +99,10 @@ def test_a_client_that_kills_every_worker_halts_the_run() -> None:
 def test_a_client_that_raises_is_named_with_its_trace() -> None:
     with (
         Simulation(partial(troubled, "raise"), workers=1) as network,
-        pytest.raises(RuntimeError, match=r"round 1: client 2: train: ValueError: no such luck\n(?s:.*)in train"),
+        pytest.raises(
+            RuntimeError,
+            match=r"round 1: client 2: train: raised ValueError: no such luck \(\S+, line \d+\)\n(?s:.*)in train",
+        ),
     ):
         run(network)
 
