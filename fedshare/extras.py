@@ -14,6 +14,7 @@ EXTRAS = {  # package -> extra
     "flwr_datasets": "partitioners",
     "numba": "fast",
     "opacus": "dp",
+    "optuna": "optuna",
     "pandas": "tables",
     "peft": "peft",
     "pyarrow": "tables",

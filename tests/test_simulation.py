@@ -1,6 +1,7 @@
 """Worker processes: the same bits as in this process, and what happens when one of them fails."""
 
 import os
+import re
 import signal
 from dataclasses import dataclass, replace
 from functools import partial
@@ -96,15 +97,17 @@ def test_a_client_that_kills_every_worker_halts_the_run() -> None:
         run(network)
 
 
-def test_a_client_that_raises_is_named_with_its_trace() -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_client_that_raises_is_named_and_its_trace_is_logged(workers: int, caplog: pytest.LogCaptureFixture) -> None:
     with (
-        Simulation(partial(troubled, "raise"), workers=1) as network,
+        Simulation(partial(troubled, "raise"), workers) as network,
         pytest.raises(
-            RuntimeError,
-            match=r"round 1: client 2: train: raised ValueError: no such luck \(\S+, line \d+\)\n(?s:.*)in train",
+            RunHalted,
+            match=r"round 1: client 2: train: raised ValueError: no such luck \(test_simulation.py, line \d+\)$",
         ),
     ):
         run(network)
+    assert re.search(r"Traceback (?s:.*)in train\n(?s:.*)ValueError: no such luck\n", caplog.text)
 
 
 def test_a_client_that_hangs_meets_a_deadline() -> None:

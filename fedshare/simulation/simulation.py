@@ -6,7 +6,7 @@ from typing import Literal
 from fedshare.network import Heard, Purpose
 from fedshare.payload import Payload
 from fedshare.simulation.population import Population
-from fedshare.simulation.workers import Job, Outcome, Workers, attempt
+from fedshare.simulation.workers import Job, Outcome, Workers, attempt, played
 from fedshare.state import State
 from fedshare.threads import one_thread
 
@@ -95,6 +95,7 @@ class Simulation:
         return {client: answers[client].payload for client in sorted(answers)}
 
     def _here(self, jobs: list[Job]) -> Iterator[tuple[int, Outcome]]:
+        play = played if self._halts else attempt
         with one_thread():
             for job in jobs:
-                yield job.client, job.run(self.population) if self._halts else attempt(job, self.population)
+                yield job.client, play(job, self.population)

@@ -24,6 +24,7 @@ from fedshare.simulation.population import Answer, Population
 from fedshare.state import State, pack, unpack
 from fedshare.tensors import Tensors
 
+log = logging.getLogger(__name__)
 START_DEADLINE = 300.0  # seconds for a worker to import torch and load its data
 GRACE = 5.0  # seconds for workers to end by themselves
 ATTEMPTS = 2  # a job whose worker dies is given to another one once
@@ -45,6 +46,17 @@ class Job:
 
     def __str__(self) -> str:
         return f"round {self.round}: client {self.client}: {self.purpose.value}"
+
+
+def played(job: Job, population: Population) -> Answer:
+    """The answer; a client that raises ends the run, and its traceback is logged."""
+    try:
+        return job.run(population)
+    except (UserError, RunHalted):
+        raise
+    except Exception as error:
+        log.error("%s", traceback.format_exc())
+        raise RunHalted(f"{job}: {raised(error)}") from error
 
 
 def attempt(job: Job, population: Population) -> Outcome:
@@ -76,7 +88,7 @@ class Workers:
     """`count` processes, each with a population of its own. Only bytes made by `pack` go to and fro.
 
     A watchdog kills a worker that is late, which ends every wait for it, also one in the middle of a message. Where it
-    `halts`, a client that raises is an error; else that is its outcome.
+    `halts`, a client that raises ends the run; else that is its outcome.
     """
 
     def __init__(self, build: Callable[[], Population], count: int, timeout: float, halts: bool = True) -> None:
@@ -202,7 +214,8 @@ class _Worker:
         if "error" in reply and not halts:
             return str(reply["error"])
         if "error" in reply:
-            raise RuntimeError(f"{job}: {reply['error']}\n{reply['trace']}")
+            log.error("%s", reply["trace"])
+            raise RunHalted(f"{job}: {reply['error']}")
         return Answer(Payload(reply["tensors"], reply["metrics"]), reply["state"], reply["digests"])
 
     def cause(self) -> str:
