@@ -19,6 +19,10 @@ WRONG = {
     "+strategy.mu=1": "strategy.mu: no such key; allowed: weighted",
     "+rouns=3": "rouns: no such key (did you mean rounds?); allowed: peft, strategy, data, partition, model,",
     "rounds.x=1": "rounds.x: rounds has no keys of its own",
+    "best.x=1": "best.x: best is null; +best.x=... gives it keys of its own",
+    "data=torch data.load.train._target_=a.b": "data.load.train._target_: data.load.train is null; +data.load.train._t",
+    "data.load={_target_:a.b,n:1}": "data.load.n: no such key; allowed in data.load: none; +data.load=... adds what is",
+    "client.optimizer={momentun:1}": "client.optimizer.momentun: no such key (did you mean momentum?); allowed in",
     "hydra.lancher=1": "hydra.lancher: no such key (did you mean launcher?); allowed in hydra: run, sweep,",
     # what is lacking
     "~rounds": "rounds: has no value",
