@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_runs import SMALL, fedshare
 
+from fedshare.data.dataset import Dataset, Examples
 from fedshare.models import MLP
 from world import PATIENCE
 
@@ -66,6 +68,8 @@ WRONG = {
     "client.lr_decay=0": "client: lr_decay must be in (0, 1], not 0",
     # things that do not fit together
     "data.classes=7": "data.classes=7: digits has 10",
+    "data.classes=null": "data.classes=null: digits has 10; of a regression it is how many numbers",
+    "data.classes=3 data.load._target_=test_cli.from_one": "data.classes=3: mine has 4, for its labels are from 1 to 3",
     "model=language_model": "model=language_model: asks for data.vocabulary, which data=digits has not; what ",
     "model=text_cnn data=digits": "model=text_cnn: asks for data.vocabulary, which data=digits has not; what fits: ",
     "model=text_transformer data=mnist": "model=text_transformer: asks for data.vocabulary, which data=mnist has not",
@@ -107,6 +111,10 @@ WRONG = {
     "-m strategy=glob(x*)": "the sweep is empty: one of its globs or ranges holds nothing",
     "-m hydra.verbose=true,false": "hydra.verbose=true,false: sweeping over Hydra's configuration is not supported",
 }
+
+
+def from_one() -> Dataset:
+    return Dataset("mine", Examples(torch.ones(9, 1, 8, 8), 1 + torch.arange(9) % 3), 6, 4)
 
 
 class Frozen(MLP):
