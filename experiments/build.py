@@ -88,9 +88,11 @@ def population_of(config: DictConfig, own: str | None = None) -> Population:
         attack = make(config.attack, "attack", Attack)
         attack.who(len(shares), config.seed)
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
-        return Population(
+        made = Population(
             strategy, scratch, training, shares, config.seed, attack, task, config.unseen, given, stand_in
         )
+        _ = made.newcomers  # now, or a folder would be there when nobody is left to train
+        return made
 
 
 def _shared_out(

@@ -61,6 +61,8 @@ WRONG = {
     "timeout=1e7": "timeout=10000000.0: must be from 1 to 86400",
     "timeout=nan": "timeout=nan: must be from 1 to 86400",
     "partition.alpha=0": "partition: alpha must be > 0, not 0",
+    "unseen=20": "unseen=20: must be from 0 to 19, for somebody has to train",
+    "partition.clients=4 unseen=5": "unseen=5: must be from 0 to 3, for somebody has to train",
     "partition.clients=0": "partition: clients must be a whole number >= 1, not 0",
     "partition.clients=5000": "partition: 5000 clients with at least 2 examples each need 10000; data=digits has 1442",
     "client.optimizer.lr=-1": "client: optimizer: Invalid learning rate: -1",
