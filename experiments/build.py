@@ -88,9 +88,11 @@ def population_of(config: DictConfig, own: str | None = None) -> Population:
         attack = make(config.attack, "attack", Attack)
         attack.who(len(shares), config.seed)
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
-        return Population(
+        made = Population(
             strategy, scratch, training, shares, config.seed, attack, task, config.unseen, given, stand_in
         )
+        _ = made.newcomers  # now, or a folder would be there when nobody is left to train
+        return made
 
 
 def _shared_out(
@@ -191,11 +193,21 @@ def ignored(config: DictConfig, population: Population) -> str:
     return f"strategy: {name} steps without an optimizer, so nothing comes of {', '.join(keys)}" if keys else ""
 
 
+def _counted(dataset: Dataset, stated: Any) -> str:
+    """Where classes are counted from the largest label, and that is perhaps not what is meant."""
+    labels = dataset.labels
+    if labels is not None and labels.min() > 0:
+        return f", for its labels are from {labels.min()} to {labels.max()}, and must be from 0"
+    numbers = stated is None and labels is not None
+    return "; of a regression it is how many numbers an example has" if numbers else ""
+
+
 def data(config: DictConfig, task: Task) -> Dataset:
     """The data set, with its targets as the task takes them. Raises UserError where it is not as the config says."""
     dataset: Dataset = make(OmegaConf.select(config, "data.load"), "data.load", Dataset)
     if (stated := config.data.get("classes")) != dataset.classes:
-        raise UserError(f"data.classes={stated}: {dataset.name} has {dataset.classes}")
+        said = "null" if stated is None else stated
+        raise UserError(f"data.classes={said}: {dataset.name} has {dataset.classes}{_counted(dataset, stated)}")
     dataset = task.fitted(dataset)
     shape = config.data.get("shape")
     stated = OmegaConf.to_container(shape) if OmegaConf.is_config(shape) else shape

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedshare.errors import UserError, first_line
@@ -213,21 +213,34 @@ def _explain(app: Hydra, name: str, parsed: list[Override], mode: RunMode) -> st
 
 def _blame(override: Override, options: list[str], groups: Sequence[str], base: DictConfig, fault: Exception) -> str:
     key, line = override.key_or_group, override.input_line
-    if options and not override.is_delete() and override.value() not in options:
+    whole = isinstance(override.value(), dict)  # what takes the place of an option
+    if options and not override.is_delete() and not whole and override.value() not in options:
         if extra := PLUGINS.get((key, str(override.value()))):
             return f"{line}: is not installed: pip install 'fedshare[{extra}]'"
         return f"{line}: {_no_such(key, str(override.value()), options)}"
     if "/" in key and not options:
         return f"{line}: {_no_such('group', key, groups)}"
-    if not override.is_add() and not override.is_force_add() and (wrong := _unknown(base, key)):
-        return wrong
+    if not override.is_add() and not override.is_force_add():
+        for inner in (key, *(f"{key}.{part}" for part in _inner(override.value()))):
+            if wrong := _unknown(base, inner):
+                return wrong if inner == key else f"{wrong}; +{key}=... adds what is not there"
     reason = first_line(fault.__cause__ or fault)
     return f"{line}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _inner(value: Any, path: str = "") -> Iterator[str]:
+    """The keys, with dots, that an override whose value is a dict sets."""
+    for name, part in value.items() if isinstance(value, dict) else ():
+        here = f"{path}.{name}" if path else str(name)
+        yield here
+        yield from _inner(part, here)
 
 
 def _unknown(config: DictConfig, key: str) -> str | None:
     node, path = config, ""
     for part in key.split("."):
+        if node is None or (isinstance(node, Node) and node._is_none()):
+            return f"{key}: {path} is null; +{key}=... gives it keys of its own"
         if not isinstance(node, DictConfig):
             return f"{key}: {path} has no keys of its own"
         if part not in node:

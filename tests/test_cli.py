@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_runs import SMALL, fedshare
 
+from fedshare.data.dataset import Dataset, Examples
 from fedshare.models import MLP
 from world import PATIENCE
 
@@ -19,6 +21,10 @@ WRONG = {
     "+strategy.mu=1": "strategy.mu: no such key; allowed: weighted",
     "+rouns=3": "rouns: no such key (did you mean rounds?); allowed: peft, strategy, data, partition, model,",
     "rounds.x=1": "rounds.x: rounds has no keys of its own",
+    "best.x=1": "best.x: best is null; +best.x=... gives it keys of its own",
+    "data=torch data.load.train._target_=a.b": "data.load.train._target_: data.load.train is null; +data.load.train._t",
+    "data.load={_target_:a.b,n:1}": "data.load.n: no such key; allowed in data.load: none; +data.load=... adds what is",
+    "client.optimizer={momentun:1}": "client.optimizer.momentun: no such key (did you mean momentum?); allowed in",
     "hydra.lancher=1": "hydra.lancher: no such key (did you mean launcher?); allowed in hydra: run, sweep,",
     # what is lacking
     "~rounds": "rounds: has no value",
@@ -55,6 +61,8 @@ WRONG = {
     "timeout=1e7": "timeout=10000000.0: must be from 1 to 86400",
     "timeout=nan": "timeout=nan: must be from 1 to 86400",
     "partition.alpha=0": "partition: alpha must be > 0, not 0",
+    "unseen=20": "unseen=20: must be from 0 to 19, for somebody has to train",
+    "partition.clients=4 unseen=5": "unseen=5: must be from 0 to 3, for somebody has to train",
     "partition.clients=0": "partition: clients must be a whole number >= 1, not 0",
     "partition.clients=5000": "partition: 5000 clients with at least 2 examples each need 10000; data=digits has 1442",
     "client.optimizer.lr=-1": "client: optimizer: Invalid learning rate: -1",
@@ -62,6 +70,8 @@ WRONG = {
     "client.lr_decay=0": "client: lr_decay must be in (0, 1], not 0",
     # things that do not fit together
     "data.classes=7": "data.classes=7: digits has 10",
+    "data.classes=null": "data.classes=null: digits has 10; of a regression it is how many numbers",
+    "data.classes=3 data.load._target_=test_cli.from_one": "data.classes=3: mine has 4, for its labels are from 1 to 3",
     "model=language_model": "model=language_model: asks for data.vocabulary, which data=digits has not; what ",
     "model=text_cnn data=digits": "model=text_cnn: asks for data.vocabulary, which data=digits has not; what fits: ",
     "model=text_transformer data=mnist": "model=text_transformer: asks for data.vocabulary, which data=mnist has not",
@@ -103,6 +113,10 @@ WRONG = {
     "-m strategy=glob(x*)": "the sweep is empty: one of its globs or ranges holds nothing",
     "-m hydra.verbose=true,false": "hydra.verbose=true,false: sweeping over Hydra's configuration is not supported",
 }
+
+
+def from_one() -> Dataset:
+    return Dataset("mine", Examples(torch.ones(9, 1, 8, 8), 1 + torch.arange(9) % 3), 6, 4)
 
 
 class Frozen(MLP):

@@ -206,6 +206,15 @@ def test_images_of_pil_become_tensors() -> None:
     assert list(mask.shape) == [1, 4, 4]
 
 
+@pytest.mark.parametrize(("mean", "std"), [([0.5] * 2, [0.5] * 2), ([0.5] * 3, []), ([], [0.5]), ([0.5], [0.0])])
+def test_a_mean_or_std_that_does_not_fit_the_channels_is_named(mean: list[float], std: list[float]) -> None:
+    lazy = torch_dataset(Odd(lambda row: (np.ones((3, 4, 4)), 1)), classes=2, labels="none", mean=mean, std=std)
+    ready = Examples(torch.ones(2, 3, 4, 4), torch.ones(2), tuple(mean), tuple(std))
+    for examples in (lazy.pool, ready):
+        with pytest.raises(UserError, match=r"^data: mean=.*: must be one number a channel"):
+            examples.batch(slice(0, 1))
+
+
 # Tables
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -135,8 +136,14 @@ class Dataset:
 
 def normalised(x: Inputs, mean: tuple[float, ...], std: tuple[float, ...]) -> Inputs:
     """A batch of images as a model gets them; what has no `mean`, and several inputs, stay as they are."""
-    if not mean or not isinstance(x, Tensor):
+    if not (mean or std) or not isinstance(x, Tensor):
         return x
+    fits = len(mean) == len(std) and x.ndim > 1 and len(mean) in (1, x.shape[1])
+    if not fits or not all(0 < one < inf for one in std):
+        raise UserError(
+            f"data: mean={list(mean)} and std={list(std)} of inputs of shape {list(x.shape[1:])}: must be one number "
+            "a channel each, or one for all of them, and std above 0"
+        )
     shape, most = (1, -1, *[1] * (x.ndim - 2)), 255 if x.dtype == torch.uint8 else 1
     scale = torch.tensor(std, device=x.device).reshape(shape) * most
     shift = torch.tensor(mean, device=x.device).reshape(shape) * most
