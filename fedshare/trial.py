@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedshare import seeds
 from fedshare.client import Client
+from fedshare.data.dataset import parts
 from fedshare.errors import UserError, first_line
 from fedshare.fit import Backward, Batch, fit, plain
 from fedshare.noise import Stream
@@ -34,7 +35,7 @@ def attempt(population: Population) -> None:
         with seeds.scope("trial"):
             client.load({})
             batch, backward = _step(client, population, rows)
-            named = _saying(backward, lambda error: f"model: fails in training: {_why(error, rows)}")
+            named = _saying(backward, lambda error: f"model: fails in training: {_why(error, batch)}")
             step = _saying(fit, lambda error: f"client.optimizer: a step fails: {first_line(error)}")
             step(scratch, training, 1, scratch.trainable, [batch], named, {}, 0.0)
             client.load({})
@@ -78,8 +79,15 @@ def _saying(act: Callable[Given, Result], what: Named) -> Callable[Given, Result
     return acted
 
 
-def _why(error: Exception, rows: Tensor) -> str:
-    line = first_line(error)
-    if len(rows) == 1 and "more than 1 value per channel" in line:  # what every BatchNorm of torch says
+def _why(error: Exception, batch: Batch) -> str:
+    line, (inputs, targets) = first_line(error), batch
+    if len(targets) == 1 and "more than 1 value per channel" in line:  # what every BatchNorm of torch says
         return f"{line}: a client has a batch of one, which a BatchNorm cannot take; GroupNorm and LayerNorm can"
-    return line
+    if "does not require grad" in line:  # torch's words for a result that is cut off from its parameters
+        return f"{line}: task.loss, or the model, must not detach what it gives"
+    given = ", ".join(_described(part) for part in parts(inputs))
+    return f"{line} (inputs are {given}; targets {_described(targets)})"
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -417,6 +417,11 @@ class Moody(Aux):
         return self.a(x)
 
 
+class Halves(Aux):
+    def forward(self, x: Tensor) -> Any:
+        return self.a(x.half())
+
+
 def test_what_can_be_tried_leaves_no_trace() -> None:
     for module in (linear, normed, Aux, Quantised, Complex):
         made = population(module, counts=(31, 20))
@@ -441,6 +446,11 @@ def test_what_can_be_tried_leaves_no_trace() -> None:
         (
             {"task": Classification(loss=lambda o, y: o.missing)},
             "model: fails in training: 'Tensor' object has no attribute",
+        ),
+        ({"module": Halves}, r"\(inputs are float32 \[10, 6\]; targets int64 \[10\]\)"),
+        (
+            {"task": Classification(loss=lambda o, y: torch.nn.functional.cross_entropy(o.detach(), y))},
+            "does not require grad.*: task.loss, or the model, must not detach",
         ),
     ],
 )
