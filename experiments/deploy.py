@@ -272,4 +272,6 @@ def doctor(options: argparse.Namespace) -> int:
     """Say what stands in the way, a line each; 0 where nothing does."""
     from .doctor import examine
 
+    if options.server and "=" in options.server:  # an override: no address is given
+        options.overrides, options.server = [options.server, *options.overrides], None
     return examine(options)

@@ -108,8 +108,8 @@ def resume(path: str) -> None:
     folder = Folder(path)
     if not folder.config.is_file():
         raise UserError(f"{path}: not a folder of `fedshare pretrain`: it has no {folder.config.name}")
-    check_streams(folder, "what is in it can still be weights=")
     config = stored(folder, root=Pretraining)
+    check_streams(folder, "what is in it can still be weights=")
     if type(config.threads) is not int:
         raise UserError(f"{folder.config} is damaged: its threads are no number")
     with folder.lock():
