@@ -184,7 +184,7 @@ def test_nothing_a_strategy_does_to_the_model_reaches_the_next_client() -> None:
 
 def test_after_an_error_no_old_answer_is_given_to_a_new_question() -> None:
     with Simulation(partial(troubled, "raise"), workers=2) as network:
-        with pytest.raises(RuntimeError, match="no such luck"):
+        with pytest.raises(RunHalted, match="no such luck"):
             run(network)
         with pytest.raises(RuntimeError, match="closed, or ended with an error"):
             run(network)
