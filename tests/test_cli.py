@@ -288,7 +288,7 @@ def test_output_that_is_no_terminal_is_plain_lines(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "\x1b" not in result.stdout
-    assert [line.split()[0] for line in result.stdout.splitlines()[1:4]] == ["round", "1", "2"]
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:5]] == ["!", "round", "1", "2"]
     assert result.stderr == ""
 
 
