@@ -597,7 +597,9 @@ class TestFeatureSkew:
 
     def test_noise_grows_with_the_client_and_belongs_to_the_example(self) -> None:
         skew, images = FeatureSkew(clients=4, rotation=0, noise=0.1), self.images()
-        grey = dataclasses.replace(images, x=torch.full((500, 3, 6, 6), 128, dtype=torch.uint8))
+        grey = dataclasses.replace(
+            images, x=torch.full((500, 3, 6, 6), 128, dtype=torch.uint8), y=torch.zeros(500, dtype=torch.int64)
+        )
         grey.x[:, 0, 0, 0] = torch.arange(500) % 250  # each image its own bytes
         for client in range(4):
             spread = (skew.view(client, grey, 0).x.float() - grey.x.float())[:, 1].std()
