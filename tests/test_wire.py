@@ -19,7 +19,7 @@ from fedshare.flower.envelope import LARGE, seal, unseal
 from fedshare.flower.grid import reply
 from fedshare.flower.stream import StreamGrid
 from fedshare.payload import Payload
-from fedshare.stream.server import Answer
+from fedshare.stream.server import Answer, Settings
 from world import PATIENCE
 
 T = TypeVar("T")
@@ -281,6 +281,8 @@ def test_sizes_that_do_not_fit_are_one_line(sizes: list[int], rest: bytes, reaso
 
 class Answering:
     """The server's end of a stream whose client answers with `body`."""
+
+    settings = Settings("1")
 
     def __init__(self, body: bytes) -> None:
         self.body = body
