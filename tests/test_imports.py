@@ -54,7 +54,7 @@ CORE = {
         *("tensors", "training", "batching", "fit", "tasks"),
     },
     "training": {"batching", "errors", "privacy", "rates"},
-    "trial": {"client", "errors", "fit", "noise", "poisson", "seeds", "simulation.population"},
+    "trial": {"client", "data.dataset", "errors", "fit", "noise", "poisson", "seeds", "simulation.population"},
     "strategy": {"client", "ledger", "payload", "state", "tensors"},
     "network": {"client", "payload", "seeds", "state", "strategy"},
     "rounds": {
