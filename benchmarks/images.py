@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from memory import read
 from PIL import Image
 from torch import Tensor
 
@@ -107,13 +107,12 @@ def run(root: Path) -> tuple[list[float], float]:
         return [own, max(workers.values())], time.perf_counter() - start
 
 
-def peak(pid: Any) -> float:
+def peak(pid: int | str) -> float:
     """MB that a process has had at its most; 0 where it has gone."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (OSError, ProcessLookupError):
+        return read("VmHWM", pid) / 1e6
+    except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
 
 
 if __name__ == "__main__":

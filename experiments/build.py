@@ -36,7 +36,7 @@ from fedshare.trial import attempt
 from fedshare.weights import Given
 
 from . import compose, instantiate, sources
-from .instantiate import make
+from .instantiate import make, shown
 from .tracking import Tracker
 
 _PARTS: dict[str, type] = {
@@ -206,8 +206,9 @@ def data(config: DictConfig, task: Task) -> Dataset:
     """The data set, with its targets as the task takes them. Raises UserError where it is not as the config says."""
     dataset: Dataset = make(OmegaConf.select(config, "data.load"), "data.load", Dataset)
     if (stated := config.data.get("classes")) != dataset.classes:
-        said = "null" if stated is None else stated
-        raise UserError(f"data.classes={said}: {dataset.name} has {dataset.classes}{_counted(dataset, stated)}")
+        raise UserError(
+            f"data.classes={shown(stated)}: {dataset.name} has {dataset.classes}{_counted(dataset, stated)}"
+        )
     dataset = task.fitted(dataset)
     shape = config.data.get("shape")
     stated = OmegaConf.to_container(shape) if OmegaConf.is_config(shape) else shape

@@ -60,7 +60,7 @@ def check(node: Any, path: str) -> None:
     expected = hints(target)
     for key, value in node.items():
         if key in arguments and key in expected and not fits(value, expected[key]):
-            raise UserError(f"{path}.{key}={_shown(value)}: must be {describe(expected[key])}")
+            raise UserError(f"{path}.{key}={shown(value)}: must be {describe(expected[key])}")
 
 
 def _fault(error: BaseException) -> str:
@@ -123,5 +123,6 @@ def describe(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a config as one would write it."""
     return str(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else "null" if value is None else str(value)

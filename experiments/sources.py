@@ -12,6 +12,7 @@ from fedshare.simulation import Part
 from fedshare.tasks import Task
 
 from . import words
+from .instantiate import shown
 
 _BLANKS = 8  # more than one, or no model with a BatchNorm could be tried on them
 
@@ -52,7 +53,7 @@ def blank(config: DictConfig, task: Task) -> tuple[Dataset, Part]:
     classes = config.data.get("classes")
     if type(classes) is not int or classes < 1:
         raise UserError(
-            f"data.classes={_said(classes)}: how many classes, labels, or numbers a model answers with; required"
+            f"data.classes={shown(classes)}: how many classes, labels, or numbers a model answers with; required"
         )
     inputs = _zeros(config.data.get("shape"), config.data.get("dtype", "float32"))
     examples = Examples(inputs, task.blank(inputs, classes))
@@ -70,7 +71,7 @@ def _zeros(shape: Any, kind: Any) -> Inputs:
         return _zero(plain, kind)
     except (TypeError, ValueError, LookupError, RuntimeError):
         raise UserError(
-            f"data.shape={_said(plain)}, data.dtype={kind}: the shape of one input, as in [30], and its type; required"
+            f"data.shape={shown(plain)}, data.dtype={kind}: the shape of one input, as in [30], and its type; required"
         ) from None
 
 
@@ -83,7 +84,3 @@ def _zero(shape: Any, kind: str) -> torch.Tensor:
 
 def _kind(kind: Any, part: Any) -> str:
     return kind if isinstance(kind, str) else kind[part]
-
-
-def _said(value: Any) -> str:
-    return "null" if value is None else str(value)

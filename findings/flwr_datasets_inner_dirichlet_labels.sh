@@ -8,7 +8,7 @@
 # Matters: data sets that count from 1, or whose labels are a subset of a larger set, lose a class (or more) in every
 #   client and every figure.
 source "$(dirname "$0")/common.sh"
-venv_with flwr-datasets==0.6.1
+venv_with flwr-datasets==0.6.1 datasets==4.8.5
 
 run <<'PY'
 from collections import Counter

@@ -9,7 +9,7 @@
 # Matters: a third of the data and whole classes are in no client, and a test set over all classes cannot be learnt.
 #   Figures of two papers "with 2 classes a client" are not on the same data. Count the rows after partitioning.
 source "$(dirname "$0")/common.sh"
-venv_with flwr-datasets==0.6.1 scikit-learn==1.9.1
+venv_with flwr-datasets==0.6.1 datasets==4.8.5 scikit-learn==1.9.1
 
 run <<'PY'
 import datasets

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from test_compare import run as compared
-from test_deployment import SMALL, Deployment
+from test_deployment import SMALL
 from test_report import row
 
 import world
-from deployed import certificates
+from deployed import Deployment, certificates
 from fedshare.best import Best
 from fedshare.network import Purpose
 from fedshare.payload import Payload
