@@ -4,7 +4,7 @@
 
 Each count of images is trained on for a round by `fedshare run` in a process of its own, with 2 worker processes.
 Memory is the peak of each process, and in brackets that less the peak of a run on a few images, in which everything is
-loaded as well. Images are PNG files in a folder a class, made below --into once.
+loaded as well and batches are as large. Images are PNG files in a folder a class, made below --into once.
 """
 
 import argparse
@@ -89,7 +89,14 @@ def run(root: Path) -> tuple[list[float], float]:
                 "partition=iid",
                 "data.clients=4",
             ),
-            *("rounds=1", "workers=2", "client.epochs=1", f"client.batch_size={BATCH}", f"folder={folder}/run"),
+            *(
+                "rounds=1",
+                "workers=2",
+                "client.epochs=1",
+                f"client.batch_size={BATCH}",
+                f"client.evaluation_batch_size={BATCH}",
+                f"folder={folder}/run",
+            ),
         ]
         start = time.perf_counter()
         process = subprocess.Popen(
