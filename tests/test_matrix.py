@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
+from test_data import write_mnist
 from test_runs import fedshare
 
 from fedshare.experiments import crew
@@ -113,8 +114,12 @@ def test_without_an_attack_nobody_is_left_out(copy: Path) -> None:
     assert not any(word in text + picture for word in ("adversar", "honest", "left out"))
 
 
-def test_a_matrix_is_called_by_its_data(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert matrix(copy, "-n", "data=mnist", "model=mlp") == 0
+def test_a_matrix_is_called_by_its_data(
+    tmp_path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_mnist(tmp_path)
+    monkeypatch.setenv("FEDSHARE_DATA", str(tmp_path))
+    assert matrix(copy, "-n", "data=mnist", "model=mlp", "partition.clients=3") == 0
     assert capfd.readouterr().out.startswith("mnist: ")
     assert wanted(hydra(), "matrix", ["data=mnist"])[1] == Path("matrices/mnist")
     assert wanted(hydra(), "matrix_fairness", [])[0].name == "fairness"
