@@ -3,8 +3,8 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -179,7 +179,10 @@ def check(config: DictConfig, seen: set[str]) -> None:
         device_of(config.device)
     if new("data", "train_examples", "partition", "task"):
         task = make(config.task, "task", Task)
-        _check_here(_shared_out(config, task, make(config.partition, "partition", Partition), None)[2])
+        _, shares, stand_in = _shared_out(config, task, make(config.partition, "partition", Partition), None)
+        _check_here(stand_in)
+        if isinstance(shares, Owned):
+            _ = [share.size for share in shares]  # loads each client's file
 
 
 def ignored(config: DictConfig, population: Population) -> str:
@@ -265,13 +268,14 @@ def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Mo
         given = _laid(config, model, method.head)
     except UserError as error:
         refusal = error
+    names = _names(model)
     with seeds.scope(config.seed, "peft"):  # of its own: what is added is the same whatever the model has drawn
-        names = set(model.state_dict())
         model, parts = method.tune(model)
     if refusal is not None:
-        if names >= set(model.state_dict()):
+        now = _names(model)
+        if set(names.values()) >= set(now.values()):
             raise refusal
-        given = _laid(config, model, method.head, refusal)
+        given = _laid(config, model, method.head, refusal, {n: now[one] for one, n in names.items() if one in now})
     _show(model, dataset, task, "peft: the model it gives")
     return model, parts, given
 
@@ -296,13 +300,28 @@ def _drawn(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
     return model
 
 
+def _names(model: torch.nn.Module) -> dict[int, str]:
+    """The names of the model's tensors, by the identity of each."""
+    return {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
 def _laid(
-    config: DictConfig, model: torch.nn.Module, head: str | None, refusal: UserError | None = None
+    config: DictConfig,
+    model: torch.nn.Module,
+    head: str | None,
+    refusal: UserError | None = None,
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Given | None:
-    """What of `model` is now that of the config's weights; of those of `head` only what fits is taken."""
+    """What of `model` is now that of the config's weights; of those of `head` only what fits is taken.
+
+    Weights of the model before it was tuned are found by the names that it had then, `renamed` since.
+    """
     if config.weights is None:
         return None
-    read = partial(_weights, str(config.weights))
+
+    def read() -> Tensors:
+        return {renamed.get(name, name): tensor for name, tensor in _weights(str(config.weights)).items()}
+
     try:
         drawn = weights.overlay(model, read(), f"weights={config.weights}", head or weights.HEAD)
     except UserError as error:

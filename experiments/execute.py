@@ -18,7 +18,7 @@ from fedshare.attacks.update import CHANGE, MODEL
 from fedshare.best import Best
 from fedshare.chain import START
 from fedshare.checkpoint import Checkpoint
-from fedshare.data.partition import left_out, table
+from fedshare.data.partition import counted_from_one, left_out, table
 from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.files import write_atomically
 from fedshare.network import Network
@@ -158,9 +158,10 @@ def rounds(
         network.kept(checkpoint.rounds(folder.checkpoints)[-1])
     _open_ledger(folder, population.strategy, state)
     _draw_partition(population, folder, config.name)
-    if isinstance(parts := population.shares, Partitioned) and (line := left_out(parts.split, parts.dataset)):
-        print(line, flush=True)
-    if line := build.ignored(config, population):
+    said = [build.ignored(config, population)]
+    if isinstance(parts := population.shares, Partitioned):
+        said += [left_out(parts.split, parts.dataset), counted_from_one(parts.dataset)]
+    for line in filter(None, said):
         print(line, flush=True)
     best = best_of(config, population, folder.rows())
     tracker = make(config.tracking, "tracking", Tracker)

@@ -76,9 +76,10 @@ def test_every_row_says_who_was_absent_and_how_many_were_tested(clients: int | N
 def test_on_the_screen_every_number_over_other_clients_is_marked(rows: Rows) -> None:
     lines = shown(rows)
     assert [line for line in lines if line.startswith("! ")] == [
-        "! round 3: tested 2 of 3 clients, not 2 (not connected); means are over other clients than in round 2",
-        "! round 4: tested 2 of 3 clients, not 2 (not connected)",
-        "! round 5: tested 2 of 3 clients, not 2 (not connected)",
+        "! round 3: tested 2 of 3 clients, without client 2 (not connected); "
+        "means are over other clients than in round 2",
+        "! round 4: tested 2 of 3 clients, without client 2 (not connected)",
+        "! round 5: tested 2 of 3 clients, without client 2 (not connected)",
         "! round 6: means are over other clients than in round 5",
     ]
     table = [line for line in lines if not line.startswith("! ")]
@@ -105,7 +106,7 @@ def test_the_last_lines_say_which_rounds_are_about_others(rows: Rows) -> None:
     assert others == "tested    rounds 3 to 5: other clients, not to be compared with round 7"
     first, missing, others = said(rows[:5])
     assert f"{rows[4]['accuracy']:.4f}! in round 5" in first
-    assert missing == "tested    2 of 3 clients, not 2 (not connected)"
+    assert missing == "tested    2 of 3 clients, without client 2 (not connected)"
     assert others == "          rounds 1 to 2: other clients, not to be compared with round 5"
     assert "! in round 6" in said(rows[:6])[0], "over others than the round before"
     assert len(said(rows[:2])) == 1
@@ -126,7 +127,10 @@ def test_compare_marks_a_run_and_sums_up_who_was_tested_in_all(rows: Rows, tmp_p
     assert less is not None
     assert unlike(whole, less) is None
     lines = comparison([whole, less]).splitlines()
-    assert lines[:2] == ["whole  whole, round 2", "less   less, round 5! tested 2 of 3 clients, not 2 (not connected)"]
+    assert lines[:2] == [
+        "whole  whole, round 2",
+        "less   less, round 5! tested 2 of 3 clients, without client 2 (not connected)",
+    ]
     client, mean, everything = (
         next(line.split() for line in lines if line.strip().startswith(name)) for name in ("2 ", "mean", "all")
     )
@@ -139,7 +143,7 @@ def test_compare_marks_a_run_and_sums_up_who_was_tested_in_all(rows: Rows, tmp_p
     assert " of 2 clients" in lines[-1]
     assert comparison_csv([whole, less]).splitlines()[3].endswith(",")
     comparison_plot([whole, less], tmp_path / "c.svg")
-    assert "! less: tested 2 of 3 clients, not 2 (not connected)" in (tmp_path / "c.svg").read_text()
+    assert "! less: tested 2 of 3 clients, without client 2 (not connected)" in (tmp_path / "c.svg").read_text()
 
 
 def test_compare_marks_runs_that_lack_the_same_client(rows: Rows) -> None:

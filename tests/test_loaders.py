@@ -227,6 +227,9 @@ CSV = """age,colour,smokes,who,outcome
 """
 
 
+DATED = "day,outcome\n" + "".join(f"2026-{i % 66:03},{'yes' if i % 2 else 'no'}\n" for i in range(99))
+
+
 @pytest.fixture
 def csv(tmp_path: Path) -> Path:
     extra("pandas")
@@ -278,6 +281,21 @@ def test_a_share_of_a_table_is_for_test(csv: Path) -> None:
     assert run(Classification(), dataset)[-1]["accuracy"] > 0.4
 
 
+def test_a_table_as_other_countries_write_it(csv: Path) -> None:
+    first = table(str(csv), target="outcome", test=str(csv))
+    csv.write_text(CSV.replace(",", ";").replace("0;", "0,0;"))
+    second = table(str(csv), target="outcome", test=str(csv), separator=";", decimal=",")
+    assert first.pool.digest() == second.pool.digest()
+
+
+def test_many_words_are_features_where_they_come_again_or_are_listed(csv: Path) -> None:
+    csv.write_text(DATED)
+    days = [f"2026-{i:03}" for i in range(66)]
+    assert table(str(csv), target="outcome", categories={"day": days}).shape == (66,)
+    csv.write_text(DATED + DATED.split("\n", 1)[1])
+    assert table(str(csv), target="outcome").shape == (66,)
+
+
 def test_parquet_is_read_as_csv_is(csv: Path, tmp_path: Path) -> None:
     pandas, _ = extra("pandas"), extra("pyarrow")
     pandas.read_csv(csv).to_parquet(tmp_path / "mine.parquet")
@@ -299,6 +317,8 @@ def test_parquet_is_read_as_csv_is(csv: Path, tmp_path: Path) -> None:
             CSV,
             "has 'yes', which is none of its categories: no",
         ),
+        ({"target": "outcome"}, CSV.replace(",", ";"), "has one column, .*: data.load.separator=';' reads it"),
+        ({"target": "outcome"}, DATED, "column day has 66 different words in 99 rows, .* leave it out with drop"),
         ({"target": "outcome", "test": "absent.csv"}, CSV, "absent.csv: no such file"),
         ({"target": "outcome", "test_share": 2}, CSV, "test_share=2"),
     ],

@@ -205,6 +205,19 @@ def test_what_cannot_be_simulated_is_one_line_and_makes_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_sweep_looks_at_every_jobs_files_before_its_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sites(tmp_path)
+    broken = f"partition.sources=[{folder}/site-0.csv,{folder}/site-1.csv,none.csv]"
+    sweep = [listed(folder) + "," + broken.partition("=")[2], f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "-m", *TUMOURS, *sweep])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "partition.sources[2]: data.load: none.csv: no such file (job 1" in error
+    assert error.count("\n") == 1, error
+    assert not list((tmp_path / "sweep").glob("[0-9]"))
+
+
 DATA_AMISS = {
     "none": (TUMOURS, False, "the data of this host are required: --data FILE"),
     "nobody asked": (["data=digits", "model=logistic", "partition.clients=3"], True, "is for partition=own"),

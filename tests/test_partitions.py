@@ -37,6 +37,7 @@ from fedshare.data.partition import (
     RfflUniform,
     Shards,
     Split,
+    counted_from_one,
     left_out,
     match,
     table,
@@ -753,6 +754,15 @@ def test_what_a_partitioner_gives_to_nobody_is_counted(case: str) -> None:
 def test_examples_without_classes_are_counted_too() -> None:
     split = Split([np.arange(0, 20), np.arange(10, 47)], [np.arange(50, 60)] * 2)  # ten of them twice
     assert left_out(split, unlabelled()) == "partition: 3 of 50 training examples are given to nobody"
+
+
+def test_classes_that_are_counted_from_1_are_pointed_out() -> None:
+    ten = np.arange(20) % 10
+    assert counted_from_one(dataset(ten + 1, ten + 1, 11)) == (
+        "data: no example is of class 0: labels are 1 to 10, of 11 classes"
+    )
+    assert counted_from_one(dataset(ten, ten + 1, 11)) == ""
+    assert counted_from_one(unlabelled()) == ""
 
 
 @pytest.mark.parametrize("path", sorted(set(CONF.glob("*.yaml")) - {CONF / "own.yaml"}), ids=lambda path: path.stem)

@@ -335,8 +335,24 @@ def test_a_run_s_model_is_good_as_another_run_s_weights(kind: str, tmp_path: Pat
     second, third = tmp_path / "second", tmp_path / "third"
     assert fedshare("run", *overrides, f"weights={first}", "seed=5", f"folder={second}") == 0
     assert verify(RunFolder.open(second))[0]
-    if kind not in BY_LIBRARY:  # what lies where the library has put it has other names there
-        assert fedshare("run", *overrides, f"weights={second}", "seed=6", f"folder={third}") == 0
+    assert fedshare("run", *overrides, f"weights={second}", "seed=6", f"folder={third}") == 0
+
+
+@needs("peft")
+def test_a_run_s_adapters_bring_the_backbone_that_they_were_trained_on(tmp_path: Path) -> None:
+    """Though its tensors have other names since `peft` has put its layers around them."""
+    plain, first, second = (tmp_path / name for name in ("plain", "first", "second"))
+    assert fedshare("run", *SMALL, f"folder={plain}") == 0
+    assert fedshare("run", *SMALL, "peft=lora", f"weights={plain}", "seed=5", f"folder={first}") == 0
+    assert fedshare("run", *SMALL, "peft=lora", f"weights={first}", "seed=6", f"folder={second}") == 0
+    backbone = load_file(plain / "model.safetensors")
+    for run in (first, second):
+        trained = load_file(run / "model.safetensors")
+        whole = build.population_of(resolved([*SMALL, "peft=lora", f"weights={run}", "seed=7"])).scratch.whole
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in trained.items())
+        kept = {name.replace("base_layer.", ""): tensor for name, tensor in whole.items() if name not in trained}
+        assert len(kept) > 20
+        assert all(torch.equal(tensor, backbone[name]) for name, tensor in kept.items())
 
 
 @needs("peft")

@@ -152,9 +152,12 @@ def test_a_mean_stands_for_as_many_targets_as_count() -> None:
 @pytest.mark.parametrize(
     ("loss", "line"),
     [
-        (lambda o, y: 3.0, r"task.loss: gives float; must be a mean, or a loss for each example, \[23\]"),
+        (lambda o, y: 3.0, r"task.loss: gives float; must be a mean, a loss for each example, \[23\], or"),
         (lambda o, y: (o - y.unsqueeze(1)) ** 2, r"task.loss: gives \[23, 23\]; must be a mean"),
         (lambda o, y: None, "task.loss: gives NoneType"),
+        (lambda o, y: (o.sum(), torch.tensor(23.0)), r"task.loss: gives \[\] and \[\]; must be a mean"),
+        (lambda o, y: ((o - y) ** 2, 1), r"task.loss: gives \[23\] and int; .* its sum and what to divide it by"),
+        (lambda o, y: [o - y], "task.loss: gives list"),
     ],
 )
 def test_a_loss_that_is_none_is_refused(loss: Callable[[Tensor, Tensor], Any], line: str) -> None:
@@ -406,6 +409,13 @@ Y = torch.arange(100) % 4
         (Classification(), (Y % 2) * 2 - 1, "y is int64 from -1 to 1"),
         (Classification(), Y.float(), "y is float32 from 0 to 3"),
         (Classification(ignore_index=9), Y + 5, "or -100 or 9 for a target that does not count"),
+        (Classification(), torch.eye(4)[Y], r"shape \[100, 4\]; .*; task=multilabel takes 0 or 1 for each"),
+        (Classification(), torch.full((100,), -100), "no target of mine counts: each is -100$"),
+        (Classification(ignore_index=9), torch.tensor([9, -100] * 50), "counts: each is -100 or 9"),
+        (Segmentation(), torch.full((100, 3, 3), 255), "counts: each is -100 or 255"),
+        (Segmentation(), Y, r"of shape \[100\]; this task needs a target for each pixel: \[100, ...\]"),
+        (LanguageModel(), Y, r"of shape \[100\]; this task needs a target for each position"),
+        (LanguageModel(), torch.ones(100, 3, 3), r"\[100, 3, 3\]; this task needs a target for each position"),
         (Classification(class_weights=[1, 2]), Y, "task.class_weights: 2, and mine has 4 classes"),
         (MultiLabel(), Y, r"must be 0, 1, or -100 .* of shape \[100, 4\]"),
         (MultiLabel(), torch.full((100, 4), 2), "y is int64 from 2 to 2"),
@@ -451,6 +461,7 @@ def test_examples_without_a_class_have_no_labels() -> None:
         ),
         (lambda: Examples((torch.ones(2), torch.ones(3)), torch.ones(2)), "x has 3 rows"),
         (lambda: Examples(np.array(["a", "b"]), torch.ones(2)), "cannot be made a tensor"),
+        (lambda: data(Y[:0], rows=0), "data: mine: has no example"),
         (lambda: data(Y, train=500), "train_size is 500, and there are 100 examples in all; allowed is 1 to 100"),
         (lambda: data(Y, train=0), "train_size is 0"),
     ],

@@ -100,6 +100,8 @@ class Dataset:
     owner: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if not len(self.pool):
+            raise UserError(f"data: {self.name}: has no example")
         if not 1 <= self.train_size <= len(self.pool):
             raise UserError(
                 f"data: {self.name}: train_size is {self.train_size}, and there are {len(self.pool)} examples in all; "

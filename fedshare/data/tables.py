@@ -1,6 +1,7 @@
 """A table of one's own, CSV or Parquet: columns of numbers and of words as features, one column as the target."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fedshare.errors import UserError, first_line
 from fedshare.extras import importing
 
 SHOWN = 5  # columns or values that an error names
+MANY = 32  # words of a column above which it is looked at whether they are names, dates or free text
 
 
 def table(
@@ -23,6 +25,8 @@ def table(
     drop: Sequence[str] = (),
     owner: str | None = None,
     categories: Mapping[str, Sequence[Any]] | None = None,
+    separator: str = ",",
+    decimal: str = ".",
     fill: float | None = None,
     standardise: bool = True,
     test_share: float = 0.2,
@@ -35,11 +39,12 @@ def table(
     deviation in the training part; columns of words become one feature for each of their values. Those values, and the
     classes of a target of words, are the sorted ones that occur, or the `categories` of the column, which several hosts
     must have alike. `target` may name several columns of numbers. A missing number is an error, unless `fill` stands
-    for it. `owner` names the column that says whose a row is, for ``partition=natural``. Without a file of `test` rows,
-    it is a share of all, of each class where there are classes.
+    for it. `separator` and `decimal` are how a CSV file is written. `owner` names the column that says whose a row is,
+    for ``partition=natural``. Without a file of `test` rows, it is a share of all, of each class where there are
+    classes.
     """
     files = [file for file in (path, test) if file is not None]
-    frames = [_read(file) for file in files]
+    frames = [_read(file, separator, decimal) for file in files]
     columns = list(frames[0].columns)
     targets = [target] if isinstance(target, str) else list(target)
     aside = [*targets, *drop, *([owner] if owner else [])]
@@ -76,12 +81,13 @@ def table(
     return Dataset(name or Path(path).stem, Examples(as_input(x), as_tensor(y[rows])), train, classes, whose)
 
 
-def _read(file: str) -> Any:
+def _read(file: str, separator: str, decimal: str) -> Any:
     """The file as a pandas DataFrame. Raises UserError where it cannot be read, or is empty."""
     with importing("pandas", "data=table"):
         import pandas
     path = Path(file).expanduser()
-    readers = {".csv": pandas.read_csv, ".parquet": pandas.read_parquet, ".pq": pandas.read_parquet}
+    read_csv = partial(pandas.read_csv, sep=separator, decimal=decimal)
+    readers = {".csv": read_csv, ".parquet": pandas.read_parquet, ".pq": pandas.read_parquet}
     if path.suffix not in readers:
         raise UserError(f"{file}: must end in {', '.join(readers)}")
     try:
@@ -93,6 +99,10 @@ def _read(file: str) -> Any:
     if not len(frame):
         raise UserError(f"{file}: has no row")
     frame.columns = [str(column) for column in frame.columns]
+    if len(frame.columns) == 1 and (found := [mark for mark in ";\t|" if mark in frame.columns[0]]):
+        raise UserError(
+            f"{file}: has one column, {frame.columns[0]!r}: data.load.separator={found[0]!r} reads it as several"
+        )
     return frame
 
 
@@ -108,6 +118,11 @@ def _target(values: np.ndarray, where: str, known: list[Any] | None) -> np.ndarr
 def _feature(values: np.ndarray, where: str, known: list[Any] | None, fill: float | None, train: int) -> np.ndarray:
     """float32 ``[n, columns]``: one column of numbers, standardised by its first `train` rows; or one for each word."""
     if known is not None or values.dtype.kind not in "iufb":
+        if known is None and (words := len(_words(values))) > max(MANY, len(values) / 2):
+            raise UserError(
+                f"{where} has {words} different words in {len(values)} rows, and each would be a feature: "
+                "leave it out with drop, or list its categories"
+            )
         return np.eye(len(known or _words(values)), dtype=np.float32)[_numbered(values, where, known)]
     column = values.astype(np.float64)
     column[~np.isfinite(column)] = fill

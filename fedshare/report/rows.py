@@ -32,14 +32,14 @@ def evaluations(rows: Iterable[Row]) -> list[Row]:
 
 
 def share(row: Row) -> str:
-    """``2 of 3 clients, not 1 (not connected)``: who was tested; "" where all were."""
+    """``2 of 3 clients, without client 1 (not connected)``: who was tested; "" where all were."""
     missing = row.get("untested", {})
     if not missing:
         return ""
     tested = row.get("tested", len(row.get("per_client", {}).get(headline([row]), ())))
-    named = [f"{client} ({why})" for client, why in list(missing.items())[:MOST_NAMED]]
+    named = [f"client {client} ({why})" for client, why in list(missing.items())[:MOST_NAMED]]
     more = [f"{len(missing) - MOST_NAMED} more"] if len(missing) > MOST_NAMED else []
-    return f"{tested} of {row.get('tested_of', tested + len(missing))} clients, not {', '.join(named + more)}"
+    return f"{tested} of {row.get('tested_of', tested + len(missing))} clients, without {', '.join(named + more)}"
 
 
 def remark(row: Row, before: Row | None) -> str:

@@ -101,6 +101,9 @@ class Segmentation(Classification):
     def last(self, outputs: Tensor) -> Tensor:
         return outputs.movedim(1, -1)
 
+    def fitted(self, dataset: Dataset) -> Dataset:
+        return super().fitted(kinds.placed(dataset, "pixel", range(2, 5)))
+
     def blank(self, inputs: Inputs, classes: int) -> Tensor:
         image = parts(inputs)[0]
         return torch.zeros((len(image), *image.shape[2:]), dtype=torch.int64)
@@ -114,6 +117,9 @@ class LanguageModel(Classification):
     """The next token at each position: logits ``[batch, length, classes]``, targets ``[batch, length]``."""
 
     OWN: ClassVar[Mapping[str, str]] = {"accuracy": "higher", "perplexity": "lower"}
+
+    def fitted(self, dataset: Dataset) -> Dataset:
+        return super().fitted(kinds.placed(dataset, "position", range(2, 3)))
 
     def blank(self, inputs: Inputs, classes: int) -> Tensor:
         return torch.zeros(parts(inputs)[0].shape[:2], dtype=torch.int64)

@@ -21,14 +21,25 @@ def classes(dataset: Dataset, ignored: Collection[int]) -> Dataset:
     else:
         return dataset.retyped(torch.int64)
     if y.is_floating_point() or y.is_complex():
-        raise UserError(f"{_described(dataset, y)}; {due}")
+        several = y.ndim == 2 and ((y == 0) | (y == 1)).all()
+        hint = "; task=multilabel takes 0 or 1 for each of several labels" if several else ""
+        raise UserError(f"{_described(dataset, y)}; {due}{hint}")
     whole = y.to(torch.int64)
     wrong = (whole < 0) | (whole > most)
     for number in ignored:
         wrong &= whole != number
     if wrong.any():
         raise UserError(f"{_described(dataset, whole)}; {due}")
+    if ((whole < 0) | (whole > most)).all():
+        raise UserError(f"data: no target of {dataset.name} counts: each is {others}")
     return dataset.retyped(torch.int64)
+
+
+def placed(dataset: Dataset, place: str, dimensions: Collection[int]) -> Dataset:
+    """The data set as it is. Raises UserError where an example has no target for each `place`."""
+    if dataset.pool.in_memory and (y := dataset.pool.y).ndim not in dimensions:
+        raise UserError(f"{_described(dataset, y)}; this task needs a target for each {place}: [{len(y)}, ...]")
+    return dataset
 
 
 def labels(dataset: Dataset, ignored: int) -> Dataset:

@@ -123,12 +123,15 @@ class Task(ABC):
         if _known_empty(counts):  # a mean over nothing is NaN, and so would be its gradient
             return Losses(outputs.sum() * counts, counts)
         found = self.loss(self.aligned(outputs, targets), targets)
-        if isinstance(found, tuple):
-            return Losses(*found)
-        if not isinstance(found, Tensor) or (found.ndim and found.shape != counts.shape):
-            what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        given = found if isinstance(found, tuple) else (found,)
+        shapes = [list(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in given]
+        each = list(counts.shape)
+        if shapes == [each, each]:
+            return Losses(*given)
+        if shapes not in ([[]], [each]):
             raise UserError(
-                f"task.loss: gives {what}; must be a mean, or a loss for each example, {list(counts.shape)}"
+                f"task.loss: gives {' and '.join(map(str, shapes))}; must be a mean, a loss for each example, {each}, "
+                "or for each example its sum and what to divide it by"
             )
         return Losses(found * counts, counts)
 

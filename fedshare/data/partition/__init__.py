@@ -1,6 +1,6 @@
 """Partitions: how a data set is divided among clients."""
 
-from fedshare.data.partition.base import Partition, Split, left_out, table
+from fedshare.data.partition.base import Partition, Split, counted_from_one, left_out, table
 from fedshare.data.partition.deal import match
 from fedshare.data.partition.feature import FeatureSkew
 from fedshare.data.partition.fling import Fling
@@ -32,6 +32,7 @@ __all__ = [
     "RfflUniform",
     "Shards",
     "Split",
+    "counted_from_one",
     "left_out",
     "match",
     "table",

@@ -70,6 +70,14 @@ def left_out(split: Split, dataset: Dataset) -> str:
     return f"{line}, and of these classes none: {', '.join(map(str, whole))}" if len(whole) else line
 
 
+def counted_from_one(dataset: Dataset) -> str:
+    """That no example is of class 0, in one line; empty where some is, or classes have no numbers."""
+    labels = dataset.labels
+    if labels is None or not len(labels) or labels.min() == 0:
+        return ""
+    return f"data: no example is of class 0: labels are {labels.min()} to {labels.max()}, of {dataset.classes} classes"
+
+
 def class_labels(dataset: Dataset) -> np.ndarray:
     """`Dataset.labels`, for a partition that cannot do without."""
     if dataset.labels is None:
