@@ -38,12 +38,21 @@ from world import PATIENCE
 HEARTBEAT = 5.0  # of two without a word a connection dies: longer than a busy machine keeps a process waiting
 LOCAL = "127.0.0.1:0"
 Reply = Callable[[bytearray], Sequence[frames.Buffer]]
+GUESTS: list["Guest"] = []
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "SHORTEST_PAUSE", 0.02)
     monkeypatch.setattr(client_module, "LONGEST_PAUSE", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def _gone() -> Iterator[None]:
+    """None of a test's clients seeks its server any longer, or it would find another test's at the same port."""
+    yield
+    while GUESTS:
+        GUESTS.pop().leave()
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +110,7 @@ class Guest:
         self._answer = answer or (lambda body: [b"re ", body])
         self.thread = threading.Thread(target=self._live, daemon=True)
         self.thread.start()
+        GUESTS.append(self)
 
     def _live(self) -> None:
         try:
