@@ -102,6 +102,7 @@ def run(root: Path) -> tuple[list[float], float]:
                 f"data.classes={CLASSES}",
                 "model=cnn",
                 "model._target_=images.Watched",
+                "model.hidden=64",  # a server holds many copies of a model, and images are what is measured
                 "partition=iid",
                 "data.clients=4",
             ),
