@@ -202,7 +202,7 @@ def test_in_a_deployment_a_killed_client_marks_its_rounds(deployment: Deployment
     clients = [deployment.client(id) for id in range(3)]
     deployment.reach(2, server)
     clients[2].kill()
-    server.until("not 2 (not connected)", 3)
+    server.until("without client 2 (not connected)", 3)
     clients[2] = deployment.client(2)
     server.until("means are over other clients than in round", 2)
     server.signal(signal.SIGTERM)
