@@ -67,6 +67,7 @@ CORE = {
     "_proto": set(),
     "wire": {"_proto", "payload", "tensors"},
     "keys": {"errors", "files"},
+    "owner": {"errors", "files"},
     "devices": {"errors"},
     "stream": {"stream", "_proto", "errors", "files", "keys"},
     "flower": {
@@ -129,7 +130,7 @@ FENCED = {
     "grpc": ("fedshare.stream",),
     "grpc_health": ("fedshare.stream",),
     "google": ("fedshare._proto", "fedshare.stream", "fedshare.flower"),
-    "cryptography": ("fedshare.keys",),
+    "cryptography": ("fedshare.keys", "fedshare.owner"),
     "matplotlib": ("fedshare.report",),
     "rich": ("fedshare.report", "fedshare.data"),
     "sklearn": ("fedshare.data",),

@@ -1,4 +1,4 @@
-"""A run's records: what is changed afterwards is found, named, and not gone on with."""
+"""A run's records: what is changed afterwards is found, named, and not gone on with; and whose key signs them."""
 
 import json
 import os
@@ -355,3 +355,162 @@ def test_an_older_run_has_no_seal_and_is_read_as_ever(run: RunFolder, tmp_path: 
     assert fedshare("resume", str(run.path), "--rounds", "5") == 0
     assert not run.seals.exists()
     assert len(run.rows()) == 5
+
+
+# The owner's signature
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("owner") / "keys"
+    assert fedshare("keys", str(folder), "--owner") == 0
+    return folder / "owner"
+
+
+def says(capfd: Capture, status: int, *arguments: str | Path) -> str:
+    """The one line of a command that ends with `status`."""
+    capfd.readouterr()
+    assert fedshare(*map(str, arguments)) == status
+    out, err = capfd.readouterr()
+    (line,) = (out + err).splitlines()
+    return line
+
+
+def sealed_anew(run: RunFolder) -> None:
+    """What an editor can do who knows how seals are made: every record agrees with every other again."""
+    held = [(line.removesuffix("\n"), json.loads(line)["round"]) for line in lines(run.metrics)]
+    run.seals.begin(run.config.read_bytes(), run.versions.read_bytes())
+    for line, round in held:
+        run.seals.add_row(round, line)
+
+
+def test_a_signature_is_checked_by_the_owners_key_alone(
+    run: RunFolder, keys: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    other = tmp_path / "other"
+    assert fedshare("keys", str(other), "--owner") == 0
+    check = ("verify", run.path, "--key", keys / "owner.pub")
+    assert says(capfd, 1, *check) == f"{run.path}: is not signed"
+    signed = says(capfd, 0, "sign", run.path, "--key", keys / "owner.key")
+    assert signed.startswith(f"{run.path}: signed with the key ")
+    assert signed.endswith(", up to round 4")
+    assert says(capfd, 0, *check).endswith(f"; signed with the key of {keys}/owner.pub")
+    assert says(capfd, 0, "verify", run.path).endswith(f"; {run.path}: signed, but not checked (--key owner.pub)")
+    theirs = other / "owner" / "owner.pub"
+    assert f": is signed with the key {signed.split()[5].rstrip(',')}, and {theirs} is " in says(
+        capfd, 1, "verify", run.path, "--key", theirs
+    )
+
+
+def test_what_is_changed_after_it_was_signed_is_found(run: RunFolder, keys: Path, capfd: Capture) -> None:
+    check = ("verify", run.path, "--key", keys / "owner.pub")
+    says(capfd, 0, "sign", run.path, "--key", keys / "owner.key")
+    original = contents(run.path)
+    raise_accuracy(run)
+    sealed_anew(run)
+    assert says(capfd, 0, "verify", run.path).startswith("whole: 4 rounds"), "a seal alone is no proof against him"
+    assert says(capfd, 1, *check) == f"{run.path}: was changed after it was signed: its seal is another"
+
+    last = run.seals.read()[-1].digest
+    held = json.loads(run.signature.read_text())
+    run.signature.write_text(json.dumps(held | {"seal": last}))
+    assert says(capfd, 1, *check) == f"{run.path}: has a signature that is not of its seal: it was changed"
+    run.signature.write_text(json.dumps(held | {"seal": "short"}))
+    assert says(capfd, 2, *check) == f"fedshare: {run.signature} is damaged: its seal is none"
+    run.seals.path.unlink()
+    run.signature.write_bytes(original["signature.json"])
+    assert says(capfd, 1, *check) == f"{run.path}: is signed, but its seal is gone"
+
+
+def test_what_was_signed_must_be_there(run: RunFolder, keys: Path, capfd: Capture) -> None:
+    check = ("verify", run.path, "--key", keys / "owner.pub")
+    says(capfd, 0, "sign", run.path, "--key", keys / "owner.key")
+    shutil.rmtree(run.checkpoints)
+    run.model.unlink()
+    for path in (run.metrics, run.links_file):
+        put(path, *lines(path)[:-1])
+    assert "; round 4 is sealed and missing: a kill cut its writing short, or " in says(capfd, 0, "verify", run.path)
+    assert says(capfd, 1, *check) == f"{run.path}: lacks round 4, which is signed"
+    run.rewind(3)
+    assert says(capfd, 1, *check) == f"{run.path}: was changed after it was signed: its seal is another"
+
+
+@pytest.mark.parametrize("place", ["seal", "signature"])
+def test_any_flipped_digit_of_a_signature_is_found(place: str, run: RunFolder, keys: Path, capfd: Capture) -> None:
+    check = ("verify", run.path, "--key", keys / "owner.pub")
+    says(capfd, 0, "sign", run.path, "--key", keys / "owner.key")
+    held = json.loads(run.signature.read_text())
+    for digit in range(0, len(held[place]), 9):
+        changed = f"{int(held[place][digit], 16) ^ 1:x}"
+        run.signature.write_text(json.dumps(held | {place: held[place][:digit] + changed + held[place][digit + 1 :]}))
+        assert "not of its seal: it was changed" in says(capfd, 1, *check)
+
+
+def test_a_run_that_went_on_is_signed_up_to_a_round(run: RunFolder, keys: Path, capfd: Capture) -> None:
+    check = ("verify", run.path, "--key", keys / "owner.pub")
+    says(capfd, 0, "sign", run.path, "--key", keys / "owner.key")
+    assert fedshare("resume", str(run.path)) == 0
+    assert says(capfd, 0, *check).startswith("whole: 4 rounds"), "nothing was done, so nothing has changed"
+    assert fedshare("resume", str(run.path), "--rounds", "5") == 0
+    assert says(capfd, 1, *check) == f"{run.path}: went on after it was signed, which was after round 4"
+    says(capfd, 0, "sign", run.path, "--key", keys / "owner.key")
+    assert says(capfd, 0, *check).startswith("whole: 5 rounds")
+
+
+def test_only_a_whole_and_sealed_run_is_signed(run: RunFolder, keys: Path, capfd: Capture) -> None:
+    before = contents(run.path)
+    sign = ("sign", run.path, "--key", keys / "owner.key")
+    raise_accuracy(run)
+    assert says(capfd, 2, *sign).endswith(
+        "row of round 3 was changed since it was sealed; only what is whole is signed"
+    )
+    run.metrics.write_bytes(before["metrics.jsonl"])
+    run.seals.add_row(5, "{}")
+    assert says(capfd, 2, *sign).endswith(f": round 5 is sealed and missing: `fedshare resume {run.path}` first")
+    run.seals.path.unlink()
+    assert says(capfd, 2, *sign).endswith(": has no seal that could be signed: it was made before there were seals")
+    with run.lock():
+        assert says(capfd, 2, *sign).endswith(": another process is running this run")
+    assert not run.signature.exists()
+
+
+def test_an_owners_key_is_his_alone_and_may_have_a_passphrase(
+    run: RunFolder, tmp_path: Path, keys: Path, capfd: Capture
+) -> None:
+    assert (keys / "owner.key").stat().st_mode & 0o777 == 0o600
+    assert "has the key" in says(capfd, 0, "keys", keys.parent, "--owner")
+    (secret := tmp_path / "secret").write_text("correct horse\n")
+    (wrong := tmp_path / "wrong").write_text("battery\n")
+    folder = tmp_path / "locked"
+    says(capfd, 0, "keys", folder, "--owner", "--passphrase", secret)
+    key = folder / "owner" / "owner.key"
+    assert b"ENCRYPTED" in key.read_bytes()
+    assert key.stat().st_mode & 0o777 == 0o600
+    for more, line in (
+        ((), f"fedshare: {key}: is encrypted: give --passphrase"),
+        (("--passphrase", wrong), f"fedshare: {key}: the passphrase is another, or it is no private key; "),
+        (("--passphrase", tmp_path / "none"), f"fedshare: --passphrase {tmp_path / 'none'}: cannot be read: "),
+    ):
+        assert says(capfd, 2, "sign", run.path, "--key", key, *more).startswith(line)
+    says(capfd, 0, "sign", run.path, "--key", key, "--passphrase", secret)
+    assert says(capfd, 0, "verify", run.path, "--key", folder / "owner" / "owner.pub").startswith("whole")
+
+
+def test_what_is_no_owners_key_is_one_line(run: RunFolder, tmp_path: Path, keys: Path, capfd: Capture) -> None:
+    public, private = keys / "owner.pub", keys / "owner.key"
+    assert "is no private key" in says(capfd, 2, "sign", run.path, "--key", public)
+    says(capfd, 0, "sign", run.path, "--key", private)
+    assert says(capfd, 2, "verify", run.path, "--key", private) == (
+        f"fedshare: {private}: is no public key; beside an owner.key lies its owner.pub"
+    )
+    assert "cannot be read: No such file" in says(capfd, 2, "verify", run.path, "--key", tmp_path / "none")
+    required = "--server and --clients: required (--owner makes an owner's key pair, and needs neither)"
+    assert says(capfd, 2, "keys", tmp_path / "new") == f"fedshare: {required}"
+    assert "makes no certificates" in says(capfd, 2, "keys", tmp_path / "new", "--owner", "--clients", "2")
+    assert "goes with --owner" in says(
+        capfd, 2, "keys", tmp_path / "new", "--server", "a", "--clients", "1", "--passphrase", "x"
+    )
+    assert not (tmp_path / "new").exists()
+    private.rename(tmp_path / "moved")
+    assert "missing, though" in says(capfd, 2, "keys", keys.parent, "--owner")
+    (tmp_path / "moved").rename(private)
