@@ -22,7 +22,7 @@ _STREAMS = (0, 2)  # the version since which random streams are what they are
 def create(folder: RunFolder, config: DictConfig, population: Population | None = None) -> None:
     text, made_with = OmegaConf.to_yaml(config), versions()
     if population is None:
-        folder.create(text, made_with)
+        folder.create(text, made_with, sealed=False)  # its rows are written by itself
     else:
         folder.create(text, made_with | {"model": population.scratch.fingerprint}, population.drawn())
 

@@ -17,6 +17,7 @@ _EPILOG = """examples:
   fedshare run --cfg job            show the whole config; --info defaults: where it comes from
   fedshare resume runs/A
   fedshare verify runs/A runs/B
+  fedshare sign runs/A --key keys/owner/owner.key
   fedshare compare runs/A runs/B runs/C --into clients.svg
   fedshare replay runs/A --round 20 --into round20.safetensors
   fedshare undo runs/A --peer 3 --peer 7 --from-round 10
@@ -26,6 +27,8 @@ _EPILOG = """examples:
   fedshare server data=mnist partition.clients=4 --listen 0.0.0.0:9443 --keys keys
   fedshare client host.example.org:9443 --keys keys --id 0,1 --gpu auto
 """
+
+PASSPHRASE = "of the owner's key: the first line of FILE, or asked for"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,11 +96,27 @@ def _dispatch(arguments: list[str]) -> int:
 
         compare(options.runs, options.into)
         return 0
+    if options.command == "sign":
+        from .passphrase import passphrase
+        from .signing import sign
+
+        sign(options.run, options.key, passphrase(options.passphrase))
+        return 0
+    return _verify(options)
+
+
+def _verify(options: argparse.Namespace) -> int:
     from fedshare.runs import RunFolder, verify
+
+    from .signing import signatures
 
     if len(options.runs) > 2:
         raise UserError(f"verify: takes one or two runs, not {len(options.runs)}")
-    same, sentence = verify(*(RunFolder.open(path) for path in options.runs))
+    folders = [RunFolder.open(path) for path in options.runs]
+    same, sentence = verify(*folders)
+    if same:
+        same, signed = signatures(folders, options.key)
+        sentence = f"{sentence}{signed}" if same else signed
     print(sentence)
     return 0 if same else 1
 
@@ -148,6 +167,11 @@ def _parser() -> Parser:
     resume.add_argument("--rounds", type=int, help="go on to this round instead of the one planned")
     verify = commands.add_parser("verify", help="say whether two runs are the same, or where they first differ")
     verify.add_argument("runs", nargs="+", metavar="RUN", help="one folder, which is held against itself, or two")
+    verify.add_argument("--key", metavar="FILE", help="owner.pub: whether they are as this owner has signed them")
+    sign = commands.add_parser("sign", help="sign a run, so that others can see that nobody has changed it")
+    sign.add_argument("run", help="its folder")
+    sign.add_argument("--key", metavar="FILE", required=True, help="owner.key, which `fedshare keys DIR --owner` makes")
+    sign.add_argument("--passphrase", metavar="FILE", nargs="?", const="", help=PASSPHRASE)
     compare = commands.add_parser("compare", help="how well each client fares in several runs, side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="two folders or more, of runs with the same clients")
     compare.add_argument("--into", metavar="FILE", help="to be written: NAME.csv, a table, or NAME.svg, a picture")

@@ -262,8 +262,22 @@ def flower_run(options: argparse.Namespace) -> int:
 
 
 def keys(options: argparse.Namespace) -> int:
-    """Make what is lacking of an authority and its certificates."""
-    for line in make(Path(options.folder), options.server.split(","), options.clients, options.days):
+    """Make what is lacking of an authority and its certificates, or with --owner of an owner's key pair."""
+    folder, given = Path(options.folder), [options.server, options.clients]
+    if options.owner:
+        if given != [None, None]:
+            raise UserError("--owner: makes no certificates: leave out --server and --clients")
+        from fedshare import owner
+
+        from .passphrase import passphrase
+
+        print(owner.make(folder, passphrase(options.passphrase)))
+        return 0
+    if None in given:
+        raise UserError("--server and --clients: required (--owner makes an owner's key pair, and needs neither)")
+    if options.passphrase is not None:
+        raise UserError("--passphrase: is of an owner's key: it goes with --owner")
+    for line in make(folder, options.server.split(","), options.clients, options.days):
         print(line)
     return 0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedshare.errors import UserError
 
-from .cli import Parser
+from .cli import PASSPHRASE, Parser
 from .own import add_config_dir
 
 _TLS = "the folder that `fedshare keys` made, or this participant's part of it"
@@ -96,9 +96,11 @@ def _flower_run(made: Parser) -> None:
 
 def _keys(made: Parser) -> None:
     made.add_argument("folder", metavar="DIR", help="what it lacks is made, what it has is kept")
-    made.add_argument("--server", required=True, metavar="HOST,...", help="the server's names or addresses")
-    made.add_argument("--clients", type=int, required=True, metavar="N", help="make client-0 to client-(N-1)")
+    made.add_argument("--server", metavar="HOST,...", help="the server's names or addresses")
+    made.add_argument("--clients", type=int, metavar="N", help="make client-0 to client-(N-1)")
     made.add_argument("--days", type=int, default=365, help="how long the certificates last")
+    made.add_argument("--owner", action="store_true", help="make the key pair with which an owner signs runs")
+    made.add_argument("--passphrase", metavar="FILE", nargs="?", const="", help=PASSPHRASE)
 
 
 def _doctor(made: Parser) -> None:

@@ -29,7 +29,7 @@ from fedshare.report.rows import caution, evaluations
 from fedshare.report.summary import summary
 from fedshare.robustness import observed
 from fedshare.rounds import Round, run_server
-from fedshare.runs import RunFolder
+from fedshare.runs import RunFolder, records_flaw
 from fedshare.simulation import Partitioned, Population, Simulation
 from fedshare.state import State
 from fedshare.strategy import Strategy
@@ -84,9 +84,9 @@ def resume(path: str, last: int | None = None) -> None:
             start = replace(start, clients={} if start.remote else start.clients, remote=False)
         with simulation(config, folder) as network:
             begin(folder, network.population, config)
-            if last is not None:
-                write_atomically(folder.config, OmegaConf.to_yaml(config))
             folder.rewind(start.round if start else 0)
+            if last is not None:
+                folder.amend(OmegaConf.to_yaml(config))
             rounds(config, folder, network, network.population, start, None)
 
 
@@ -112,6 +112,8 @@ def stored(folder: RunFolder, last: int | None = None, root: type[Root] | type[P
 def last_checkpoint(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
     """Where the run in `folder`, whose lock is held, can go on."""
     path = folder.path
+    if wrong := records_flaw(folder):
+        raise UserError(f"{path}: {wrong}")
     start = checkpoint.latest(folder.checkpoints, warn)
     if start and start.round > config.rounds:
         raise UserError(f"rounds={config.rounds}: {path} is already at round {start.round}")

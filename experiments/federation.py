@@ -150,8 +150,8 @@ def serve(grid: Any, run_config: RunConfig) -> None:
             if declared is not None:
                 declared.keep(folder.declared)
             _gather(network)
-            write_atomically(folder.config, OmegaConf.to_yaml(config))
             folder.rewind(start.round if start else 0)
+            folder.amend(OmegaConf.to_yaml(config))
         execute.rounds(config, folder, network, here, start, None)
 
 

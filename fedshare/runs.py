@@ -19,6 +19,7 @@ from fedshare.chain import Link
 from fedshare.errors import UserError
 from fedshare.files import write_atomically
 from fedshare.ledger.file import LedgerFile
+from fedshare.seals import SealFile
 from fedshare.state import digests
 from fedshare.tensors import Tensors, fingerprint
 
@@ -29,7 +30,8 @@ class RunFolder:
     """``config.yaml``, ``metrics.jsonl`` and ``digests.jsonl`` (a line a round), ``checkpoints/``, the model, plots.
 
     ``initial.safetensors`` is the model that it began with: all of it, or all that no file of weights gives. And the
-    ledger, where the strategy has one.
+    ledger, where the strategy has one. ``seals.jsonl`` shows what was changed of config and rows,
+    ``signature.json`` by whose key the last seal was signed.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -38,6 +40,8 @@ class RunFolder:
         self.versions = self.path / "versions.json"
         self.metrics = self.path / "metrics.jsonl"
         self.links_file = self.path / "digests.jsonl"
+        self.seals = SealFile(self.path / "seals.jsonl")
+        self.signature = self.path / "signature.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model.safetensors"
         self.best = self.path / "best"  # a checkpoint of the best round,
@@ -60,7 +64,9 @@ class RunFolder:
                 f"{self.path}` if it was deployed), or name another"
             )
 
-    def create(self, config: str, made_with: dict[str, str], initial: Tensors | None = None) -> None:
+    def create(
+        self, config: str, made_with: dict[str, str], initial: Tensors | None = None, sealed: bool = True
+    ) -> None:
         """Begin a run; `initial` is what it holds of the model that it begins with."""
         self.check_new()
         try:
@@ -68,7 +74,10 @@ class RunFolder:
             if initial is not None:
                 made_with = made_with | {"initial": fingerprint(initial)}
                 write_atomically(self.initial, save_tensors({name: t.clone() for name, t in initial.items()}))
-            write_atomically(self.versions, json.dumps(made_with) + "\n")
+            versions = json.dumps(made_with) + "\n"
+            write_atomically(self.versions, versions)
+            if sealed:
+                self.seals.begin(config.encode(), versions.encode())
             write_atomically(self.config, config)  # last: with it, the folder holds a run
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
@@ -96,7 +105,10 @@ class RunFolder:
 
     def append(self, row: Row, link: Link) -> None:
         """Log a round, on disk when this returns."""
-        for path, line in ((self.metrics, json.dumps(_strict(row))), (self.links_file, link.to_json())):
+        text = json.dumps(_strict(row))
+        if self.seals.exists():
+            self.seals.add_row(link.round, text)
+        for path, line in ((self.metrics, text), (self.links_file, link.to_json())):
             with path.open("a") as file:
                 file.write(line + "\n")
                 file.flush()
@@ -104,8 +116,9 @@ class RunFolder:
 
     def rewind(self, round: int) -> None:
         """Forget what was logged after `round`, what was made of it, and a line that a crash cut short."""
-        logs = (self.metrics, self.links_file)
+        logs = (self.links_file, self.metrics)  # and the seals last: a crash leaves them ahead, as in `append`
         kept = {path: [line for line, entry in _lines(path) if entry["round"] <= round] for path in logs}
+        sealed = self.seals.exists() and self.seals.rewound(round, self.config.read_bytes(), self._versions())
         if self.ledger.exists():
             self.ledger.rewind(round)
         self.model.unlink(missing_ok=True)  # only now: a damaged line has raised before anything was lost
@@ -113,9 +126,32 @@ class RunFolder:
             stray.unlink()
         for path, lines in kept.items():
             write_atomically(path, "".join(lines))
+        if sealed:
+            write_atomically(self.seals.path, sealed)
+
+    def amend(self, config: str) -> None:
+        """Go on with another config, such as one with more rounds."""
+        if (data := config.encode()) == self.config.read_bytes():
+            return
+        if self.seals.exists():
+            self.seals.add_config(data, self._versions())
+        write_atomically(self.config, data)
 
     def rows(self) -> list[Row]:
         return [row for _, row in _lines(self.metrics)]
+
+    def _versions(self) -> bytes:
+        return self.versions.read_bytes() if self.versions.exists() else b""
+
+    def seal_flaw(self) -> str | None:
+        """What of config, versions and rows was changed since it was sealed; None too where there is no seal."""
+        if not self.seals.exists():
+            return None
+        rows = [(line.removesuffix("\n"), row["round"]) for line, row in _lines(self.metrics)]
+        try:
+            return self.seals.flaw(self.config.read_bytes(), self._versions(), rows)
+        except UserError as error:
+            return str(error).removeprefix(f"{self.path}/")
 
     def links(self) -> list[Link]:
         try:
@@ -137,7 +173,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if type(entry["round"]) is not int:
                     raise ValueError("its round is no number")
                 yield line.decode(), entry
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} is damaged: {error}") from error
 
 
@@ -148,9 +184,32 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def records_flaw(run: RunFolder) -> str | None:
+    """What in the lines of `run` contradicts its seal or its digests; what a kill has cut short does not."""
+    return run.seal_flaw() or _chain_flaw(run, run.links())
+
+
+def unwritten(run: RunFolder, links: list[Link]) -> list[str]:
+    """What is sealed and not there, rounds or a config: of one thing, a kill may have cut the writing short."""
+    if not run.seals.exists():
+        return []
+    lost = [f"round {seal.round}" for seal in run.seals.read() if seal.round and seal.round > len(links)]
+    return lost if run.seals.holds(run.config.read_bytes()) else [*lost, "the newest config"]
+
+
 def self_check(run: RunFolder) -> str | None:
-    """What in `run` contradicts its own digest chain: the first round, participant and tensor; None if nothing does."""
+    """What in `run` contradicts its own records: the first round, participant and tensor; None if nothing does."""
     links = run.links()
+    if wrong := run.seal_flaw():
+        return wrong
+    if wrong := _chain_flaw(run, links) or _contents_flaw(run, links):
+        return f"{wrong} (differs from its recorded digest)"
+    if len(lost := unwritten(run, links)) > 1:
+        return f"{lost[0]} to {lost[-1]} are sealed and missing: removed, or a resume was killed as it went back"
+    return None
+
+
+def _chain_flaw(run: RunFolder, links: list[Link]) -> str | None:
     previous = chain.START
     for position, link in enumerate(links, 1):
         if link.round != position or not link.follows(previous):
@@ -160,6 +219,10 @@ def self_check(run: RunFolder) -> str | None:
     for link in links:
         if logged[link.round - 1 : link.round] != [(link.round, link.digest)]:
             return f"round {link.round}: {run.metrics.name} has no line of this round with its digest"
+    return None
+
+
+def _contents_flaw(run: RunFolder, links: list[Link]) -> str | None:
     for round in sorted(checkpoint.rounds(run.checkpoints)):
         if wrong := _check_checkpoint(run, links, round):
             return f"round {round}: {wrong}"
@@ -245,12 +308,13 @@ def verify(a: RunFolder, b: RunFolder | None = None) -> tuple[bool, str]:
     """Whether two runs are the same to the bit, and the sentence to say about it; of one run, whether it is whole."""
     for run in [a, b] if b else [a]:
         if wrong := self_check(run):
-            return False, f"{run.path}: {wrong} (differs from its recorded digest)"
+            return False, f"{run.path}: {wrong}"
     mine = a.links()
     if not mine:
         return False, f"{a.path}: no round is recorded"
     if b is None:
-        return True, f"whole: {len(mine)} rounds, metrics and checkpoints agree with digest {mine[-1].digest}"
+        whole = f"whole: {len(mine)} rounds, metrics and checkpoints agree with digest {mine[-1].digest}"
+        return True, f"{whole}{_unproven(a, mine)}"
     others = b.links()
     models = {run.made_with().get("model") for run in (a, b)} - {None}
     if where := chain.first_difference(mine, others):
@@ -262,6 +326,15 @@ def verify(a: RunFolder, b: RunFolder | None = None) -> tuple[bool, str]:
         both = min(len(mine), len(others))
         return False, f"equal up to round {both}; {a.path} has {len(mine)}, {b.path} has {len(others)}"
     return True, f"equal: {len(mine)} rounds, digest {mine[-1].digest}"
+
+
+def _unproven(run: RunFolder, links: list[Link]) -> str:
+    """What a whole record does not show."""
+    if not run.seals.exists():
+        return "; config and rows may be others, for it has no seal: made before there were seals, or it was removed"
+    if lost := unwritten(run, links):
+        return f"; {lost[0]} is sealed and missing: a kill cut its writing short, or it was removed"
+    return ""
 
 
 _HARMLESS = ("workers:", "timeout:", "checkpoint_every:", "evaluate_every:", "name:", "group:", "rounds:")

@@ -255,7 +255,7 @@ def test_a_run_goes_on_from_the_model_that_it_holds(kind: str, workers: int, run
     assert fedshare("resume", str(reference.path), "--rounds", "4") == 0
     config = OmegaConf.load(folder.config)
     config.model._target_, config.workers = "test_beginnings.nudged", workers
-    OmegaConf.save(config, folder.config)
+    folder.amend(OmegaConf.to_yaml(config))
     for stray in folder.checkpoints.glob("*"):
         stray.unlink()  # so that it begins anew
     assert fedshare("resume", str(folder.path), "--rounds", "4") == 0

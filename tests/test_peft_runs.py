@@ -224,6 +224,7 @@ def test_a_run_of_a_version_without_partitions_goes_on(tmp_path: Path) -> None:
         del config[key]
     OmegaConf.save(config, run.config)
     run.versions.unlink()
+    run.seals.path.unlink()
     assert fedshare("resume", str(folder), "--rounds", "2") == 0
     assert len(run.rows()) == 2
 

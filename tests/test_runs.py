@@ -316,6 +316,7 @@ def test_a_run_without_its_versions_can_be_resumed(
 ) -> None:
     folder = copy(run(), tmp_path / "copy")
     folder.versions.unlink()
+    folder.seals.path.unlink()
     assert fedshare("resume", str(folder.path)) == 0
     assert "other versions" in capsys.readouterr().err
 
@@ -395,6 +396,7 @@ def test_resume_refuses_a_run_that_is_running(run: Runs, tmp_path: Path, capsys:
 def test_resume_warns_of_other_versions(run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copy(run(), tmp_path / "copy")
     (folder.path / "versions.json").write_text('{"torch": "1.0"}\n')
+    folder.seals.path.unlink()
     assert fedshare("resume", str(folder.path)) == 0
     assert "made with other versions, so the bits may differ" in capsys.readouterr().err
 

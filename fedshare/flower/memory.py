@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+import sys
+from functools import cache
 from pathlib import Path
 
 from fedshare.errors import UserError
@@ -97,16 +99,52 @@ class Ledger:
         Raises UserError where the ledger is damaged.
         """
         path = self._folder / "ledger"
-        entries = path.read_text(errors="replace").splitlines() if path.exists() else []
-        if wrong := [number for number, entry in enumerate(entries, 1) if not _ENTRY.fullmatch(entry)]:
-            raise UserError(f"the ledger {path} is damaged: line {wrong[0]} must be round, fit, SHA-256, steps")
+        lines, entries, chained = _checked(path)
         if (entry := f"{round} {fit} {digest} {steps}") not in entries:
             entries.append(entry)
-            write_atomically(path, "".join(f"{entry}\n" for entry in entries), mode=0o600)
-        return sum(int(entry.split()[-1]) for entry in entries)
+            lines.append(f"{entry} {_link(chained, entry)}")
+            write_atomically(path, "".join(f"{line}\n" for line in lines), mode=0o600)
+        return sum(int(entry.split(" ")[3]) for entry in entries)
 
 
-_ENTRY = re.compile(r"\d+ \d+ [0-9a-f]{64} \d+")
+_ENTRY = r"(\d{1,18} \d{1,18} [0-9a-f]{64} \d{1,18})"
+_LINE = re.compile(f"{_ENTRY} ([0-9a-f]{{64}})", re.ASCII)
+_OLDER = re.compile(_ENTRY, re.ASCII)  # of a version without checksums
+
+
+def _checked(path: Path) -> tuple[list[str], list[str], str]:
+    """The lines of a ledger, what each enters, and the last checksum, which is over an entry and the line before.
+
+    Lines of older versions have none, and stand first: the first checksum after them covers them too.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    lines, entries, chained = data.decode("latin-1").split("\n"), list[str](), ""
+    if lines.pop():
+        raise UserError(f"the ledger {path} is damaged: line {len(lines) + 1} is cut short")
+    older = 0
+    for number, line in enumerate(lines, 1):
+        if match := _LINE.fullmatch(line):
+            entry, check = match.groups()
+        elif older == number - 1 and _OLDER.fullmatch(line):
+            entry, check, older = line, _link(chained, line), number
+        else:
+            raise UserError(f"the ledger {path} is damaged: line {number} must be round, fit, SHA-256, steps, SHA-256")
+        if check != (chained := _link(chained, entry)):
+            raise UserError(f"the ledger {path} is damaged: line {number} does not follow from the lines before")
+        entries.append(entry)
+    if older and older == len(lines):
+        _warn(f"the ledger {path}: its {older} lines are of a version without checksums, and are not checked")
+    return lines, entries, chained
+
+
+def _link(previous: str, entry: str) -> str:
+    return hashlib.sha256(f"{previous} {entry}".encode()).hexdigest()
+
+
+@cache
+def _warn(line: str) -> None:
+    """Once in a process."""
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def _sum(data: bytes) -> str:
