@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare.checkpoint import Checkpoint
 from fedshare.errors import UserError
-from fedshare.files import write_atomically
+from fedshare.files import on_disk, write_atomically
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
 from fedshare.report.attendance import attendance_table
 from fedshare.report.clock import say
-from fedshare.runs import RunFolder
+from fedshare.runs import NOTHING, RunFolder
 from fedshare.simulation import Declared, Population
 
 from . import beginnings, build, compose, execute
@@ -140,10 +141,11 @@ def serve(grid: Any, run_config: RunConfig) -> None:
     )
     if not resuming:
         _gather(network)  # before anything is created
-        if declared is not None:
-            declared.keep(folder.declared)
-        beginnings.create(folder, config, here)
-    with folder.lock():
+        with on_disk(folder.path, lambda: NOTHING):
+            if declared is not None:
+                declared.keep(folder.declared)
+            beginnings.create(folder, config, here)
+    with on_disk(folder.path, partial(execute.goes_on, folder, remote=True)), folder.lock():
         write_atomically(folder.path / RUN_ID, run.hex() + "\n")
         start = _start(folder, config) if resuming else None
         if resuming:

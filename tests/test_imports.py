@@ -20,7 +20,7 @@ SOURCES = {
 CORE = {
     "errors": set(),
     "extras": {"errors"},
-    "files": set(),
+    "files": {"errors"},
     "threads": {"devices"},
     "seeds": {"errors"},
     "tensors": set(),
