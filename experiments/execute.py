@@ -42,7 +42,7 @@ from .config import Pretraining, Root, check_complete, check_ranges
 from .headings import heading
 from .instantiate import make
 from .signals import terminable
-from .tracking import Tracker
+from .tracking import NoTracker, Tracker
 
 # Keys that older versions had not, and what they did without them.
 MEANT = {
@@ -155,10 +155,11 @@ def rounds(
     population: Population,
     start: Checkpoint | None,
     group: str | None,
+    watcher: Tracker = NoTracker(),  # noqa: B008  # frozen
 ) -> Best:
     """All rounds after `start`, wherever the clients are, who all have the model that the run began with.
 
-    Gives which round was the best on validation examples.
+    `watcher` hears of them as the config's tracker does. Gives which round was the best on validation examples.
     """
     if start is None:
         with one_thread():
@@ -176,7 +177,7 @@ def rounds(
     for line in filter(None, said):
         print(line, flush=True)
     best = best_of(config, population, folder.rows())
-    tracker = make(config.tracking, "tracking", Tracker)
+    trackers: list[Tracker] = [make(config.tracking, "tracking", Tracker), watcher]
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
     metric = population.task.compared
     tests = evaluations(folder.rows())
@@ -185,13 +186,16 @@ def rounds(
     told: dict[str, Any] = {"metric": metric, "before": before, "about": about, "times": network.remote}
     with terminable(), Progress(config.rounds, first, header, **told) as progress:
         network.watch(lambda purpose, *counts: progress.heard(purpose.value, *counts))
-        tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
+        plain: Any = OmegaConf.to_container(config)
+        for tracker in trackers:
+            tracker.start(plain, config.name, group, folder.path, progress.note)
         try:
             for done in () if best.over else played(config, network, population, state, first - 1, digest):
                 state = done.state
                 folder.append(done.row, done.link)
                 _commit(folder, population.strategy, done)
-                tracker.log(done.row)
+                for tracker in trackers:
+                    tracker.log(done.row)
                 for client, reason in done.row["dropped"].items():
                     progress.note(f"round {done.number}: client {client} dropped: {reason}")
                 if best.see(done.row) and config.best is not None:
@@ -209,12 +213,14 @@ def rounds(
                     last = next(iter(checkpoint.rounds(folder.checkpoints)), 0)
                     how = _again(folder, network.remote)
                     progress.note(f"stopped; {how} goes on after round {last}, its last checkpoint")
-                tracker.finish(False)
+                for tracker in trackers:
+                    tracker.finish(False)
                 _draw_progress(folder, metric, config)
             if isinstance(error, RunHalted) and folder.metrics.exists() and folder.metrics.stat().st_size:
                 raise RunHalted(f"{error}; {folder.path} keeps the rounds before") from error
             raise
-        tracker.finish(True)
+        for tracker in trackers:
+            tracker.finish(True)
         rows, collaborates = _draw_progress(folder, metric, config)
     files = [f"{metric}.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
     if "params" in state:

@@ -29,6 +29,7 @@ from fedshare.runs import NOTHING, RunFolder
 from fedshare.simulation import Declared, Population
 
 from . import beginnings, build, compose, execute
+from .tracking import NoTracker, Watcher
 
 RunConfig = Mapping[str, Any]
 RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
@@ -109,8 +110,11 @@ def _new_folder(config: DictConfig) -> str:
     return next(name for name in names if not Path(name).exists())
 
 
-def serve(grid: Any, run_config: RunConfig) -> None:
-    """Run all rounds with the clients of `grid`, and leave a run's folder. Raises UserError and RunHalted."""
+def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> None:
+    """Run all rounds with the clients of `grid`, and leave a run's folder. Raises UserError and RunHalted.
+
+    `watcher` hears of each round, beside the config's own tracker, and why a client does not take part.
+    """
     config = config_of(run_config)
     order = order_of(run_config, config)
     folder = RunFolder(order.folder)
@@ -138,6 +142,7 @@ def serve(grid: Any, run_config: RunConfig) -> None:
         say=say,
         on_error=config.on_client_error,
         declared=declared,
+        refusal=watcher.refused if watcher else lambda reason: None,
     )
     if not resuming:
         _gather(network)  # before anything is created
@@ -154,7 +159,7 @@ def serve(grid: Any, run_config: RunConfig) -> None:
             _gather(network)
             write_atomically(folder.config, OmegaConf.to_yaml(config))
             folder.rewind(start.round if start else 0)
-        execute.rounds(config, folder, network, here, start, None)
+        execute.rounds(config, folder, network, here, start, None, watcher or NoTracker())
 
 
 def _gather(network: FlowerNetwork) -> None:

@@ -145,6 +145,7 @@ FENCED = {
     "pandas": ("fedshare.data",),
     "datasets": ("fedshare.data",),
     "numba": ("fedshare.directions.kernels",),
+    "prometheus_client": ("experiments.prometheus",),
 }
 
 
