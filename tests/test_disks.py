@@ -388,16 +388,14 @@ def test_what_a_kill_leaves_before_there_is_a_run_is_swept_up(at: str, tmp_path:
 
 
 def test_a_folder_that_several_use_keeps_what_a_live_process_writes(tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", str(world.PATIENCE)]) as alive:
-        numbers = {"live": alive.pid, "own": os.getpid(), "dead": 2**22 + 1}  # the last above Linux's largest
-        names = {kind: f".initial.safetensors.{number}.tmp" for kind, number in numbers.items()}
-        for name in names.values():
-            (tmp_path / name).touch()
-        sweep(tmp_path, shared=True)
-        assert [path.name for path in tmp_path.iterdir()] == [names["live"]]
-        sweep(tmp_path)
-        assert list(tmp_path.iterdir()) == []
-        alive.kill()
+    numbers = {"live": os.getppid(), "own": os.getpid(), "dead": 2**22 + 1}  # the last above Linux's largest
+    names = {kind: f".initial.safetensors.{number}.tmp" for kind, number in numbers.items()}
+    for name in names.values():
+        (tmp_path / name).touch()
+    sweep(tmp_path, shared=True)
+    assert [path.name for path in tmp_path.iterdir()] == [names["live"]]
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
