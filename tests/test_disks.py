@@ -121,8 +121,14 @@ def test_all_places_where_a_run_writes_are_tried(config: list[str], tmp_path: Pa
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_disk_that_is_full_at_any_write_costs_no_bit(
-    point: str, undisturbed: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    point: str,
+    undisturbed: Runs,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not point.endswith(".svg"):  # most of the time of so small a run
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: file.write(b"<svg/>"))
     folder, config = tmp_path / "run", POINTS[point]
     with full_disk(lambda path: path == folder / point):
         assert fedshare("run", *config, f"folder={folder}") == 3
