@@ -7,6 +7,7 @@ from typing import NoReturn
 import fedshare
 from fedshare.errors import UserError
 from fedshare.extras import root_cause
+from fedshare.files import of_the_disk
 
 from .own import add_config_dir, importable
 
@@ -32,7 +33,10 @@ PASSPHRASE = "of the owner's key: the first line of FILE, or asked for"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit status: 0 done; 1 verify or replay found a difference; 2 bad input; 3 the run halted; 130 stopped."""
+    """Exit status: 0 done; 1 verify or replay found a difference; 2 bad input; 130 stopped.
+
+    And 3: the run halted, or a disk is full or cannot be written.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         sys.exit(_dispatch(arguments))
@@ -48,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except OSError as error:
         print(f"fedshare: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(3 if of_the_disk(error) else 2)
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,6 +7,8 @@ import argparse
 import json
 import os
 import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import fedshare
@@ -32,11 +34,15 @@ def server(options: argparse.Namespace) -> int:
     from fedshare.flower.stream import StreamGrid
     from fedshare.stream.server import Settings, StreamServer
 
-    address = options.listen
-    identity = _identity(options.keys, "server", address, options.insecure)
+    identity = _identity(options.keys, "server", options.listen, options.insecure)
     if identity and identity.client_id is not None:
         raise UserError(f"--keys {options.keys}: that is client {identity.client_id}'s folder, not the server's")
     check_ranges(options)
+    exporter = None
+    if options.metrics:
+        from .prometheus import Exporter
+
+        exporter = Exporter()
     if options.app:
         app = App.at(Path(options.app))
         run_config = config.run_config(options.run_config, app.config)
@@ -47,7 +53,7 @@ def server(options: argparse.Namespace) -> int:
         if options.run_config:
             raise UserError("--run-config: is for --app; a strategy takes GROUP=OPTION and KEY=VALUE")
         run_config, told, digest, clients = _ours(options)
-        run = _our_server_app
+        run = partial(_our_server_app, exporter)
     settings = Settings(
         version=fedshare.__version__,
         config=json.dumps(told),
@@ -56,29 +62,38 @@ def server(options: argparse.Namespace) -> int:
         heartbeat=options.heartbeat,
         grace=options.grace,
     )
-    stream = StreamServer(address, identity, settings, say)
-    stream.start()
-    say(f"listening on {stream.address}, {'mutual TLS' if identity else 'no TLS'}")
-    farewell: str | None = None
-    try:
-        with terminable():
-            grid = StreamGrid(stream)
-            if options.app:  # ours waits by itself, and goes on waiting in each round
-                grid.wait_for(clients, options.wait)
-            serve(run(), grid, run_config)
-        farewell = ""
-    except RunHalted as error:  # other errors are the operator's, who will start the server again: clients wait
-        farewell = brief(str(error))
-        raise
-    finally:
-        stream.close(farewell)
+    with ExitStack() as stack:
+        if exporter:
+            say(f"metrics at {exporter.listen(options.metrics)}")
+            stack.callback(exporter.close)
+        stream = StreamServer(options.listen, identity, settings, say)
+        if exporter:
+            exporter.watch(stream.present, stream.connections)
+            stream.refusal = exporter.refused
+        stream.start()
+        say(f"listening on {stream.address}, {'mutual TLS' if identity else 'no TLS'}")
+        farewell: str | None = None
+        try:
+            with terminable():
+                grid = StreamGrid(stream)
+                if options.app:  # ours waits by itself, and goes on waiting in each round
+                    grid.wait_for(clients, options.wait)
+                serve(run(), grid, run_config)
+            farewell = ""
+        except RunHalted as error:  # other errors are the operator's, who will start the server again: clients wait
+            farewell = brief(str(error))
+            raise
+        finally:
+            stream.close(farewell)
     return 0
 
 
-def _our_server_app():  # type: ignore[no-untyped-def]  # flwr's ServerApp, which stops at fedshare.flower
-    from fedshare.app import server_app
+def _our_server_app(watcher):  # type: ignore[no-untyped-def]  # flwr's ServerApp, which stops at fedshare.flower
+    from fedshare.flower.apps import server_app
 
-    return server_app
+    from .federation import serve
+
+    return server_app(partial(serve, watcher=watcher))
 
 
 def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:

@@ -47,6 +47,9 @@ def _server(made: Parser) -> None:
         "--resume", nargs="?", const="", metavar="FOLDER", help="go on with the run there, if there is one"
     )
     made.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds a client may be cut off")
+    made.add_argument(
+        "--metrics", metavar="[HOST:]PORT", help="numbers for Prometheus there; without HOST, for this machine alone"
+    )
     _app(made, "a folder with anybody's Flower app: run its ServerApp")
     made.add_argument("-c", "--run-config", **_PAIRS, help=f"for --app: {_FORM}")
     _connection(made)

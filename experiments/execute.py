@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from fedshare.chain import START
 from fedshare.checkpoint import Checkpoint
 from fedshare.data.partition import counted_from_one, left_out, table
 from fedshare.errors import RunHalted, UserError, first_line
-from fedshare.files import write_atomically
+from fedshare.files import on_disk, write_atomically
 from fedshare.network import Network
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress
@@ -29,7 +30,7 @@ from fedshare.report.rows import caution, evaluations
 from fedshare.report.summary import summary
 from fedshare.robustness import observed
 from fedshare.rounds import Round, run_server
-from fedshare.runs import RunFolder, records_flaw
+from fedshare.runs import Row, RunFolder, records_flaw
 from fedshare.simulation import Partitioned, Population, Simulation
 from fedshare.state import State
 from fedshare.strategy import Strategy
@@ -41,7 +42,7 @@ from .config import Pretraining, Root, check_complete, check_ranges
 from .headings import heading
 from .instantiate import make
 from .signals import terminable
-from .tracking import Tracker
+from .tracking import NoTracker, Tracker
 
 # Keys that older versions had not, and what they did without them.
 MEANT = {
@@ -67,7 +68,7 @@ def execute(config: DictConfig, path: Path, group: str | None = None, population
     population = population or build.simulated(config)  # of nothing that a crash has left in the folder
     with simulation(config, folder, population) as network:
         create(folder, config, network.population)
-        with folder.lock():
+        with on_disk(path, partial(goes_on, folder)), folder.lock():
             return rounds(config, folder, network, network.population, None, group)
 
 
@@ -76,7 +77,7 @@ def resume(path: str, last: int | None = None) -> None:
     folder = RunFolder.open(path)
     check_streams(folder)
     config = stored(folder, last)
-    with folder.lock():
+    with on_disk(folder.path, partial(goes_on, folder)), folder.lock():
         start = last_checkpoint(folder, config)
         if start and start.remote and any(memory["round"] for memory in start.clients.values()):
             raise UserError(f"{path}: its clients keep their memories: `fedshare server --resume` goes on with it")
@@ -88,6 +89,17 @@ def resume(path: str, last: int | None = None) -> None:
             if last is not None:
                 folder.amend(OmegaConf.to_yaml(config))
             rounds(config, folder, network, network.population, start, None)
+
+
+def goes_on(folder: RunFolder, remote: bool = False) -> str:
+    """What of the run in `folder` is safe, and how to go on with it once the disk can be written; or it is `remote`."""
+    last = next(iter(checkpoint.rounds(folder.checkpoints)), 0)
+    safe = f"safe up to round {last}, its last checkpoint" if last else "its config is safe, and no round yet"
+    return f"{safe}; once it can be written, {_again(folder, remote)} goes on, to the same bits"
+
+
+def _again(folder: RunFolder, remote: bool) -> str:
+    return f"the same command with --resume {folder.path}" if remote else f"`fedshare resume {folder.path}`"
 
 
 def stored(folder: RunFolder, last: int | None = None, root: type[Root] | type[Pretraining] = Root) -> DictConfig:
@@ -145,10 +157,11 @@ def rounds(
     population: Population,
     start: Checkpoint | None,
     group: str | None,
+    watcher: Tracker = NoTracker(),  # noqa: B008  # frozen
 ) -> Best:
     """All rounds after `start`, wherever the clients are, who all have the model that the run began with.
 
-    Gives which round was the best on validation examples.
+    `watcher` hears of them as the config's tracker does. Gives which round was the best on validation examples.
     """
     if start is None:
         with one_thread():
@@ -166,7 +179,7 @@ def rounds(
     for line in filter(None, said):
         print(line, flush=True)
     best = best_of(config, population, folder.rows())
-    tracker = make(config.tracking, "tracking", Tracker)
+    trackers: list[Tracker] = [make(config.tracking, "tracking", Tracker), watcher]
     header = f"{config.name} · {_population_line(population)} · seed {config.seed}"
     metric = population.task.compared
     tests = evaluations(folder.rows())
@@ -175,14 +188,16 @@ def rounds(
     told: dict[str, Any] = {"metric": metric, "before": before, "about": about, "times": network.remote}
     with terminable(), Progress(config.rounds, first, header, **told) as progress:
         network.watch(lambda purpose, *counts: progress.heard(purpose.value, *counts))
-        tracker.start(OmegaConf.to_container(config), config.name, group, folder.path, progress.note)
-        completed = False
+        plain: Any = OmegaConf.to_container(config)
+        for tracker in trackers:
+            tracker.start(plain, config.name, group, folder.path, progress.note)
         try:
             for done in () if best.over else played(config, network, population, state, first - 1, digest):
                 state = done.state
                 folder.append(done.row, done.link)
                 _commit(folder, population.strategy, done)
-                tracker.log(done.row)
+                for tracker in trackers:
+                    tracker.log(done.row)
                 for client, reason in done.row["dropped"].items():
                     progress.note(f"round {done.number}: client {client} dropped: {reason}")
                 if best.see(done.row) and config.best is not None:
@@ -194,21 +209,21 @@ def rounds(
                     break
             if best.over:
                 progress.note(f"ends after round {best.last}: {best.patience} rounds without a better {best.metric}")
-            completed = True
-        except RunHalted as error:
-            kept = f"; {folder.path} keeps the rounds before" if folder.rows() else ""
-            raise RunHalted(f"{error}{kept}") from error
-        except KeyboardInterrupt:
-            last = next(iter(checkpoint.rounds(folder.checkpoints)), 0)
-            resume, again = f"`fedshare resume {folder.path}`", f"the same command with --resume {folder.path}"
-            how = again if network.remote else resume
-            progress.note(f"stopped; {how} goes on after round {last}, its last checkpoint")
+        except BaseException as error:
+            with suppress(Exception):  # why it ended is to be heard, not that it cannot be drawn either
+                if isinstance(error, KeyboardInterrupt):
+                    last = next(iter(checkpoint.rounds(folder.checkpoints)), 0)
+                    how = _again(folder, network.remote)
+                    progress.note(f"stopped; {how} goes on after round {last}, its last checkpoint")
+                for tracker in trackers:
+                    tracker.finish(False)
+                _draw_progress(folder, metric, config)
+            if isinstance(error, RunHalted) and folder.metrics.exists() and folder.metrics.stat().st_size:
+                raise RunHalted(f"{error}; {folder.path} keeps the rounds before") from error
             raise
-        finally:
-            tracker.finish(completed)
-            rows = folder.rows()
-            progress_plot(rows, folder.path / f"{metric}.svg", heading([config], [config.name]))
-            collaborates = collaboration_plot(rows, folder.path / "collaboration.svg")
+        for tracker in trackers:
+            tracker.finish(True)
+        rows, collaborates = _draw_progress(folder, metric, config)
     files = [f"{metric}.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
     if "params" in state:
         write_atomically(folder.model, save_tensors({name: t.contiguous() for name, t in state["params"].items()}))
@@ -216,6 +231,13 @@ def rounds(
     files += [folder.best_model.name] * folder.best_model.exists()
     print(summary(rows, f"{folder.path}: {', '.join(files)}", best))
     return best
+
+
+def _draw_progress(folder: RunFolder, metric: str, config: DictConfig) -> tuple[list[Row], bool]:
+    """The rows so far, and whether they tell who collaborates."""
+    rows = folder.rows()
+    progress_plot(rows, folder.path / f"{metric}.svg", heading([config], [config.name]))
+    return rows, collaboration_plot(rows, folder.path / "collaboration.svg")
 
 
 def best_of(config: DictConfig, population: Population, rows: list[dict[str, Any]]) -> Best:

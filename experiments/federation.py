@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare.checkpoint import Checkpoint
 from fedshare.errors import UserError
-from fedshare.files import write_atomically
+from fedshare.files import on_disk, write_atomically
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
 from fedshare.report.attendance import attendance_table
 from fedshare.report.clock import say
-from fedshare.runs import RunFolder
+from fedshare.runs import NOTHING, RunFolder
 from fedshare.simulation import Declared, Population
 
 from . import beginnings, build, compose, execute
+from .tracking import NoTracker, Watcher
 
 RunConfig = Mapping[str, Any]
 RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
@@ -108,8 +110,11 @@ def _new_folder(config: DictConfig) -> str:
     return next(name for name in names if not Path(name).exists())
 
 
-def serve(grid: Any, run_config: RunConfig) -> None:
-    """Run all rounds with the clients of `grid`, and leave a run's folder. Raises UserError and RunHalted."""
+def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> None:
+    """Run all rounds with the clients of `grid`, and leave a run's folder. Raises UserError and RunHalted.
+
+    `watcher` hears of each round, beside the config's own tracker, and why a client does not take part.
+    """
     config = config_of(run_config)
     order = order_of(run_config, config)
     folder = RunFolder(order.folder)
@@ -137,13 +142,15 @@ def serve(grid: Any, run_config: RunConfig) -> None:
         say=say,
         on_error=config.on_client_error,
         declared=declared,
+        refusal=watcher.refused if watcher else lambda reason: None,
     )
     if not resuming:
         _gather(network)  # before anything is created
-        if declared is not None:
-            declared.keep(folder.declared)
-        beginnings.create(folder, config, here)
-    with folder.lock():
+        with on_disk(folder.path, lambda: NOTHING):
+            if declared is not None:
+                declared.keep(folder.declared)
+            beginnings.create(folder, config, here)
+    with on_disk(folder.path, partial(execute.goes_on, folder, remote=True)), folder.lock():
         write_atomically(folder.path / RUN_ID, run.hex() + "\n")
         start = _start(folder, config) if resuming else None
         if resuming:
@@ -152,7 +159,7 @@ def serve(grid: Any, run_config: RunConfig) -> None:
             _gather(network)
             folder.rewind(start.round if start else 0)
             folder.amend(OmegaConf.to_yaml(config))
-        execute.rounds(config, folder, network, here, start, None)
+        execute.rounds(config, folder, network, here, start, None, watcher or NoTracker())
 
 
 def _gather(network: FlowerNetwork) -> None:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare import devices
 from fedshare.errors import RunHalted, UserError, first_line
-from fedshare.files import write_atomically
+from fedshare.files import on_disk, sweep, write_atomically, writing
 from fedshare.report.matrix import Entry, matrix_csv, matrix_markdown, matrix_plot, of_the_same_clients, with_fairness
 from fedshare.report.units import decimal, human_seconds
 from fedshare.runs import RunFolder
@@ -71,8 +71,22 @@ def matrix(arguments: list[str]) -> None:
     print(f"{config.name}: {counts}, {len(cells)} cells{there}", flush=True)
     if flags.dry_run:
         return
-    (path / "cells").mkdir(parents=True, exist_ok=True)
+    advice = "the cells before are safe; once it can be written, the same command plays those that are left"
+    with on_disk(path, lambda: advice):
+        with writing(path):
+            (path / "cells").mkdir(parents=True, exist_ok=True)
+        failed = _locked(folder, cells, waiting, kept, config)
+    if failed:
+        raise RunHalted(f"{failed} of {len(cells)} cells failed; the same command plays them again")
+
+
+def _locked(
+    folder: RunFolder, cells: list[Cell], waiting: list[Cell], kept: dict[str, Result], config: DictConfig
+) -> int:
+    """Play what waits, and write what there is then; how many have given no result."""
+    path = folder.path
     with folder.lock():
+        sweep(path / "cells")
         write_atomically(folder.config, OmegaConf.to_yaml(config))
         with terminable():
             try:
@@ -83,8 +97,7 @@ def matrix(arguments: list[str]) -> None:
                 print(f"! stopped; the same command goes on with the {left} cells that are left")
                 raise
         print(_report(path, cells, kept, config))
-    if failed:
-        raise RunHalted(f"{failed} of {len(cells)} cells failed; the same command plays them again")
+    return failed
 
 
 def wanted(app: Hydra, name: str, overrides: Sequence[str]) -> tuple[DictConfig, Path]:

@@ -1,6 +1,7 @@
 """`fedshare pretrain`: a model trained on all data in one place, and the folder it leaves."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from fedshare import checkpoint, devices, weights
 from fedshare.checkpoint import Checkpoint
 from fedshare.data.dataset import Dataset
 from fedshare.errors import RunHalted, UserError, first_line
-from fedshare.files import write_atomically
+from fedshare.files import append, on_disk, write_atomically
 from fedshare.pretrain import Augment, Epoch, Plan, pretrain
 from fedshare.report.units import decimal
 from fedshare.runs import RunFolder
@@ -42,7 +43,9 @@ class Folder(RunFolder):
         self.config = self.path / "pretrain.yaml"
 
     def check_new(self) -> None:
-        if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        begun = {".lock", self.versions.name}  # of a process that was killed before anything was there
+        found = [entry for entry in self.path.iterdir() if entry.suffix != ".tmp"] if self.path.is_dir() else []
+        if any(entry.name not in begun for entry in found):
             go_on = f"go on with `fedshare pretrain --resume {self.path}`, or " if self.config.exists() else ""
             raise UserError(f"folder={self.path}: is not empty: {go_on}name another")
 
@@ -99,7 +102,7 @@ def execute(config: DictConfig, path: Path, _sweep: str | None = None, made: Bui
     made = made or built(config)
     config.threads = config.threads or devices.cores()  # a number, so that a resumed one gives the same bits
     create(folder, config)
-    with folder.lock():
+    with on_disk(path, partial(_goes_on, folder)), folder.lock():
         _epochs(config, folder, made, None)
 
 
@@ -112,10 +115,16 @@ def resume(path: str) -> None:
     check_streams(folder, "what is in it can still be weights=")
     if type(config.threads) is not int:
         raise UserError(f"{folder.config} is damaged: its threads are no number")
-    with folder.lock():
+    with on_disk(folder.path, partial(_goes_on, folder)), folder.lock():
         start = checkpoint.latest(folder.checkpoints, warn)
         warn_of_versions(folder)
         _epochs(config, folder, built(config), start)
+
+
+def _goes_on(folder: Folder) -> str:
+    last = next(iter(checkpoint.rounds(folder.checkpoints)), 0)
+    safe = f"safe up to epoch {last}, its last checkpoint" if last else "its config is safe, and no epoch yet"
+    return f"{safe}; once it can be written, `fedshare pretrain --resume {folder.path}` goes on, to the same bits"
 
 
 def _epochs(config: DictConfig, folder: Folder, made: Built, start: Checkpoint | None) -> None:
@@ -134,8 +143,7 @@ def _epochs(config: DictConfig, folder: Folder, made: Built, start: Checkpoint |
         try:
             for epoch in pretrain(made.scratch, made.part, made.plan, config.seed, memory):
                 records.append(epoch.record)
-                with folder.metrics.open("a") as file:
-                    file.write(_line(epoch.record))
+                append(folder.metrics, _line(epoch.record).encode())
                 if epoch.number % config.checkpoint_every == 0 or epoch.number == config.epochs:
                     _save(folder, epoch, records)
                 print(_cells(epoch.record, headline), flush=True)

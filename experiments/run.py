@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedshare.best import Best
-from fedshare.errors import RunHalted, UserError, first_line
+from fedshare.errors import DiskError, RunHalted, UserError, first_line
+from fedshare.files import of_the_disk
 from fedshare.tasks import Task
 
 from . import build, compose
@@ -121,7 +122,7 @@ def _sweep(work: Work, app: Hydra, name: str, overrides: list[str]) -> None:
     results = [result for batch in batches for result in batch]
     failures = [result.return_value for result in results if isinstance(result.return_value, Exception)]
     if failures:
-        halted = any(isinstance(failure, RunHalted) for failure in failures)
+        halted = any(isinstance(failure, RunHalted | DiskError) or of_the_disk(failure) for failure in failures)
         raise (RunHalted if halted else UserError)(f"{len(failures)} of {len(results)} jobs failed")
 
 

@@ -38,6 +38,12 @@ class Tracker(Protocol):
     def finish(self, completed: bool = True) -> None: ...
 
 
+class Watcher(Tracker, Protocol):
+    """A tracker of a deployment, which also hears why a client does not take part."""
+
+    def refused(self, reason: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class NoTracker:
     """Tracks nothing."""

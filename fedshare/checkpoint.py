@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedshare.errors import UserError
-from fedshare.files import write_atomically
+from fedshare.files import write_atomically, writing
 from fedshare.state import State, pack, unpack
 
 FORMAT = 1
@@ -34,7 +34,8 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int = KEPT) -> None:
     """Add `checkpoint` to `folder`, then remove all but the last `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     # A file's header may not grow with clients times tensors: each client is one tensor of bytes in it.
     clients = {client: _bytes(pack(state)) for client, state in checkpoint.clients.items()}
     data = pack({"server": checkpoint.server, "clients": clients})

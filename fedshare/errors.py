@@ -13,6 +13,12 @@ class RunHalted(UserError):
     exit_code = 3
 
 
+class DiskError(UserError):
+    """A disk that is full, read-only or broken. The message says what is safe there, and how to go on."""
+
+    exit_code = 3
+
+
 def brief(text: str, most: int = 200) -> str:
     """What somebody else has said, fit to be shown: one line, not endless, and nothing that commands a terminal."""
     line = "".join(char if char.isprintable() else " " for char in text[: 2 * most]).strip()

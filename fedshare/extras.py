@@ -17,6 +17,7 @@ EXTRAS = {  # package -> extra
     "optuna": "optuna",
     "pandas": "tables",
     "peft": "peft",
+    "prometheus_client": "metrics",
     "pyarrow": "tables",
     "timm": "timm",
     "transformers": "peft",

@@ -10,7 +10,10 @@ connection and need not believe a message.
 """
 
 import ipaddress
+import os
 import re
+import shlex
+import stat
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,13 +52,17 @@ class Identity:
 
     @classmethod
     def load(cls, folder: Path) -> "Identity":
-        """Read DIR/server or DIR/client-3. Raises UserError where a peer would not accept what is there now."""
+        """Read DIR/server or DIR/client-3.
+
+        Raises UserError where a peer would not accept what is there now, or where others can use the key.
+        """
         roles = [role for role in _PURPOSES if (folder / f"{role}.crt").exists()]
         if len(roles) != 1:
             raise UserError(f"{folder}: must hold either server.crt or client.crt; `fedshare keys` makes such folders")
         authority, certificate = folder / "ca.crt", folder / f"{roles[0]}.crt"
         for held in (_verified(certificate, authority), _certificate(authority)):
             _require_current(held, folder)
+        _require_private(certificate.with_suffix(".key"))
         identity = cls(_read(authority), _read(certificate), _read(certificate.with_suffix(".key")))
         if roles == ["client"] and identity.client_id is None:
             raise UserError(f"{certificate}: must name one client, as fedshare:client:3")
@@ -253,6 +260,23 @@ def _require_current(certificate: x509.Certificate, place: Path) -> None:
         hint = "set the clock" if now < begin else "renew it with `fedshare keys`, or set the clock if it is wrong"
         when = f"valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and the clock says {now:%Y-%m-%d %H:%M}"
         raise UserError(f"{place}: the certificate of {name} is {when}; {hint}")
+
+
+def _require_private(key: Path) -> None:
+    """Raise UserError where others than its owner can use a key.
+
+    One of root's may be read by a group of this process, as a service's must be. On a read-only mount the modes are the
+    affair of who made the mount: containers' secrets, systemd's credentials.
+    """
+    found, me = key.stat(), os.geteuid()
+    by_group = found.st_uid == 0 != me and found.st_gid in {os.getegid(), *os.getgroups()}
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & (0o037 if by_group else 0o077) or os.statvfs(key).f_flag & os.ST_RDONLY:
+        return
+    shown = shlex.quote(str(key))
+    own = f"chown {me} {shown} && " if me not in (0, found.st_uid) and not by_group else ""
+    chmod = f"chmod {'g=r,o=' if by_group else 'go='} {shown}"
+    raise UserError(f"{key}: others can use this private key (mode {mode:04o}): {own}{chmod}")
 
 
 def _client_id(pem: bytes) -> int | None:

@@ -3,9 +3,8 @@
 import fcntl
 import json
 import math
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from safetensors.torch import save as save_tensors
 from fedshare import chain, checkpoint
 from fedshare.chain import Link
 from fedshare.errors import UserError
-from fedshare.files import write_atomically
+from fedshare.files import append, on_disk, sweep, write_atomically, writing
 from fedshare.ledger.file import LedgerFile
 from fedshare.seals import SealFile
 from fedshare.state import digests
 from fedshare.tensors import Tensors, fingerprint
 
 Row = dict[str, Any]
+NOTHING = "nothing of the run is there; once it can be written, the same command begins it"
 
 
 class RunFolder:
@@ -70,17 +70,32 @@ class RunFolder:
         """Begin a run; `initial` is what it holds of the model that it begins with."""
         self.check_new()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if initial is not None:
-                made_with = made_with | {"initial": fingerprint(initial)}
-                write_atomically(self.initial, save_tensors({name: t.clone() for name, t in initial.items()}))
-            versions = json.dumps(made_with) + "\n"
-            write_atomically(self.versions, versions)
-            if sealed:
-                self.seals.begin(config.encode(), versions.encode())
-            write_atomically(self.config, config)  # last: with it, the folder holds a run
+            with on_disk(self.path, lambda: NOTHING):
+                with writing(self.path):
+                    self.path.mkdir(parents=True, exist_ok=True)
+                if initial is not None:
+                    made_with = made_with | {"initial": fingerprint(initial)}
+                    write_atomically(self.initial, save_tensors({name: t.clone() for name, t in initial.items()}))
+                versions = json.dumps(made_with) + "\n"
+                write_atomically(self.versions, versions)
+                if sealed:
+                    self.seals.begin(config.encode(), versions.encode())
+                write_atomically(self.config, config)  # last: with it, the folder holds a run
         except OSError as error:
+            self._uncreate()
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
+        except BaseException:
+            self._uncreate()
+            raise
+
+    def _uncreate(self) -> None:
+        """Leave nothing of a run that has not begun."""
+        if not self.config.exists():
+            for path in (self.initial, self.versions, self.declared, self.seals.path):
+                with suppress(OSError):
+                    path.unlink()
+            with suppress(OSError):
+                self.path.rmdir()  # where it is empty
 
     def made_with(self) -> dict[str, str]:
         """The versions it was begun with, and the fingerprints of the ``model`` and of what is held of it, ``initial``.
@@ -95,12 +110,17 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from running the same run meanwhile. A killed process holds no lock."""
+        """Keep other processes from running the same run meanwhile. A killed process holds no lock.
+
+        What a killed one has left half-written is removed.
+        """
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{self.path}: another process is running this run") from None
+            for folder in (self.path, self.checkpoints, self.best):
+                sweep(folder)
             yield
 
     def append(self, row: Row, link: Link) -> None:
@@ -109,10 +129,7 @@ class RunFolder:
         if self.seals.exists():
             self.seals.add_row(link.round, text)
         for path, line in ((self.metrics, text), (self.links_file, link.to_json())):
-            with path.open("a") as file:
-                file.write(line + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append(path, f"{line}\n".encode())
 
     def rewind(self, round: int) -> None:
         """Forget what was logged after `round`, what was made of it, and a line that a crash cut short."""
@@ -122,8 +139,6 @@ class RunFolder:
         if self.ledger.exists():
             self.ledger.rewind(round)
         self.model.unlink(missing_ok=True)  # only now: a damaged line has raised before anything was lost
-        for stray in self.path.glob(".*.tmp"):
-            stray.unlink()
         for path, lines in kept.items():
             write_atomically(path, "".join(lines))
         if sealed:

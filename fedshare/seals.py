@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedshare.errors import UserError
-from fedshare.files import write_atomically
+from fedshare.files import append, write_atomically
 
 _TAIL = 4096  # bytes, in which there is more than one line
 
@@ -117,12 +117,10 @@ class SealFile:
         return [seal for seal in self.read() if seal.round is None][-1].covers["config"] == _sha256(config)
 
     def _add(self, covers: dict[str, str | int]) -> None:
-        with self.path.open("r+b") as file:
+        with self.path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             last = json.loads(file.read().splitlines()[-1])
-            file.write(Seal.over(covers, last["seal"]).to_line())
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, Seal.over(covers, last["seal"]).to_line())
 
 
 def _config(config: bytes, made_with: bytes) -> dict[str, str | int]:

@@ -20,7 +20,7 @@ SOURCES = {
 CORE = {
     "errors": set(),
     "extras": {"errors"},
-    "files": set(),
+    "files": {"errors"},
     "threads": {"devices"},
     "seeds": {"errors"},
     "tensors": set(),
@@ -147,6 +147,7 @@ FENCED = {
     "pandas": ("fedshare.data",),
     "datasets": ("fedshare.data",),
     "numba": ("fedshare.directions.kernels",),
+    "prometheus_client": ("experiments.prometheus",),
 }
 
 

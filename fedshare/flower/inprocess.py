@@ -6,9 +6,9 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from fedshare.errors import UserError, first_line
+from fedshare.errors import DiskError, UserError, first_line
 from fedshare.flower.grid import OwnGrid, node_of, unavailable
-from fedshare.flower.private import RAISED, copied
+from fedshare.flower.private import LEFT, RAISED, copied
 from fedshare.flower.waiting import PATIENCE, Waiting
 
 
@@ -59,7 +59,10 @@ class InProcessGrid(OwnGrid):
 
 
 def ask(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
-    """What `app` answers. One that raises answers with an error, as on Flower's own nodes."""
+    """What `app` answers. One that raises answers with an error, as on Flower's own nodes.
+
+    Where its disk fails it, that is the last answer: it says how it can go on.
+    """
     try:
         answer = app(message, context)
         if not isinstance(answer, Message):
@@ -68,5 +71,7 @@ def ask(app: Callable[[Message, Context], Message], message: Message, context: C
     except Exception as error:
         name = f"client {context.node_config.get('partition-id', context.node_id)}"
         reason = str(error) if isinstance(error, UserError) else f"raised {type(error).__name__}: {first_line(error)}"
+        if isinstance(error, DiskError):
+            return Message(Error(LEFT, reason), reply_to=message)
         logging.getLogger("flwr").error("%s: %s", name, reason, exc_info=not isinstance(error, UserError))
         return Message(Error(RAISED, reason), reply_to=message)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from fedshare.errors import UserError
-from fedshare.files import write_atomically
+from fedshare.files import private_folder, sweep, write_atomically
 from fedshare.state import State, pack, unpack
 
 
@@ -17,8 +17,9 @@ class Memory:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for stray in folder.glob(".*.tmp"):  # of a process that was killed
-            stray.unlink()
+        sweep(folder)
+        if folder.exists():  # an older version left it open to others
+            private_folder(folder)
         self._latest: tuple[int, bytes] = (0, b"")  # the one on disk that is also at hand
 
     def recall(self, base: int, keep: int) -> State:
@@ -46,8 +47,8 @@ class Memory:
         """On disk when this returns."""
         if state:
             data = pack(state)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / f"round-{round:06d}-{_sum(data)}.safetensors", data)
+            private_folder(self.folder)
+            write_atomically(self.folder / f"round-{round:06d}-{_sum(data)}.safetensors", data, mode=0o600)
             self._latest = (round, data)
 
     def _versions(self) -> dict[int, Path]:
@@ -85,7 +86,7 @@ class Ledger:
         """
         path = self._folder / "secret"
         if not path.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self._folder)
             write_atomically(path, f"{os.urandom(32).hex()}\n", mode=0o600)
         text = path.read_text().strip()
         if not re.fullmatch(r"[0-9a-f]{64}", text):

@@ -35,7 +35,7 @@ class FlowerNetwork:
     The first round waits for `clients` of `everyone`, a later one for half as many, both up to `patience` seconds. A
     node is asked who it is when it comes; then its client takes part whenever the Grid lists the node. A client that
     raises is absent from the round, or with ``on_error="halt"`` ends the run. `declared` takes down how many examples
-    a client says it has, where the server does not know.
+    a client says it has, where the server does not know. `refusal` hears why a node does not take part.
     """
 
     remote = True
@@ -52,11 +52,12 @@ class FlowerNetwork:
         say: Callable[[str], None] = print,
         on_error: Literal["halt", "drop"] = "drop",
         declared: Declared | None = None,
+        refusal: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.attendance: dict[int, Attendance] = {}  # by client
         self.refused: dict[int, str] = {}  # by node: why it does not take part
         self._grid, self._terms, self._run, self._timeout = grid, terms, run, timeout
-        self._declared = declared
+        self._declared, self._refusal = declared, refusal
         self._halts = on_error == "halt"
         self._everyone, self._needed, self._patience, self._say = everyone, clients, patience, say
         self._wait: Callable[[float], None] = getattr(grid, "wait", lambda _: time.sleep(_POLL))
@@ -154,6 +155,7 @@ class FlowerNetwork:
     def _refuse(self, node: int, name: str, reason: str) -> None:
         if self.refused.get(node) != reason:
             self._say(f"{name} does not take part, and is asked again in {_AGAIN:g} s: {reason}")
+            self._refusal(reason)
         self.refused[node] = reason
         self._ask_at[node] = time.monotonic() + _AGAIN
 

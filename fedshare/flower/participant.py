@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import fedshare
 from fedshare import wire
 from fedshare._proto.payload_pb2 import Attendance, Initial, Invitation, Leaf, Reply, Request
 from fedshare.errors import UserError
-from fedshare.files import write_atomically
+from fedshare.files import on_disk, private_folder, sweep, write_atomically
 from fedshare.flower.memory import Ledger, Memory
 from fedshare.network import Purpose
 from fedshare.simulation import Population
@@ -89,9 +90,16 @@ class Participant:
             ours, theirs = self.terms.initial.hex()[:12], initial.invitation.initial_sha256.hex()[:12]
             raise UserError(f"its initial model has the digest {ours}, the server's {theirs}, which it was sent")
         kept = self._kept(initial.run)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, save({name: tensor.clone() for name, tensor in tensors.items()}))
+        with self._on_disk(kept.parent, "it has trained nothing yet"):
+            private_folder(kept.parent)
+            sweep(kept.parent, shared=True)
+            write_atomically(kept, save({name: tensor.clone() for name, tensor in tensors.items()}), mode=0o600)
         return attendance
+
+    def _on_disk(self, folder: Path, safe: str) -> AbstractContextManager[None]:
+        """Raise DiskError where this host's folder for a client, or for a run, cannot be written."""
+        how = "once it can be written, the same command goes on with the run"
+        return on_disk(folder, lambda: f"{safe}; {how}")
 
     def _begin(self, tensors: Tensors) -> None:
         try:
@@ -116,15 +124,18 @@ class Participant:
                 raise UserError(f"{kept} is damaged: {error}") from error
         if request.terms != self.terms.short:
             raise UserError("its config or its initial model is not the server's")
-        memory = self._memory(request.run.hex(), id)
-        state = memory.recall(request.base, request.keep)
         download = wire.unpack(request.download, data)
-        private = self.population.training.private and purpose is Purpose.TRAIN
-        ledger = Ledger(memory.folder, self.terms.config) if private else None
-        with threads(self.threads):
-            answer = self.population.answer(purpose, request.round, id, download, state, ledger)
-        if purpose is Purpose.TRAIN:
-            memory.save(request.round, answer.state)
+        base = request.base
+        safe = f"client {id}'s memory of round {base} is safe" if base else f"client {id} has no memory to lose"
+        with self._on_disk(self._folder(request.run.hex(), id), safe):
+            memory = self._memory(request.run.hex(), id)
+            state = memory.recall(base, request.keep)
+            private = self.population.training.private and purpose is Purpose.TRAIN
+            ledger = Ledger(memory.folder, self.terms.config) if private else None
+            with threads(self.threads):
+                answer = self.population.answer(purpose, request.round, id, download, state, ledger)
+            if purpose is Purpose.TRAIN:
+                memory.save(request.round, answer.state)
         upload, tensors = wire.pack(answer.payload)
         leaves = [Leaf(path=path, sha256=bytes.fromhex(digest)) for path, digest in answer.digests.items()]
         return Reply(upload=upload, memory=leaves), tensors
@@ -133,5 +144,10 @@ class Participant:
         if (run, id) not in self.memories:
             for other in [key for key in self.memories if key[0] != run]:
                 del self.memories[other]  # that run is over here
-            self.memories[run, id] = Memory(self.folder / run / f"client-{id}")
+            if (of_run := self.folder / run).exists():  # an older version left it open to others
+                private_folder(of_run)
+            self.memories[run, id] = Memory(self._folder(run, id))
         return self.memories[run, id]
+
+    def _folder(self, run: str, id: int) -> Path:
+        return self.folder / run / f"client-{id}"

@@ -20,6 +20,7 @@ from packaging.version import Version
 SERVER_NODE = 1  # Flower's number of the server
 RAISED = 2  # Flower's error code of a ClientApp that raised
 UNAVAILABLE = 5  # and of a node that is not there
+LEFT = 103  # ours: of a client that ends with this answer
 
 # Where Flower's own strategies wait for nodes: module, function, and its local that says how many.
 _WAITS = {

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from fedshare.errors import RunHalted, UserError
+from fedshare.errors import DiskError, RunHalted, UserError
 from fedshare.flower import private
 from fedshare.flower.envelope import seal, unseal
 from fedshare.flower.grid import OwnGrid, arrived, client_of, node_of, reply, unavailable
 from fedshare.flower.inprocess import ask
+from fedshare.flower.private import LEFT
 from fedshare.flower.waiting import Waiting
-from fedshare.stream.client import StreamClient, Welcomed
+from fedshare.stream.client import Last, StreamClient, Welcomed
 from fedshare.stream.frames import Buffer
 from fedshare.stream.server import StreamServer
 
@@ -95,7 +96,10 @@ def live(client: StreamClient, load: Callable[[], ClientApp], node_config: UserC
                 raise UserError(f"the server sent {error}") from error
             if letter.content is None:
                 raise UserError("the server sent an error, where it should ask for something")
-            return seal(ask(app, arrived(node, "", letter.type, letter.group, letter.content), context))
+            said = ask(app, arrived(node, "", letter.type, letter.group, letter.content), context)
+            if said.has_error() and said.error.code == LEFT:
+                raise Last(seal(said), DiskError(said.error.reason))
+            return seal(said)
 
         return answer
 

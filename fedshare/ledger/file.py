@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedshare.errors import UserError
-from fedshare.files import write_atomically
+from fedshare.files import append, write_atomically, writing
 from fedshare.ledger.commit import Commit, Manifest, head_of, number, numbers
 
 _TITLE = b"fedshare ledger\n"
@@ -69,17 +69,14 @@ class LedgerFile:
         body = commit.pack()
         if len(body) > LONGEST:
             raise UserError(f"{self.path}: round {commit.round} has {len(body)} bytes; a commit may have {LONGEST}")
-        with self.path.open("ab") as file:
-            file.write((len(body) * _PRIME).to_bytes(_LENGTH, "little") + body + bytes.fromhex(head)[:_HEAD])
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, (len(body) * _PRIME).to_bytes(_LENGTH, "little") + body + bytes.fromhex(head)[:_HEAD])
 
     def rewind(self, round: int) -> str | None:
         """Forget the commits after `round`, and what of one was cut short: of that, what there is to say."""
         contents = self.read()
         kept = [place.end for place in contents.places if place.commit.round <= round]
         end = kept[-1] if kept else contents.start
-        with self.path.open("r+b") as file:
+        with writing(self.path), self.path.open("r+b") as file:
             file.truncate(end)
             os.fsync(file.fileno())
         return self.shortened(contents)

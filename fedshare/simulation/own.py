@@ -10,7 +10,7 @@ import numpy as np
 
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.errors import UserError
-from fedshare.files import write_atomically
+from fedshare.files import write_atomically, writing
 from fedshare.simulation.population import Sized, held_out, validating
 
 
@@ -122,7 +122,8 @@ class Declared(Sequence[Sized]):
 
     def _write(self) -> None:
         if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with writing(self._file.parent):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._file, json.dumps(self.sizes, sort_keys=True) + "\n")
 
     def __len__(self) -> int:

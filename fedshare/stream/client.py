@@ -59,6 +59,14 @@ class _Reply:
     buffers: Sequence[Buffer]
 
 
+class Last(Exception):
+    """Raised by who answers a message: with this answer the client leaves, and `why`."""
+
+    def __init__(self, answer: Sequence[Buffer], why: UserError) -> None:
+        super().__init__(str(why))
+        self.answer, self.why = answer, why
+
+
 class StreamClient:
     """Client `id` of the server at `address`.
 
@@ -93,7 +101,7 @@ class StreamClient:
 
         `prepare` is called with what the server said, once for each life of a server, and gives the function that
         answers. Raises UserError when this client is refused or the server stays away, RunHalted when the work ended
-        badly.
+        badly, and why the client left where it has given its `Last` answer.
         """
         thread = threading.Thread(target=self._stay_connected, name="stream", daemon=True)
         thread.start()
@@ -108,12 +116,19 @@ class StreamClient:
                 assert answer is not None  # a welcome comes before any message
                 if item.epoch != self._hello.epoch:
                     continue  # nobody waits for it any more
-                reply = _Reply(item.number, filled(answer(item.body)))
+                why = None
+                try:
+                    buffers = answer(item.body)
+                except Last as last:
+                    buffers, why = last.answer, last.why
+                reply = _Reply(item.number, filled(buffers))
                 with self._lock:
                     if item.epoch == self._hello.epoch:  # or another life of the server asked
                         self._reply = reply
                         if self._outbox:
                             self._outbox.put(reply)
+                if why:
+                    raise why
         finally:
             self.close()
             thread.join(CONNECT_DEADLINE)

@@ -92,6 +92,7 @@ class StreamServer:
         self.settings = settings
         self.refused: dict[int, str] = {}  # the clients that were not let in, and why the last time
         self.say = say  # a line of its log
+        self.refusal: Callable[[str], None] = lambda reason: None  # hears why somebody was not let in
         self._identity = identity
         self._epoch = secrets.token_bytes(8)
         self._clients: dict[int, _Client] = {}
@@ -120,6 +121,10 @@ class StreamServer:
     def present(self) -> list[int]:
         """The clients that are connected, or were a moment ago, sorted."""
         return sorted(self._present)
+
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return sum(client.connection is not None for client in list(self._clients.values()))
 
     def wait_for_change(self, timeout: float) -> None:
         """Until somebody comes, goes or is refused."""
@@ -208,8 +213,10 @@ class StreamServer:
         try:
             await self._admit(await self._hello(context), context)
         except FrameError as error:
+            self.refusal(f"{context.peer()} sent {error}")
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{context.peer()} sent {error}")
         except UserError as error:
+            self.refusal(str(error))
             await context.write(_refusal(str(error)).SerializeToString())
 
     async def _admit(self, hello: Hello, context: grpc.aio.ServicerContext) -> None:

@@ -1,0 +1,40 @@
+"""Why a client took no part, or was refused, as one of a few classes: as labels, the words themselves would be endless.
+
+They name clients, numbers and files, and some are a client's own.
+"""
+
+import re
+
+_FAILURES = {
+    "raised": r"^raised ",
+    "late": r"^no answer",
+    "away": r"^(not connected|gone since|it left|Node Unavailable)",
+    "disk": r"cannot be written:",
+    "memory": r"\bmemory\b",
+    "unusable": r"NaN|has shape|is torch\.|claims |^metric |lacks |has unknown|, not |not to be read|^sent |^it sent ",
+}
+_REFUSALS = {
+    "certificate": r"its certificate is|certificate must name|has no certificate",
+    "version": r"it runs fedshare",
+    "config": r"its config ",
+    "weights": r"it starts from",
+    "model": r"initial model",
+    "data": r"training examples",
+    "client": r"there are \d+|it says that it is client",
+    "malformed": r" sent ",
+}
+FAILURES, REFUSALS = ((*known, "other") for known in (_FAILURES, _REFUSALS))
+
+
+def failure(reason: str) -> str:
+    """Of a client that was dropped from a round, or not tested in it."""
+    return _first(_FAILURES, reason)
+
+
+def refusal(reason: str) -> str:
+    """Of one that was not let in, or does not take part."""
+    return _first(_REFUSALS, reason)
+
+
+def _first(known: dict[str, str], reason: str) -> str:
+    return next((name for name, pattern in known.items() if re.search(pattern, reason)), "other")
