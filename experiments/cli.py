@@ -5,7 +5,7 @@ import sys
 from typing import NoReturn
 
 import fedshare
-from fedshare.errors import UserError
+from fedshare.errors import UserError, exit_status
 from fedshare.extras import root_cause
 
 from .own import add_config_dir, importable
@@ -29,13 +29,13 @@ _EPILOG = """examples:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit status: 0 done; 1 verify or replay found a difference; 2 bad input; 3 the run halted; 130 stopped."""
+    """Exit status: 0 done; 1 a difference was found, or the system failed; 2 bad input; 3 halted; 130 stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         sys.exit(_dispatch(arguments))
     except UserError as error:
         print(f"fedshare: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(exit_status(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except OSError as error:
         print(f"fedshare: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_status(error))
 
 
 class Parser(argparse.ArgumentParser):

@@ -30,8 +30,10 @@ def server(options: argparse.Namespace) -> int:
     from fedshare.flower import config
     from fedshare.flower.load import App, serve
     from fedshare.flower.stream import StreamGrid
+    from fedshare.stream import descriptors
     from fedshare.stream.server import Settings, StreamServer
 
+    descriptors.raise_limit()
     address = options.listen
     identity = _identity(options.keys, "server", address, options.insecure)
     if identity and identity.client_id is not None:
@@ -55,6 +57,8 @@ def server(options: argparse.Namespace) -> int:
         clients=clients,
         heartbeat=options.heartbeat,
         grace=options.grace,
+        awaited=options.clients or 0,
+        callers=options.callers,
     )
     stream = StreamServer(address, identity, settings, say)
     stream.start()

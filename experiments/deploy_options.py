@@ -22,7 +22,15 @@ def parser(command: str) -> Parser:
     return made
 
 
-_RANGES = {"heartbeat": 0.1, "grace": 0.0, "wait": 0.0, "patience": 0.0, "clients": 1, "nodes": 1}  # the least
+_RANGES = {
+    "heartbeat": 0.1,
+    "grace": 0.0,
+    "wait": 0.0,
+    "patience": 0.0,
+    "clients": 1,
+    "nodes": 1,
+    "callers": 1,
+}  # the least
 
 
 def check_ranges(options: argparse.Namespace) -> None:
@@ -47,6 +55,13 @@ def _server(made: Parser) -> None:
         "--resume", nargs="?", const="", metavar="FOLDER", help="go on with the run there, if there is one"
     )
     made.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds a client may be cut off")
+    made.add_argument(
+        "--callers",
+        type=int,
+        default=64,
+        metavar="N",
+        help="connections of one address that have not said yet which client they are, beside those still to come",
+    )
     _app(made, "a folder with anybody's Flower app: run its ServerApp")
     made.add_argument("-c", "--run-config", **_PAIRS, help=f"for --app: {_FORM}")
     _connection(made)

@@ -1,5 +1,16 @@
 """Errors that a person can act on: the command line prints their one line and no traceback."""
 
+import errno
+
+SYSTEM = 1  # the exit status of what the system did not do: it may do it when the command is started again
+# What an OSError says of a file that was named; any other is the system's.
+_NAMED = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY),
+    *(errno.EINVAL, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP, errno.EXDEV, errno.ENOEXEC, errno.ENODEV),
+}
+# And what it says when something is used up, in whatever was being done.
+_SPENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN}
+
 
 class UserError(Exception):
     """Bad input. The message is one line that says what is wrong, where, and what is allowed."""
@@ -22,3 +33,15 @@ def brief(text: str, most: int = 200) -> str:
 def first_line(error: BaseException) -> str:
     """What `error` says, in one line; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def exit_status(error: UserError | OSError) -> int:
+    """Of a command that ends with `error`: `SYSTEM` where the fault is the system's, not of what was asked for."""
+    if isinstance(error, OSError):
+        return 2 if error.errno is None or error.errno in _NAMED else SYSTEM
+    cause: BaseException | None = error
+    while cause and error.exit_code == UserError.exit_code:
+        if isinstance(cause, OSError) and cause.errno in _SPENT:
+            return SYSTEM
+        cause = cause.__cause__ or cause.__context__
+    return error.exit_code
