@@ -113,7 +113,7 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     if options.resume is None and folder:
         RunFolder(folder).check_new()
     text = OmegaConf.to_yaml(config)
-    run_config: _Config = {"config": text, "folder": folder, "wait": options.wait}
+    run_config: _Config = {"config": text, "folder": folder, "wait": options.wait, "slack": options.slack}
     run_config |= {"resume": options.resume is not None, "clients": options.clients or 0}
     return run_config, {"config": text}, federation.digest(config), config.partition.get("clients") or 0
 

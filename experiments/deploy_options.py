@@ -30,6 +30,7 @@ _RANGES = {
     "clients": 1,
     "nodes": 1,
     "callers": 1,
+    "slack": 0.1,
 }  # the least
 
 
@@ -61,6 +62,13 @@ def _server(made: Parser) -> None:
         default=64,
         metavar="N",
         help="connections of one address that have not said yet which client they are, beside those still to come",
+    )
+    made.add_argument(
+        "--slack",
+        type=float,
+        default=1.0,
+        metavar="MB",
+        help="what a client's answer may have beyond twice the size that its strategy expects",
     )
     _app(made, "a folder with anybody's Flower app: run its ServerApp")
     made.add_argument("-c", "--run-config", **_PAIRS, help=f"for --app: {_FORM}")

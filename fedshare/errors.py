@@ -2,6 +2,7 @@
 
 import errno
 
+NAME = 80  # characters of a name that somebody else has chosen, where it is shown
 SYSTEM = 1  # the exit status of what the system did not do: it may do it when the command is started again
 # What an OSError says of a file that was named; any other is the system's.
 _NAMED = {
@@ -24,9 +25,16 @@ class RunHalted(UserError):
     exit_code = 3
 
 
+def printable(text: str) -> str:
+    """`text` as one line that commands no terminal, whoever has written it: what cannot be printed is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def brief(text: str, most: int = 200) -> str:
-    """What somebody else has said, fit to be shown: one line, not endless, and nothing that commands a terminal."""
-    line = "".join(char if char.isprintable() else " " for char in text[: 2 * most]).strip()
+    """The same, and not endless."""
+    line = printable(text[: 2 * most].strip())
     return line if len(line) <= most else line[: most - 3] + "..."
 
 

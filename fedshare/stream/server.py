@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedshare._proto.stream_pb2 import Down, Farewell, Hello, Refusal, Up, Welcome
-from fedshare.errors import UserError, brief
+from fedshare.errors import NAME, UserError, brief
 from fedshare.keys import Identity
 from fedshare.stream import callers, descriptors, tls
 from fedshare.stream.callers import Callers, place_of
@@ -141,10 +141,14 @@ class StreamServer:
         self._changed.wait(timeout)
         self._changed.clear()
 
-    def send(self, client: int, buffers: Sequence[Buffer]) -> int:
-        """Send what `buffers` hold to `client`, after what was sent before; give a ticket for the answer."""
+    def send(self, client: int, buffers: Sequence[Buffer], limit: int | None = None) -> int:
+        """Send what `buffers` hold to `client`, after what was sent before; give a ticket for the answer.
+
+        `limit`: the bytes that the answer may have; without it those of the settings.
+        """
         self._tickets += 1
-        self._loop.call_soon_threadsafe(self._enqueue, client, Message(self._tickets, filled(buffers)))
+        message = Message(self._tickets, filled(buffers), limit=limit)
+        self._loop.call_soon_threadsafe(self._enqueue, client, message)
         return self._tickets
 
     def receive(self, timeout: float) -> list[Answer]:
@@ -315,7 +319,7 @@ class StreamServer:
         if certified is not None and certified != hello.client:
             return f"its certificate is client {certified}'s, but it says that it is client {hello.client}"
         if hello.protocol != PROTOCOL or hello.version != ours.version:
-            theirs = f"fedshare {brief(hello.version, 40)} (stream {hello.protocol})"
+            theirs = f"fedshare {brief(hello.version, NAME)} (stream {hello.protocol})"
             return f"it runs {theirs}, the server fedshare {ours.version} (stream {PROTOCOL})"
         if hello.config and ours.config_sha256 and hello.config != ours.config_sha256:
             return f"its config is {brief(hello.config[:12])}, the server's {ours.config_sha256[:12]}"
@@ -365,7 +369,7 @@ class StreamServer:
                 raise FrameError(f"an answer to message {up.chunk.message}, which was never sent")
             if client.current is None or client.current.number != up.chunk.message:
                 continue  # repeated after a cut, or too late
-            if (whole := assembly.add(up.chunk)) is None:
+            if (whole := assembly.add(up.chunk, client.current.limit)) is None:
                 continue
             if message := client.answered():
                 self._answers.put(Answer(message.ticket, client.id, whole[1]))
