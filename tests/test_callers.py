@@ -5,9 +5,11 @@ import os
 import resource
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_stream import LOCAL, Guest, ask, converse, hello, port, receive, serving, until_present, wait_until
@@ -15,8 +17,8 @@ from test_stream import LOCAL, Guest, ask, converse, hello, port, receive, servi
 from deployed import Command, eventually, flower_app, free_port
 from fedshare.errors import RunHalted, UserError, exit_status
 from fedshare.experiments import cli
+from fedshare.stream import callers, descriptors, server, tls
 from fedshare.stream import client as client_module
-from fedshare.stream import descriptors, server, tls
 from fedshare.stream.callers import _peer, _place
 from fedshare.stream.server import Settings, StreamServer
 from fedshare.stream.tally import Tally
@@ -163,6 +165,22 @@ def test_strangers_never_take_the_descriptors_that_files_need() -> None:
         wait_until(lambda: open_of(strangers) <= 150, "no more are open than there is room for")
         for _ in range(attack - 200):
             stack.enter_context(Path(os.devnull).open())
+
+
+def test_looking_at_connections_takes_one_descriptor_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, most, plain = list[socket.socket](), [0], socket.socket
+
+    def counted(*arguments: Any, **more: Any) -> socket.socket:
+        one = plain(*arguments, **more)
+        if "fileno" in more and threading.current_thread().name == "stream":
+            made[:] = [*(other for other in made if other.fileno() >= 0), one]
+            most[0] = max(most[0], len(made))
+        return one
+
+    with serving(clients=1, callers=4) as listening, idle(port(listening), 100, "127.0.0.1") as strangers:
+        monkeypatch.setattr(callers.socket, "socket", counted)
+        wait_until(lambda: open_of(strangers) <= 5, "all but few are closed")
+    assert most == [1]
 
 
 def test_clients_beyond_the_limit_are_refused_before_anything_listens() -> None:

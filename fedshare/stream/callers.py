@@ -9,7 +9,7 @@ import socket
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from urllib.parse import unquote
 
 from fedshare.stream.tally import Tally
@@ -43,13 +43,13 @@ class Callers:
             self._greeted -= Counter([known])  # which forgets who has none left
 
     def sweep(self) -> None:
-        with suppress(OSError), ExitStack() as stack:
+        with suppress(OSError):
             names = os.listdir(_FOLDER)
             # Else they are few, whatever they are.
             if len(names) - len(self._greeted) > self._each or len(names) >= self._most:
-                self._limit(_connections(self._port, names, stack))
+                self._limit(_connections(self._port, names))
 
-    def _limit(self, found: dict[Peer, socket.socket]) -> None:
+    def _limit(self, found: dict[Peer, int]) -> None:
         if len(found) >= self._most:
             line = f"all {self._most} connections are taken for which there are file descriptors: raise RLIMIT_NOFILE"
             self._tally.say("connections", line)
@@ -69,28 +69,45 @@ class Callers:
             of_one[place] -= 1
             in_all -= 1
             self._tally.say(place, f"{place}: closed a connection without a greeting; at most {bound} may be open")
-            with suppress(OSError):  # it may be over already
-                found[peer].shutdown(socket.SHUT_RDWR)  # gRPC, which owns the descriptor, sees that it has ended
+            with suppress(OSError), _held(found[peer]) as one:  # it may be over already, or the number be another's
+                if _caller(one, self._port) == peer:
+                    one.shutdown(socket.SHUT_RDWR)  # gRPC, which owns the descriptor, sees that it has ended
 
 
-def _connections(port: int, names: list[str], stack: ExitStack) -> dict[Peer, socket.socket]:
-    """The connections to `port` of this process, by where they come from, each by a descriptor of our own."""
+def _connections(port: int, names: list[str]) -> dict[Peer, int]:
+    """The descriptors of this process that are connections to `port`, by where these come from."""
     found = {}
     for name in names:
         with suppress(OSError):  # closed meanwhile, or no connection
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            own = os.dup(int(name))  # whatever the number means in a moment, this is what we look at and close
-            try:
-                one = socket.socket(fileno=own)
-            except OSError:
-                os.close(own)
-                continue
-            stack.enter_context(one)
-            if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockname()[1] == port:
-                address, number, *_ = one.getpeername()
-                found[_plain(address), number] = one
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                with _held(int(name)) as one:
+                    if peer := _caller(one, port):
+                        found[peer] = int(name)
     return found
+
+
+@contextmanager
+def _held(descriptor: int) -> Iterator[socket.socket]:
+    """The socket of a descriptor, by one of our own: whatever that number means in a moment, this stays what it is.
+
+    One at a time: they would double what all connections take.
+    """
+    own = os.dup(descriptor)
+    try:
+        one = socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        raise
+    with one:
+        yield one
+
+
+def _caller(one: socket.socket, port: int) -> Peer | None:
+    """Where a connection to `port` comes from; None where it is none. Raises OSError where it has ended."""
+    if one.family not in (socket.AF_INET, socket.AF_INET6) or one.getsockname()[1] != port:
+        return None
+    address, number, *_ = one.getpeername()
+    return _plain(address), number
 
 
 def _peer(text: str) -> Peer:
