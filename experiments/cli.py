@@ -5,9 +5,8 @@ import sys
 from typing import NoReturn
 
 import fedshare
-from fedshare.errors import UserError
+from fedshare.errors import UserError, exit_status
 from fedshare.extras import root_cause
-from fedshare.files import of_the_disk
 
 from .own import add_config_dir, importable
 
@@ -33,7 +32,7 @@ PASSPHRASE = "of the owner's key: the first line of FILE, or asked for"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit status: 0 done; 1 verify or replay found a difference; 2 bad input; 130 stopped.
+    """Exit status: 0 done; 1 a difference was found, or the system failed; 2 bad input; 130 stopped.
 
     And 3: the run halted, or a disk is full or cannot be written.
     """
@@ -42,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_dispatch(arguments))
     except UserError as error:
         print(f"fedshare: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(exit_status(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -52,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except OSError as error:
         print(f"fedshare: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(3 if of_the_disk(error) else 2)
+        sys.exit(exit_status(error))
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedshare.errors import UserError, first_line
+from fedshare.errors import UserError, first_line, printable
 from fedshare.files import write_atomically
 from fedshare.report.compare import (
     Run,
@@ -16,7 +16,6 @@ from fedshare.report.compare import (
     titles,
     unlike,
 )
-from fedshare.report.units import printable
 from fedshare.runs import RunFolder
 
 from .beginnings import warn

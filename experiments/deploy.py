@@ -32,8 +32,10 @@ def server(options: argparse.Namespace) -> int:
     from fedshare.flower import config
     from fedshare.flower.load import App, serve
     from fedshare.flower.stream import StreamGrid
+    from fedshare.stream import descriptors
     from fedshare.stream.server import Settings, StreamServer
 
+    descriptors.raise_limit()
     identity = _identity(options.keys, "server", options.listen, options.insecure)
     if identity and identity.client_id is not None:
         raise UserError(f"--keys {options.keys}: that is client {identity.client_id}'s folder, not the server's")
@@ -61,6 +63,8 @@ def server(options: argparse.Namespace) -> int:
         clients=clients,
         heartbeat=options.heartbeat,
         grace=options.grace,
+        awaited=options.clients or 0,
+        callers=options.callers,
     )
     with ExitStack() as stack:
         if exporter:
@@ -124,7 +128,7 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     if options.resume is None and folder:
         RunFolder(folder).check_new()
     text = OmegaConf.to_yaml(config)
-    run_config: _Config = {"config": text, "folder": folder, "wait": options.wait}
+    run_config: _Config = {"config": text, "folder": folder, "wait": options.wait, "slack": options.slack}
     run_config |= {"resume": options.resume is not None, "clients": options.clients or 0}
     return run_config, {"config": text}, federation.digest(config), config.partition.get("clients") or 0
 

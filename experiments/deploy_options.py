@@ -22,7 +22,16 @@ def parser(command: str) -> Parser:
     return made
 
 
-_RANGES = {"heartbeat": 0.1, "grace": 0.0, "wait": 0.0, "patience": 0.0, "clients": 1, "nodes": 1}  # the least
+_RANGES = {
+    "heartbeat": 0.1,
+    "grace": 0.0,
+    "wait": 0.0,
+    "patience": 0.0,
+    "clients": 1,
+    "nodes": 1,
+    "callers": 1,
+    "slack": 0.1,
+}  # the least
 
 
 def check_ranges(options: argparse.Namespace) -> None:
@@ -49,6 +58,20 @@ def _server(made: Parser) -> None:
     made.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds a client may be cut off")
     made.add_argument(
         "--metrics", metavar="[HOST:]PORT", help="numbers for Prometheus there; without HOST, for this machine alone"
+    )
+    made.add_argument(
+        "--callers",
+        type=int,
+        default=64,
+        metavar="N",
+        help="connections of one address that have not said yet which client they are, beside those still to come",
+    )
+    made.add_argument(
+        "--slack",
+        type=float,
+        default=1.0,
+        metavar="MB",
+        help="what a client's answer may have beyond twice the size that its strategy expects",
     )
     _app(made, "a folder with anybody's Flower app: run its ServerApp")
     made.add_argument("-c", "--run-config", **_PAIRS, help=f"for --app: {_FORM}")

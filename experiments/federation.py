@@ -2,7 +2,7 @@
 
 The one place that reads the run config, on servers and on clients. Its keys: ``overrides`` (hydra's, as on the command
 line) or ``config`` (the resolved config as YAML, which is then all there is); on the server also ``folder``,
-``resume``, ``clients`` (how many to wait for), ``wait`` (seconds).
+``resume``, ``clients`` (how many to wait for), ``wait`` (seconds), ``slack`` (MB).
 """
 
 import hashlib
@@ -49,6 +49,7 @@ class Order:
     resume: bool  # go on with the run in the folder, where there is one
     clients: int  # how many must be there before the first round; 0: all
     wait: float  # seconds to wait for them
+    slack: int  # bytes that an answer may have beyond twice what is expected of it
 
 
 def config_of(run_config: RunConfig) -> DictConfig:
@@ -99,9 +100,10 @@ def order_of(run_config: RunConfig, config: DictConfig) -> Order:
     folder = str(run_config.get("folder") or compose.folder(_overrides(run_config)) or "")
     try:
         clients, wait = int(run_config.get("clients", 0)), float(run_config.get("wait", 600.0))
-    except ValueError as error:
-        raise UserError(f"run config: clients and wait are numbers: {error}") from None
-    return Order(Path(folder or _new_folder(config)), bool(run_config.get("resume", False)), clients, wait)
+        slack = int(float(run_config.get("slack", 1.0)) * 1e6)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"run config: clients, wait and slack are numbers: {error}") from None
+    return Order(Path(folder or _new_folder(config)), bool(run_config.get("resume", False)), clients, wait, slack)
 
 
 def _new_folder(config: DictConfig) -> str:
@@ -143,6 +145,8 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
         on_error=config.on_client_error,
         declared=declared,
         refusal=watcher.refused if watcher else lambda reason: None,
+        slack=order.slack,
+        parts=len(here.scratch.shapes),
     )
     if not resuming:
         _gather(network)  # before anything is created

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedshare.report.units import printable
+from fedshare.errors import printable
 
 LONGEST = 100  # characters; a picture of many runs has their names in its legend
 

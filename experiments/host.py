@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from fedshare.devices import Place
 from fedshare.report.clock import say, stamped
+from fedshare.stream import descriptors
 
 BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds until a client is started again, by its crashes in a row
 GRACE = 10.0  # seconds that clients have to end in order
@@ -30,6 +31,7 @@ def start(commands: dict[int, list[str]], places: dict[int, Place]) -> int:
     main thread: with that thread the clients end, however it does (on Linux; elsewhere when they next write a line).
     Returns the worst of the clients' last exit statuses, in which signal n counts as 128 + n.
     """
+    descriptors.raise_limit()
     clients = [_Client(id, command, places[id]) for id, command in commands.items()]
     try:
         with _signals() as signals:
@@ -150,8 +152,12 @@ class _Client:
 
 def _relay(clients: list[_Client]) -> None:
     """Print what clients write; a tick at most."""
-    for client in select.select([client for client in clients if client.writes], [], [], TICK)[0]:
-        client.relay()
+    with selectors.PollSelector() as ready:  # it takes descriptors beyond 1023, and needs none itself
+        for client in clients:
+            if client.writes:
+                ready.register(client, selectors.EVENT_READ, client)
+        for key, _ in ready.select(TICK):
+            key.data.relay()
 
 
 def _stop(clients: list[_Client], signals: list[int]) -> None:

@@ -1,5 +1,19 @@
 """Errors that a person can act on: the command line prints their one line and no traceback."""
 
+import errno
+
+NAME = 80  # characters of a name that somebody else has chosen, where it is shown
+SYSTEM = 1  # the exit status of what the system did not do: it may do it when the command is started again
+# What an OSError says of a file that was named; any other is the system's.
+_NAMED = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY),
+    *(errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.ENOEXEC, errno.ENODEV),
+}
+# And what it says when something is used up, in whatever was being done.
+_SPENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN}
+# What an operator mends at the disk: full, over its quota, read-only, a file beyond the limit, broken.
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+
 
 class UserError(Exception):
     """Bad input. The message is one line that says what is wrong, where, and what is allowed."""
@@ -19,12 +33,33 @@ class DiskError(UserError):
     exit_code = 3
 
 
+def printable(text: str) -> str:
+    """`text` as one line that commands no terminal, whoever has written it: what cannot be printed is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def brief(text: str, most: int = 200) -> str:
-    """What somebody else has said, fit to be shown: one line, not endless, and nothing that commands a terminal."""
-    line = "".join(char if char.isprintable() else " " for char in text[: 2 * most]).strip()
+    """The same, and not endless."""
+    line = printable(text[: 2 * most].strip())
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def first_line(error: BaseException) -> str:
     """What `error` says, in one line; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def exit_status(error: UserError | OSError) -> int:
+    """Of a command that ends with `error`: `SYSTEM` where the fault is the system's, not of what was asked for."""
+    if isinstance(error, OSError):
+        if error.errno in OF_THE_DISK:
+            return DiskError.exit_code
+        return 2 if error.errno is None or error.errno in _NAMED else SYSTEM
+    cause: BaseException | None = error
+    while cause and error.exit_code == UserError.exit_code:
+        if isinstance(cause, OSError) and cause.errno in _SPENT | OF_THE_DISK:
+            return exit_status(cause)
+        cause = cause.__cause__ or cause.__context__
+    return error.exit_code

@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedshare.errors import DiskError
-
-# What an operator mends at the disk: full, over its quota, read-only, a file beyond the limit, broken.
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+from fedshare.errors import OF_THE_DISK, DiskError
 
 
 def state_folder(given: str | None = None) -> Path:
@@ -108,7 +105,7 @@ def _lives(process: int) -> bool:
 
 def of_the_disk(error: BaseException) -> bool:
     """Whether an error is one that space, or a disk that can be written, mends."""
-    return isinstance(error, OSError) and error.errno in _OF_THE_DISK
+    return isinstance(error, OSError) and error.errno in OF_THE_DISK
 
 
 @contextmanager

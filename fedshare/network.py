@@ -6,7 +6,7 @@ from typing import Protocol
 
 from fedshare import seeds
 from fedshare.client import Client
-from fedshare.payload import Payload
+from fedshare.payload import Payload, Quota
 from fedshare.state import State
 from fedshare.strategy import Strategy
 
@@ -28,6 +28,10 @@ class Network(Protocol):
 
     def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         """Each client's answer to its download. Who does not answer in time is not among them."""
+        ...
+
+    def allow(self, quotas: Callable[[int], Quota]) -> None:
+        """What is expected of each client's answer to the next exchange: who may send anything is held to it."""
         ...
 
     def watch(self, heard: Heard) -> None:

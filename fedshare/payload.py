@@ -29,6 +29,21 @@ class Payload:
                     yield group, name, tensor.nbytes
 
 
+@dataclass(frozen=True)
+class Quota:
+    """How much an answer is expected to hold. Anyone may make it, and what is taken of it is bounded by this."""
+
+    nbytes: int = 0  # of tensors
+    tensors: int = 0
+    longest: int = 0  # characters of a name
+
+    @classmethod
+    def of(cls, expected: dict[str, Tensors]) -> "Quota":
+        sizes = list(Payload(expected).sizes())
+        longest = max((max(len(group), len(name)) for group, name, _ in sizes), default=0)
+        return cls(sum(size for *_, size in sizes), len(sizes), longest)
+
+
 def same_tensors(a: Payload, b: Payload) -> bool:
     """Whether two payloads hold the same tensors, not only equal ones: one global model goes to many clients."""
     return a.tensors.keys() == b.tensors.keys() and all(

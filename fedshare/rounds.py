@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ import torch
 from fedshare import chain, metrics, seeds
 from fedshare.account import Account
 from fedshare.chain import Link
-from fedshare.errors import RunHalted
+from fedshare.errors import RunHalted, brief
 from fedshare.network import Network, Peers, Purpose
-from fedshare.payload import Payload, evaluation_flaw, flaw
+from fedshare.payload import Payload, Quota, evaluation_flaw, flaw
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
 from fedshare.tasks import Classification, Task
@@ -85,6 +86,7 @@ def run_server(
         chosen = sample(trains, schedule.clients_per_round, schedule.seed, round)
         downloads = _downloads(strategy.download, state, chosen)
         clock.lap("download")
+        network.allow(partial(_quota, strategy, state))
         answers = network.exchange(Purpose.TRAIN, round, downloads)
         clock.lap("train")
         state, uploads, dropped = _concluded(
@@ -196,6 +198,10 @@ def _downloads(
     return {client: download for client, download in downloads.items() if download is not None}
 
 
+def _quota(strategy: Strategy, state: State, client: int) -> Quota:
+    return Quota.of(strategy.expects(state, client))
+
+
 def _usable(
     strategy: Strategy,
     state: State,
@@ -216,7 +222,7 @@ def _usable(
             except ValueError as error:
                 reason = str(error)
             if reason:
-                dropped[client] = reason
+                dropped[client] = brief(reason)  # which may hold names of its sender's
             else:
                 usable[client] = upload
     return usable, dropped
@@ -236,9 +242,11 @@ def _tested(
 
     Who is away would otherwise leave the means unnoticed, and they would be others.
     """
-    downloads = _downloads(strategy.test_download, state, here)
+    downloads, zeros = _downloads(strategy.test_download, state, here), task.zeros()
+    quota = Quota.of({"sums": zeros, "validation": zeros})
+    network.allow(lambda _: quota)
     answers = network.exchange(Purpose.EVALUATE, round, downloads)
-    absent, zeros, untested = network.absent(), task.zeros(), dict[int, str]()
+    absent, untested = network.absent(), dict[int, str]()
     for client in sorted(known):
         if client not in here:
             untested[client] = "not connected"
@@ -247,7 +255,7 @@ def _tested(
         elif client not in answers:
             untested[client] = absent.get(client, "no answer")
         elif reason := evaluation_flaw(answers[client], zeros):
-            untested[client] = reason
+            untested[client] = brief(reason)
     good = {client: answer for client, answer in sorted(answers.items()) if client not in untested}
     counts = {"tested": len(good), "tested_of": len(known)}
     whys = {"untested": {str(client): reason for client, reason in untested.items()}}

@@ -4,6 +4,7 @@ Whatever arrives may have been made by anyone: it is measured against its own he
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fedshare._proto.payload_pb2 import Contents, Metric
 from fedshare._proto.payload_pb2 import Tensor as Entry
-from fedshare.payload import Payload
+from fedshare.payload import Payload, Quota
 from fedshare.tensors import Tensors
 
 # The numbers stand in messages: never give one another meaning.
@@ -30,6 +31,32 @@ DTYPES = {
 _NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 MOST_TENSORS = 100_000
 MOST_DIMENSIONS = 32
+FACTOR = 2  # how much larger than expected a message may be,
+SLACK = 1 << 20  # and how many bytes beside
+_METRICS, _LONGEST_METRIC = 100, 80  # nothing says which metrics there will be
+_ENTRY = 64  # bytes of a tensor's type and shape, or of a digest
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an answer may hold at most."""
+
+    body: int  # bytes of all of it
+    head: int  # bytes of what is not tensors
+    tensors: int
+    leaves: int  # digests of what its client remembers
+    name: int  # characters of a name
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        return self.body, self.head
+
+    @classmethod
+    def of(cls, quota: Quota, slack: int = SLACK, parts: int = 0) -> "Limits":
+        """`parts`: tensors of a whole model, of which clients may remember several."""
+        longest = max(quota.longest, _ENTRY)
+        head = slack + FACTOR * (quota.tensors + parts) * (longest + _ENTRY)
+        return cls(head + FACTOR * quota.nbytes, head, 4 * quota.tensors + 64, 16 * parts + 256, longest + 100)
 
 
 def pack(payload: Payload) -> tuple[Contents, bytearray]:
@@ -55,8 +82,10 @@ def pack(payload: Payload) -> tuple[Contents, bytearray]:
     return contents, data
 
 
-def unpack(contents: Contents, data: bytes | bytearray) -> Payload:
-    """The payload that `pack` made this of. Raises ValueError, in one line, on anything else."""
+def unpack(contents: Contents, data: bytes | bytearray, limits: Limits | None = None) -> Payload:
+    """The payload that `pack` made this of. Raises ValueError, in one line, on anything else, or beyond `limits`."""
+    if limits:
+        _check(contents, limits)
     if len(contents.layout) > MOST_TENSORS:
         raise ValueError(f"it holds {len(contents.layout)} tensors; at most {MOST_TENSORS} are taken")
     tensors: dict[str, Tensors] = {group: {} for group in contents.empty_groups}
@@ -83,6 +112,25 @@ def unpack(contents: Contents, data: bytes | bytearray) -> Payload:
     if len(metrics) != len(contents.metrics):
         raise ValueError("a metric stands in it twice")
     return Payload(tensors, metrics)
+
+
+def _check(contents: Contents, limits: Limits) -> None:
+    counts = {
+        "tensors": (len(contents.layout), limits.tensors),
+        "empty groups": (len(contents.empty_groups), limits.tensors),
+        "metrics": (len(contents.metrics), _METRICS),
+    }
+    for what, (count, most) in counts.items():
+        if count > most:
+            raise ValueError(f"it holds {count} {what}; at most {most} are taken")
+    names = [*contents.empty_groups, *(name for entry in contents.layout for name in (entry.group, entry.name))]
+    if (longest := max(map(len, names), default=0)) > limits.name:
+        raise ValueError(f"a name in it has {longest} characters; at most {limits.name} are taken")
+    for metric in contents.metrics:  # by these names they are written down
+        if not metric.name.isprintable() or len(metric.name) > _LONGEST_METRIC:
+            raise ValueError(
+                f"a metric in it is named {metric.name!r:.60}; at most {_LONGEST_METRIC} characters are taken"
+            )
 
 
 def _described(entry: Entry) -> tuple[torch.dtype, list[int], int]:

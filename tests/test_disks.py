@@ -35,6 +35,7 @@ BEST = ["strategy=fedcac", *SMALL, "validation=0.2", "best=accuracy"]
 POINTS = {
     "initial.safetensors": BEST,
     "versions.json": BEST,
+    "seals.jsonl": BEST,
     "config.yaml": BEST,
     "ledger": ONEBYTE,
     "partition.svg": BEST,

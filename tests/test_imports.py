@@ -113,7 +113,7 @@ CORE = {
         *("attacks", "simulation", "client", "data.dataset", "data.partition", "errors", "files", "network", "payload"),
         *("parts", "scratch", "seeds", "state", "strategy", "tasks", "tensors", "threads", "weights"),
     },
-    "report": {"report", "best", "fairness", "files", "metrics"},
+    "report": {"report", "best", "errors", "fairness", "files", "metrics"},
     "rules": {"rules", "errors", "extras", "seeds", "tensors", "threads"},
     "strategies": {
         *("strategies", "client", "errors", "masks", "mixing", "payload", "rules", "seeds", "sparse", "state"),

@@ -83,7 +83,8 @@ def identity(pki: Path, place: str) -> Identity:
 @contextlib.contextmanager
 def serving(identity: Identity | None = None, address: str = LOCAL, **settings: Any) -> Iterator[StreamServer]:
     given = {"version": "1", "heartbeat": HEARTBEAT, "grace": PATIENCE, **settings}
-    listening = StreamServer(address, identity, Settings(**given))
+    say = given.pop("say", print)
+    listening = StreamServer(address, identity, Settings(**given), say)
     listening.start()
     try:
         yield listening

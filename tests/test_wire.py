@@ -290,7 +290,7 @@ class Answering:
     def present(self) -> list[int]:
         return [0]
 
-    def send(self, client: int, buffers: list[bytes]) -> int:
+    def send(self, client: int, buffers: list[bytes], limit: int | None) -> int:
         return 1
 
     def receive(self, timeout: float) -> list[Answer]:

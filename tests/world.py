@@ -1,6 +1,7 @@
 """A small world for tests: a few clients, a small model. In a module, so that worker processes can import it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from fedshare.data.dataset import Dataset, Examples
 from fedshare.experiments import build as building
 from fedshare.experiments.instantiate import make
 from fedshare.network import Heard, Purpose
-from fedshare.payload import Payload
+from fedshare.payload import Payload, Quota
 from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import State
@@ -137,6 +138,9 @@ class Altered:
 
     def absent(self) -> dict[int, str]:
         return self.inner.absent()
+
+    def allow(self, quotas: Callable[[int], Quota]) -> None:
+        self.inner.allow(quotas)
 
     def digests(self) -> dict[int, dict[str, str]]:
         return self.inner.digests()

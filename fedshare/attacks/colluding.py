@@ -1,10 +1,12 @@
 """Adversaries who see what the others send: between the server and wherever the clients are."""
 
+from collections.abc import Callable
+
 from fedshare import seeds
 from fedshare.attacks.attack import Attack
 from fedshare.attacks.update import CHANGE, MODEL, read, write
 from fedshare.network import Heard, Network, Purpose
-from fedshare.payload import Payload
+from fedshare.payload import Payload, Quota
 from fedshare.state import State
 from fedshare.strategy import Strategy
 from fedshare.tensors import Tensors
@@ -63,6 +65,9 @@ class Colluding:
 
     def client_ids(self) -> list[int]:
         return self._network.client_ids()
+
+    def allow(self, quotas: Callable[[int], Quota]) -> None:
+        self._network.allow(quotas)
 
     def watch(self, heard: Heard) -> None:
         self._network.watch(heard)

@@ -40,10 +40,12 @@ def seal(message: Message) -> list[Buffer]:
     return [len(head).to_bytes(_HEAD, "little") + head, *large]
 
 
-def unseal(body: bytearray) -> Letter:
-    """What `seal` made this of. Raises ValueError, in one line, on other bytes."""
+def unseal(body: bytearray, most: int | None = None) -> Letter:
+    """What `seal` made this of. Raises ValueError, in one line, on other bytes, or an envelope of more than `most`."""
     start = _HEAD + int.from_bytes(body[:_HEAD], "little")
     try:
+        if most is not None and start > most:  # read, it would take many times its bytes
+            raise ValueError(f"its envelope wants {start} bytes; at most {most} are taken")
         if start > len(body):
             raise ValueError(f"its envelope wants {start} bytes, and it has {len(body)}")
         envelope = Envelope.FromString(bytes(body[_HEAD:start]))

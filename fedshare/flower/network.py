@@ -12,15 +12,17 @@ from google.protobuf.message import DecodeError
 
 from fedshare import wire
 from fedshare._proto.payload_pb2 import Attendance, Contents, Initial, Leaf, Reply, Request
-from fedshare.errors import RunHalted, UserError, brief
+from fedshare.errors import NAME, RunHalted, UserError, brief
 from fedshare.flower.participant import INITIAL as GROUP
 from fedshare.flower.participant import Terms
 from fedshare.flower.private import RAISED, names_of
 from fedshare.flower.records import unwrap, wrap
 from fedshare.network import Heard, Purpose
-from fedshare.payload import Payload, same_tensors
+from fedshare.payload import Payload, Quota, same_tensors
 from fedshare.simulation import Declared
 from fedshare.state import State
+from fedshare.stream.tally import Tally
+from fedshare.wire import Limits
 
 ATTEND, INITIAL = "query.attend", "query.initial"
 _POLL = 0.5  # seconds between looks at a Grid that cannot wait: each is a request to Flower's SuperLink
@@ -35,7 +37,8 @@ class FlowerNetwork:
     The first round waits for `clients` of `everyone`, a later one for half as many, both up to `patience` seconds. A
     node is asked who it is when it comes; then its client takes part whenever the Grid lists the node. A client that
     raises is absent from the round, or with ``on_error="halt"`` ends the run. `declared` takes down how many examples
-    a client says it has, where the server does not know. `refusal` hears why a node does not take part.
+    a client says it has, where the server does not know. `refusal` hears why a node does not take part. An answer may
+    be twice as large as is expected, and `slack` bytes; `parts` is how many tensors a whole model has.
     """
 
     remote = True
@@ -53,6 +56,8 @@ class FlowerNetwork:
         on_error: Literal["halt", "drop"] = "drop",
         declared: Declared | None = None,
         refusal: Callable[[str], None] = lambda reason: None,
+        slack: int = wire.SLACK,
+        parts: int = 0,
     ) -> None:
         self.attendance: dict[int, Attendance] = {}  # by client
         self.refused: dict[int, str] = {}  # by node: why it does not take part
@@ -61,6 +66,11 @@ class FlowerNetwork:
         self._halts = on_error == "halt"
         self._everyone, self._needed, self._patience, self._say = everyone, clients, patience, say
         self._wait: Callable[[float], None] = getattr(grid, "wait", lambda _: time.sleep(_POLL))
+        self._allow: Callable[[dict[int, tuple[int, int]]], None] = getattr(grid, "allow", lambda _: None)
+        self._limits: Callable[[int], Limits | None] = lambda _: None  # of an answer, by client
+        self._slack, self._parts = slack, parts
+        self._short = Limits.of(Quota(), slack)  # of what is no answer to a download
+        self._tally = Tally(lambda line: self._say(line))
         self._give_up: Callable[[set[str]], None] = getattr(grid, "give_up", lambda _: None)
         self._nodes: dict[int, int] = {}  # client -> node
         self._invited: dict[str, int] = {}  # message -> node, those that have not said who they are
@@ -96,12 +106,14 @@ class FlowerNetwork:
         return here
 
     def _here(self) -> list[int]:
+        self._tally.flush()
         here, now = set(self._grid.get_node_ids()), time.monotonic()
         # Who comes back is asked anew.
         self._ask_at = {node: at for node, at in self._ask_at.items() if node in here}
         self.refused = {node: reason for node, reason in self.refused.items() if node in here}
         if new := sorted(node for node in here if self._ask_at.get(node, now) <= now):
             content = wrap(self._terms.invitation().SerializeToString())
+            self._allow(dict.fromkeys(new, self._short.bytes))
             ids = self._grid.push_messages([Message(content, node, ATTEND) for node in new])
             self._invited |= zip(ids, new, strict=True)
             self._ask_at |= dict.fromkeys(new, math.inf)
@@ -110,9 +122,12 @@ class FlowerNetwork:
             for reply in replies:
                 id = reply.metadata.reply_to_message_id
                 node = self._invited.pop(id)
-                name = names.get(node, "")
+                name = brief(names.get(node, ""), NAME)
                 try:
-                    attendance = Attendance.FromString(unwrap(_content(reply))[0])
+                    attendance = Attendance.FromString(_unwrapped(reply, self._short)[0])
+                    attendance.host, attendance.device = (
+                        brief(text, NAME) for text in (attendance.host, attendance.device)
+                    )
                     if attendance.needs_initial:
                         self._begin(node, name or f"node {node}", again=id in self._begun_with)
                     else:
@@ -125,10 +140,12 @@ class FlowerNetwork:
         """Send a node what we have drawn of the initial model: on another kind of processor torch draws other bits."""
         if again:
             raise ValueError("it does not take the server's initial model")
-        self._say(f"{name} makes another initial model of the same config, and is sent the server's")
+        line = f"{name} makes another initial model of the same config, and is sent the server's"
+        self._tally.say(name, line)
         contents, data = wire.pack(Payload({GROUP: self._terms.drawn()}))
         initial = Initial(invitation=self._terms.invitation(), run=self._run, model=contents)
         message = Message(wrap(initial.SerializeToString(), data), node, INITIAL)
+        self._allow({node: self._short.bytes})
         (id,) = self._grid.push_messages([message])
         self._invited[id] = node
         self._begun_with.add(id)
@@ -146,20 +163,22 @@ class FlowerNetwork:
         if self._declared is not None:
             self._declared.declare(client, attendance.examples)
         if self._begun or node in self.refused:
-            self._say(
-                f"client {client} takes part: {attendance.host}, {attendance.device}, {attendance.examples} examples"
-            )
+            about = f"{attendance.host}, {attendance.device}, {attendance.examples} examples"
+            self._tally.say(f"client {client}", f"client {client} takes part: {about}", changes=True)
         self.refused.pop(node, None)
         self._nodes[client], self.attendance[client] = node, attendance
 
     def _refuse(self, node: int, name: str, reason: str) -> None:
         if self.refused.get(node) != reason:
-            self._say(f"{name} does not take part, and is asked again in {_AGAIN:g} s: {reason}")
             self._refusal(reason)
+            self._tally.say(name, f"{name} does not take part, and is asked again in {_AGAIN:g} s: {reason}")
         self.refused[node] = reason
         self._ask_at[node] = time.monotonic() + _AGAIN
 
     # The exchange.
+
+    def allow(self, quotas: Callable[[int], Quota]) -> None:
+        self._limits = lambda client: Limits.of(quotas(client), self._slack, self._parts)
 
     def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
         self._absent = dict.fromkeys(downloads.keys() - self._nodes.keys(), "not connected")
@@ -170,6 +189,8 @@ class FlowerNetwork:
             for client, content in zip(clients, requests, strict=True)
         ]
         answers, memories = dict[int, Payload](), dict[int, dict[str, str]]()
+        limits = {client: self._limits(client) for client in clients}
+        self._allow({self._nodes[client]: most.bytes for client, most in limits.items() if most})
         self._heard(purpose, round, 0, len(clients))
         replies = self._collect(dict(zip(self._grid.push_messages(messages), clients, strict=True)))
         for number, (client, reply) in enumerate(replies, 1):
@@ -177,7 +198,7 @@ class FlowerNetwork:
             if self._halts and reply.has_error() and reply.error.code == RAISED:
                 raise RunHalted(f"round {round}: client {client}: {brief(reply.error.reason or 'raised an error')}")
             try:
-                answers[client], memories[client] = _read(reply)
+                answers[client], memories[client] = _read(reply, limits[client])
             except (ValueError, DecodeError) as error:
                 self._absent[client] = brief(str(error))
         if purpose is Purpose.TRAIN:
@@ -241,9 +262,20 @@ def _is_digest(leaf: Leaf) -> bool:
     return len(leaf.sha256) == 32 and 0 < len(leaf.path) <= 500 and leaf.path.isprintable()
 
 
-def _read(message: Message) -> tuple[Payload, dict[str, str]]:
+def _unwrapped(message: Message, limits: Limits | None) -> tuple[bytes, bytes]:
+    """Head and tensors. On Flower's own way they have arrived, however long; they are not read."""
     head, tensors = unwrap(_content(message))
-    reply = Reply.FromString(head)
-    if len(reply.memory) > wire.MOST_TENSORS or not all(_is_digest(leaf) for leaf in reply.memory):
+    if limits and (len(head) > limits.head or len(head) + len(tensors) > limits.body):
+        most = f"at most {limits.head} and {limits.body} are taken"
+        raise ValueError(f"it sent {len(head)} bytes, and {len(tensors)} of tensors; {most}")
+    return head, tensors
+
+
+def _read(message: Message, limits: Limits | None) -> tuple[Payload, dict[str, str]]:
+    head, tensors = _unwrapped(message, limits)
+    reply, most = Reply.FromString(head), limits.leaves if limits else wire.MOST_TENSORS
+    if len(reply.memory) > most:
+        raise ValueError(f"it holds {len(reply.memory)} digests of its memory; at most {most} are taken")
+    if not all(_is_digest(leaf) for leaf in reply.memory):
         raise ValueError("digests of its memory that are none")
-    return wire.unpack(reply.upload, tensors), {leaf.path: leaf.sha256.hex() for leaf in reply.memory}
+    return wire.unpack(reply.upload, tensors, limits), {leaf.path: leaf.sha256.hex() for leaf in reply.memory}

@@ -19,6 +19,11 @@ from fedshare.stream.client import Last, StreamClient, Welcomed
 from fedshare.stream.frames import Buffer
 from fedshare.stream.server import StreamServer
 
+Limits = tuple[
+    int | None, int | None
+]  # bytes of an answer, and of those its envelope; None: as many as the server takes
+_ANY: Limits = None, None
+
 
 class StreamGrid(OwnGrid):
     """The clients of a `StreamServer`. A node is there while its client is connected."""
@@ -26,7 +31,8 @@ class StreamGrid(OwnGrid):
     def __init__(self, server: StreamServer) -> None:
         super().__init__(Waiting(server.settings.clients or sys.maxsize, "--clients", math.inf))
         self.server = server
-        self._tickets: dict[int, Message] = {}  # what was sent and is not answered
+        self._tickets: dict[int, tuple[Message, Limits]] = {}  # what was sent and is not answered
+        self._limits: dict[int, Limits] = {}  # by node
 
     def wait_for(self, clients: int, seconds: float) -> None:
         """Until `clients` are connected. Raises RunHalted where they are not in `seconds`."""
@@ -43,15 +49,15 @@ class StreamGrid(OwnGrid):
 
     def wait(self, timeout: float) -> None:
         for answer in self.server.receive(timeout):
-            if (message := self._tickets.pop(answer.ticket, None)) is None:
+            if (sent := self._tickets.pop(answer.ticket, None)) is None:
                 continue
-            about = message.metadata
+            about, (_, most) = sent[0].metadata, sent[1]
             id, node = about.message_id, about.dst_node_id
             if answer.body is None:
                 self._answered(id, unavailable(node, id, answer.reason))
                 continue
             try:
-                letter = unseal(answer.body)
+                letter = unseal(answer.body, most)
             except ValueError as error:
                 self._answered(id, unavailable(node, id, f"sent {error}"))
                 continue
@@ -62,13 +68,18 @@ class StreamGrid(OwnGrid):
         return super().pull_messages(message_ids)
 
     def _send(self, message: Message) -> None:
-        client = client_of(message.metadata.dst_node_id)
-        self._tickets[self.server.send(client, seal(message))] = message
+        node = message.metadata.dst_node_id
+        limits = self._limits.get(node, _ANY)
+        self._tickets[self.server.send(client_of(node), seal(message), limits[0])] = message, limits
+
+    def allow(self, limits: dict[int, Limits]) -> None:
+        """How large the nodes' answers may be, to all that is sent to them from now on."""
+        self._limits |= limits
 
     def give_up(self, ids: set[str]) -> None:
-        tickets = {ticket for ticket, message in self._tickets.items() if message.metadata.message_id in ids}
+        tickets = {ticket for ticket, (message, _) in self._tickets.items() if message.metadata.message_id in ids}
         for ticket in tickets:
-            about = self._tickets.pop(ticket).metadata
+            about = self._tickets.pop(ticket)[0].metadata
             self.failures[client_of(about.dst_node_id)] = "no answer in time"
         self.server.give_up(tickets)
         for id in ids:

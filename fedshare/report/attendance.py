@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol
 
-from fedshare.report.units import printable
+from fedshare.errors import NAME, brief
 
 
 class Attending(Protocol):
@@ -16,7 +16,7 @@ class Attending(Protocol):
 def attendance_table(attending: Iterable[Attending]) -> str:
     rows = [("client", "host", "device", "examples")]
     rows += [
-        (str(one.client), printable(one.host), printable(one.device), f"{one.examples:,}")
+        (str(one.client), brief(one.host, NAME), brief(one.device, NAME), f"{one.examples:,}")
         for one in sorted(attending, key=lambda one: one.client)
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

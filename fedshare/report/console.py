@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from fedshare.errors import printable
 from fedshare.report.clock import stamped
 from fedshare.report.rows import MARK, among, headline, remark
-from fedshare.report.units import decimal, human_bytes, human_seconds, printable
+from fedshare.report.units import decimal, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -28,8 +28,3 @@ def decimal(value: float | None, digits: int = 4) -> str:
     if value is None:
         return "-"
     return f"{value:.{digits}f}" if not math.isfinite(value) or abs(value) < 1000 else f"{value:.1e}"
-
-
-def printable(text: str) -> str:
-    """`text` without control characters: a message that came over the network may not command the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from fedshare.network import Heard, Purpose
-from fedshare.payload import Payload
+from fedshare.payload import Payload, Quota
 from fedshare.simulation.population import Population
 from fedshare.simulation.workers import Job, Outcome, Workers, attempt, played
 from fedshare.state import State
@@ -53,6 +53,9 @@ class Simulation:
 
     def client_ids(self) -> list[int]:
         return list(range(len(self._sizes)))
+
+    def allow(self, quotas: Callable[[int], Quota]) -> None:
+        pass
 
     def watch(self, heard: Heard) -> None:
         self._heard = heard

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from fedshare._proto.stream_pb2 import Down, Hello, Leave, Up, Welcome
-from fedshare.errors import RunHalted, UserError
+from fedshare.errors import RunHalted, UserError, brief
 from fedshare.keys import Identity
 from fedshare.stream import tls
 from fedshare.stream.diagnose import NotYet, reach
@@ -152,7 +152,7 @@ class StreamClient:
                     reason = "the server closed the connection"
                 except grpc.RpcError as error:
                     if error.code() not in _TRANSIENT:
-                        raise UserError(f"{self.address}: {error.details() or error.code().name}") from None
+                        raise UserError(f"{self.address}: {brief(error.details() or error.code().name)}") from None
                     reason = "the connection broke off"
                 except NotYet as error:
                     reason = str(error).removeprefix(f"{self.address}: ")
@@ -216,9 +216,9 @@ class StreamClient:
             elif kind == "welcome":
                 self._welcomed(down.welcome, outbox)
             elif kind == "refusal":
-                raise UserError(f"{self.address}: {down.refusal.reason}")
+                raise UserError(f"{self.address}: {brief(down.refusal.reason)}")
             elif kind == "farewell":
-                reason = down.farewell.reason
+                reason = brief(down.farewell.reason)
                 self._inbox.put(RunHalted(f"the run halted: {reason}") if reason else None)
                 return True
         return self._closing.is_set()

@@ -78,7 +78,7 @@ def _handshake(plain: socket.socket, host: str, address: str, identity: Identity
     # gRPC's server hangs up on a certificate without a word. If it is that, the reason can be seen from here.
     if flaw := _flaw(identity):
         raise UserError(f"{address}: the server does not accept this client's certificate: {flaw}")
-    raise NotYet(f"{address}: the server hung up during the TLS handshake (do the clocks differ?)")
+    raise NotYet(f"{address}: the server hung up during the TLS handshake (do the clocks differ, or is it full?)")
 
 
 def _speaks_tls(plain: socket.socket) -> bool:

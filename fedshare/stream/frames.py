@@ -54,11 +54,15 @@ class Assembly:
         self._limit = limit
         self._number, self._size, self._data = 0, 0, bytearray()
 
-    def add(self, chunk: Chunk) -> tuple[int, bytearray] | None:
-        """The message's number and its bytes, where `chunk` was its last. Raises FrameError."""
+    def add(self, chunk: Chunk, limit: int | None = None) -> tuple[int, bytearray] | None:
+        """The message's number and its bytes, where `chunk` was its last. Raises FrameError.
+
+        `limit`: the bytes that this message may have.
+        """
         if chunk.size:
-            if chunk.size > self._limit:
-                raise FrameError(f"a message of {chunk.size} bytes; at most {self._limit} are taken")
+            most = self._limit if limit is None else limit
+            if chunk.size > most:
+                raise FrameError(f"a message of {chunk.size} bytes; at most {most} are taken")
             # Room is taken as bytes arrive, not when they are announced: a lie costs the liar's bytes, not our memory.
             self._number, self._size, self._data = chunk.message, chunk.size, bytearray()
         elif chunk.message != self._number or not self._size:

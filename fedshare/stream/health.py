@@ -9,7 +9,7 @@ from google.protobuf.internal import api_implementation
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedshare._proto.stream_pb2 import Down, Hello
-from fedshare.errors import first_line
+from fedshare.errors import brief
 from fedshare.keys import Identity
 from fedshare.stream import tls
 from fedshare.stream.diagnose import NotYet
@@ -53,7 +53,7 @@ def ask(
             raise _said_nothing(address, error, deadline) from None
         after = time.time()
     theirs = float(dict(state.trailing_metadata())["time"])
-    return Answer(down.refusal.reason, (before + after) / 2 - theirs, (after - before) / 2)
+    return Answer(brief(down.refusal.reason), (before + after) / 2 - theirs, (after - before) / 2)
 
 
 def _said_nothing(address: str, error: Any, deadline: float) -> NotYet:
@@ -62,7 +62,7 @@ def _said_nothing(address: str, error: Any, deadline: float) -> NotYet:
         return NotYet(f"{address}: no answer over gRPC in {deadline:g} s")
     if code is grpc.StatusCode.NOT_FOUND or code is grpc.StatusCode.UNIMPLEMENTED:
         return NotYet(f"{address}: what listens there is no fedshare server")
-    return NotYet(f"{address}: {first_line(Exception(error.details() or code.name))}")
+    return NotYet(f"{address}: {brief(error.details() or code.name)}")
 
 
 def protobuf_backend() -> str:

@@ -14,6 +14,7 @@ class Message:
     number: int = 0  # as its client counts; 0: not its turn yet
     sent: bool = False  # whole, on this connection or one before
     given_up: bool = False
+    limit: int | None = None  # bytes that its answer may have
 
 
 @dataclass(eq=False)

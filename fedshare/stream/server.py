@@ -16,9 +16,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedshare._proto.stream_pb2 import Down, Farewell, Hello, Refusal, Up, Welcome
-from fedshare.errors import UserError, brief
+from fedshare.errors import NAME, UserError, brief
 from fedshare.keys import Identity
-from fedshare.stream import tls
+from fedshare.stream import callers, descriptors, tls
+from fedshare.stream.callers import Callers, place_of
 from fedshare.stream.frames import (
     MESSAGE_LIMIT,
     PROTOCOL,
@@ -30,10 +31,13 @@ from fedshare.stream.frames import (
     parse,
 )
 from fedshare.stream.mailbox import Mailbox, Message
+from fedshare.stream.tally import EVERY, Tally
 
 METHOD, ASK = "/fedshare.v1.Stream/Connect", "/fedshare.v1.Stream/Ask"
 SERVICE = "fedshare.v1.Stream"
 HELLO_DEADLINE = 10.0  # seconds for a caller to say who it is
+HELLO_LIMIT = 4096  # bytes of its saying so
+REFUSED = 1000  # callers of which it is known why they were refused; without TLS a caller may give any number
 CLOSE_DEADLINE = 5.0  # seconds for the last frames to leave
 
 
@@ -47,7 +51,11 @@ class Settings:
     clients: int = 0  # how many there are: ids below this are let in; 0: any
     heartbeat: float = 10.0  # seconds between pings
     grace: float = 30.0  # seconds after which a client that is gone counts as absent
-    limit: int = MESSAGE_LIMIT  # bytes of a message
+    limit: int = MESSAGE_LIMIT  # bytes of an answer, where nobody says what is expected of it
+    awaited: int = 0  # how many are to come, where not all of `clients` are or these are not known
+    callers: int = 64  # connections of one address that have not greeted, beside one for each client still to come
+    reserve: int = 128  # file descriptors kept for files; the others are for connections
+    quiet: float = EVERY  # seconds in which the log says the same of a caller once
 
 
 @dataclass(frozen=True)
@@ -104,15 +112,22 @@ class StreamServer:
         self._server: grpc.aio.Server | None = None
         self._closing = False
         self._health = health.aio.HealthServicer()
+        self._tally = Tally(say, settings.quiet)
         self._thread = threading.Thread(target=self._loop.run_forever, name="stream", daemon=True)
 
     # For whoever uses the server, in any thread.
 
     def start(self) -> None:
-        """Raises UserError where the address cannot be had."""
+        """Raises UserError where the address cannot be had, or file descriptors are too few for the clients."""
+        ours = self.settings
+        try:
+            room = descriptors.room(max(ours.clients, ours.awaited), ours.reserve)
+        except UserError:
+            self._loop.close()
+            raise
         self._thread.start()
         try:
-            port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(30)
+            port = asyncio.run_coroutine_threadsafe(self._listen(room), self._loop).result(30)
         except BaseException:
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise
@@ -131,10 +146,14 @@ class StreamServer:
         self._changed.wait(timeout)
         self._changed.clear()
 
-    def send(self, client: int, buffers: Sequence[Buffer]) -> int:
-        """Send what `buffers` hold to `client`, after what was sent before; give a ticket for the answer."""
+    def send(self, client: int, buffers: Sequence[Buffer], limit: int | None = None) -> int:
+        """Send what `buffers` hold to `client`, after what was sent before; give a ticket for the answer.
+
+        `limit`: the bytes that the answer may have; without it those of the settings.
+        """
         self._tickets += 1
-        self._loop.call_soon_threadsafe(self._enqueue, client, Message(self._tickets, filled(buffers)))
+        message = Message(self._tickets, filled(buffers), limit=limit)
+        self._loop.call_soon_threadsafe(self._enqueue, client, message)
         return self._tickets
 
     def receive(self, timeout: float) -> list[Answer]:
@@ -162,8 +181,8 @@ class StreamServer:
 
     # In the stream's own thread, all of it.
 
-    async def _listen(self) -> int:
-        server = grpc.aio.server(options=tls.server_options(self.settings.heartbeat))
+    async def _listen(self, room: int) -> int:
+        server = grpc.aio.server(options=tls.server_options(self.settings.heartbeat, room))
         connect = grpc.stream_stream_rpc_method_handler(self._connect)
         ask = grpc.unary_unary_rpc_method_handler(self._ask)
         server.add_generic_rpc_handlers((_Door({METHOD: connect, ASK: ask}),))
@@ -178,7 +197,17 @@ class StreamServer:
         await server.start()
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
+        clients = max(self.settings.clients, self.settings.awaited)
+        each, in_all = self.settings.callers, min(8 * self.settings.callers, room - clients)
+        self._callers = Callers(port, clients, min(each, in_all), in_all, room, self._tally)
+        self._sweep()
         return port
+
+    def _sweep(self) -> None:
+        if not self._closing:
+            self._loop.call_later(callers.SWEEP, self._sweep)
+            self._callers.sweep()
+            self._tally.flush()
 
     async def _shut(self, farewell: str | None) -> None:
         assert self._server is not None
@@ -211,7 +240,9 @@ class StreamServer:
 
     async def _connect(self, _: object, context: grpc.aio.ServicerContext) -> None:
         try:
-            await self._admit(await self._hello(context), context)
+            hello = await self._hello(context)
+            with self._callers.greeted(context.peer()):
+                await self._admit(hello, context)
         except FrameError as error:
             self.refusal(f"{context.peer()} sent {error}")
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{context.peer()} sent {error}")
@@ -228,7 +259,7 @@ class StreamServer:
             client.expiry.cancel()
         connection = client.connection = _Connection(context)
         if client.gone:
-            self.say(f"client {client.id} is back")
+            self._tally.say(f"client {client.id}", f"client {client.id} is back", changes=True)
         client.absent, client.gone, gone = False, False, None
         try:
             left = await self._converse(client, connection, hello)
@@ -258,23 +289,35 @@ class StreamServer:
 
     async def _hello(self, context: grpc.aio.ServicerContext) -> Hello:
         """Who calls. Raises FrameError on what is no greeting, UserError on one that is not let in."""
+        place = place_of(context.peer())
+        try:
+            hello = await self._greeting(context)
+            certified = tls.certified(context)
+        except (FrameError, UserError) as error:
+            self._tally.say(place, f"{place} was refused: {'it sent ' * isinstance(error, FrameError)}{error}")
+            raise
+        if reason := self._objection(hello, certified):
+            who = hello.client if certified is None else certified
+            line = f"client {who} was refused: {reason}"
+            self._tally.say(place if certified is None else f"client {who}", line)
+            if who in self.refused or len(self.refused) < REFUSED:
+                self.refused[who] = reason
+            self._changed.set()
+            raise UserError(line)
+        return hello
+
+    async def _greeting(self, context: grpc.aio.ServicerContext) -> Hello:
         try:
             frame = await asyncio.wait_for(context.read(), HELLO_DEADLINE)
         except TimeoutError:
             raise FrameError(f"no greeting in {HELLO_DEADLINE:g} s") from None
         if frame is grpc.aio.EOF:
             raise FrameError("no greeting")
+        if len(frame) > HELLO_LIMIT:
+            raise FrameError(f"a greeting of {len(frame)} bytes; at most {HELLO_LIMIT} are taken")
         up = parse(Up, frame)
         if up.WhichOneof("kind") != "hello":
             raise FrameError("something else before its greeting")
-        who = tls.certified(context)
-        if reason := self._objection(up.hello, who):
-            who = up.hello.client if who is None else who
-            if self.refused.get(who) != reason:
-                self.say(f"client {who} was refused: {reason}")
-            self.refused[who] = reason
-            self._changed.set()
-            raise UserError(f"client {who} was refused: {reason}")
         return up.hello
 
     def _objection(self, hello: Hello, certified: int | None) -> str | None:
@@ -283,7 +326,7 @@ class StreamServer:
         if certified is not None and certified != hello.client:
             return f"its certificate is client {certified}'s, but it says that it is client {hello.client}"
         if hello.protocol != PROTOCOL or hello.version != ours.version:
-            theirs = f"fedshare {brief(hello.version, 40)} (stream {hello.protocol})"
+            theirs = f"fedshare {brief(hello.version, NAME)} (stream {hello.protocol})"
             return f"it runs {theirs}, the server fedshare {ours.version} (stream {PROTOCOL})"
         if hello.config and ours.config_sha256 and hello.config != ours.config_sha256:
             return f"its config is {brief(hello.config[:12])}, the server's {ours.config_sha256[:12]}"
@@ -333,7 +376,7 @@ class StreamServer:
                 raise FrameError(f"an answer to message {up.chunk.message}, which was never sent")
             if client.current is None or client.current.number != up.chunk.message:
                 continue  # repeated after a cut, or too late
-            if (whole := assembly.add(up.chunk)) is None:
+            if (whole := assembly.add(up.chunk, client.current.limit)) is None:
                 continue
             if message := client.answered():
                 self._answers.put(Answer(message.ticket, client.id, whole[1]))
@@ -348,7 +391,8 @@ class StreamServer:
         grace = self.settings.grace
         if not self._closing:
             hope = "" if gone else f"; absent if it is not back in {grace:g} s"
-            self.say(f"client {client.id} is gone: {gone or 'the connection broke off'}{hope}")
+            line = f"client {client.id} is gone: {gone or 'the connection broke off'}{hope}"
+            self._tally.say(f"client {client.id}", line, changes=True)
         if gone:
             self._lose(client, gone)
         else:

@@ -7,6 +7,7 @@ from fedshare.keys import Identity, client_id_of
 from fedshare.stream.frames import FRAME_LIMIT
 
 HANDSHAKE_DEADLINE = 5.0  # seconds for a caller to say anything
+IDLE_DEADLINE = 15.0  # seconds that a connection may be open without a call; a client's call lasts as long as it does
 
 
 def server_credentials(identity: Identity) -> grpc.ServerCredentials:
@@ -53,9 +54,12 @@ def options(heartbeat: float) -> list[tuple[str, int]]:
     ]
 
 
-def server_options(heartbeat: float) -> list[tuple[str, int]]:
+def server_options(heartbeat: float, connections: int) -> list[tuple[str, int]]:
+    """`connections`: how many there may be; gRPC closes what goes beyond them at once."""
     return [
         *options(heartbeat),
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_connection_idle_ms", int(IDLE_DEADLINE * 1000)),
         ("grpc.so_reuseport", 0),  # or two servers on one port would share the clients, silently
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_DEADLINE * 1000)),
         ("grpc.max_concurrent_streams", 8),
