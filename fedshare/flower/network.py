@@ -143,7 +143,7 @@ class FlowerNetwork:
         if other != node and other in here:
             raise ValueError(f"it says that it is client {client}, and so does node {other}")
         if self._declared is not None:
-            self._declared.declare(client, attendance.examples)
+            self._declared.declare(client, attendance.examples, attendance.tests, attendance.validation)
         if self._begun or node in self.refused:
             self._say(
                 f"client {client} takes part: {attendance.host}, {attendance.device}, {attendance.examples} examples"
