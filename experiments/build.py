@@ -265,8 +265,8 @@ def schedule(config: DictConfig, population: Population) -> Schedule:
         targets=population.targets,
         clients=len(shares),
         unseen=tuple(population.newcomers),
-        max_norm_ratio=config.max_norm_ratio,
-        halt_weakened=config.on_weakened == "halt",
+        max_norm_ratio=config.get("max_norm_ratio"),
+        halt_weakened=config.get("on_weakened") == "halt",
     )
 
 

@@ -517,6 +517,17 @@ def test_fields_out_of_range_are_refused(key: str, value: str, said: str) -> Non
         compose.resolved([f"{key}={value}"])
 
 
+def test_cells_of_a_matrix_from_before_these_fields_are_still_found() -> None:
+    from fedshare.experiments import matrix
+
+    app = compose.hydra(None)
+    given = ["attacks=none", "defences=fedavg", "partitions=iid", "seeds=0"]
+    for more in ([], ["max_norm_ratio=9"]):
+        config, _ = matrix.wanted(app, "matrix", [*given, *more])
+        (cell,) = matrix.plan(app, config)
+        assert {"max_norm_ratio", "on_weakened"} & cell.config.keys() == ({"max_norm_ratio"} if more else set())
+
+
 class Away(world.Altered):
     """Clients that are not there in round 2 and 3."""
 

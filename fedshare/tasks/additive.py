@@ -77,12 +77,12 @@ def flaw(metrics: Metrics, sums: Tensors, most: int) -> str | None:
     """Why these metrics of at most `most` targets cannot have such states, or be as good; None where they can."""
     for name, metric in metrics.items():
         for state, like in metric.metric_state.items():
-            value = sums[f"{name}.{state}"]
-            if not value.isfinite().all():
+            told = sums[f"{name}.{state}"]
+            if not told.isfinite().all():
                 return f"{name}.{state} holds NaN or infinity"
             counts = not like.is_floating_point() and type(metric).__module__.startswith("torchmetrics.")
-            if counts and len(value.view(-1)):  # of metrics that are not torchmetrics' own nothing is known
-                least, total, limit = float(value.min()), float(value.sum()), float(most * _per_target(metric, state))
+            if counts and told.numel():  # of metrics that are not torchmetrics' own nothing is known
+                least, total, limit = float(told.min()), float(told.sum()), float(most * _per_target(metric, state))
                 if least < 0 or total > limit:
                     return f"{name}.{state} counts {least:g} to {total:g} in all, not 0 to {limit:g}"
         if not sums["examples"]:
