@@ -24,7 +24,7 @@ from fedshare.errors import UserError, first_line
 from fedshare.parts import Parts
 from fedshare.peft import Method
 from fedshare.rates import Rate
-from fedshare.rounds import Schedule
+from fedshare.rounds import Schedule, sample
 from fedshare.runs import RunFolder
 from fedshare.scratch import Scratch
 from fedshare.simulation import Declared, Owned, Part, Partitioned, Population, Shares
@@ -88,8 +88,12 @@ def population_of(config: DictConfig, own: str | None = None) -> Population:
         attack = make(config.attack, "attack", Attack)
         attack.who(len(shares), config.seed)
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
+        with seeds.scope(config.seed, "model"):  # a lazy data set may draw
+            targets = max(1, dataset.pool.batch(slice(0, 1))[1].numel())
         made = Population(
-            strategy, scratch, training, shares, config.seed, attack, task, config.unseen, given, stand_in
+            *(strategy, scratch, training, shares, config.seed, attack, task, config.unseen, given),
+            targets=targets,
+            stand_in=stand_in,
         )
         _ = made.newcomers  # now, or a folder would be there when nobody is left to train
         return made
@@ -131,6 +135,9 @@ def tried(config: DictConfig) -> Population:
     with one_thread():
         attempt(population)
     check_best(config, population)
+    clients = range(len(population.shares))
+    trains = [client for client in clients if client not in population.newcomers]
+    check_strength(config, population.strategy, trains)
     return population
 
 
@@ -144,6 +151,18 @@ def simulated(config: DictConfig) -> Population:
 def _check_here(stand_in: Part | None) -> None:
     if stand_in is not None:
         raise UserError("partition=own: a simulation needs partition.sources, a source for each client")
+
+
+def check_strength(config: DictConfig, strategy: Strategy, trains: list[int]) -> None:
+    """Raise UserError where in no round there can be the clients that the strategy needs for what it promises."""
+    count = config.clients_per_round
+    some = count is not None and count < len(trains)
+    reason = None
+    for round in range(1, config.rounds + 1 if some else 2):
+        reason = strategy.weakness(sample(trains, count, config.seed, round))
+        if reason is None:
+            return
+    raise UserError(f"strategy: {reason} (clients_per_round={shown(count)}, of {len(trains)} that train)")
 
 
 def check_best(config: DictConfig, population: Population) -> None:
@@ -183,6 +202,9 @@ def check(config: DictConfig, seen: set[str]) -> None:
         _check_here(stand_in)
         if isinstance(shares, Owned):
             _ = [share.size for share in shares]  # loads each client's file
+    clients, keys = config.partition.get("clients"), ("strategy", "partition", "clients_per_round", "rounds", "seed")
+    if clients is not None and not config.unseen and new(*keys):
+        check_strength(config, make(config.strategy, "strategy", Strategy), list(range(clients)))
 
 
 def ignored(config: DictConfig, population: Population) -> str:
@@ -223,7 +245,13 @@ def data(config: DictConfig, task: Task) -> Dataset:
 
 def schedule(config: DictConfig, population: Population) -> Schedule:
     shares = population.shares
-    sizes = shares.sizes if isinstance(shares, Declared) else dict(enumerate(population.sizes()))
+    if isinstance(shares, Declared):  # which grow as clients join
+        sizes, tests, validations = shares.sizes, shares.tests, shares.validations
+    else:
+        sizes, tests, validations = (
+            {client: getattr(share, name) for client, share in enumerate(shares)}
+            for name in ("size", "tests", "validations")
+        )
     return Schedule(
         rounds=config.rounds,
         seed=config.seed,
@@ -232,8 +260,13 @@ def schedule(config: DictConfig, population: Population) -> Schedule:
         evaluate_first=config.evaluate_first,
         max_examples=max(sizes.values(), default=0),  # who claims more than anyone was given is lying
         sizes=sizes,
+        tests=tests,
+        validations=validations,
+        targets=population.targets,
         clients=len(shares),
         unseen=tuple(population.newcomers),
+        max_norm_ratio=config.get("max_norm_ratio"),
+        halt_weakened=config.get("on_weakened") == "halt",
     )
 
 

@@ -23,6 +23,7 @@ from . import build
 from .execute import played
 
 IDLE = ("name", "tracking", "checkpoint_every", "workers", "timeout")  # of these keys no result depends on any
+SINCE = {"on_weakened": "note", "max_norm_ratio": None}  # without these keys older cells did this, and are still found
 KEPT = ("seconds", "rounds", "clients", "adversaries", "halted", "bytes_up", "bytes_down", "detection", "row")
 Result = dict[str, Any]  # with those keys
 

@@ -35,6 +35,8 @@ class Root:
     best: str | None = MISSING
     patience: int | None = MISSING
     on_client_error: str = MISSING
+    on_weakened: str = MISSING
+    max_norm_ratio: float | None = MISSING
     weights: str | None = MISSING
     evaluate_every: int = MISSING
     evaluate_first: bool = MISSING
@@ -94,6 +96,7 @@ _RANGES = {
     "timeout": (1, 86400),  # a day
     "unseen": (0, math.inf),
     "patience": (1, math.inf),
+    "max_norm_ratio": (1, math.inf),
     "epochs": (1, math.inf),
     "batch_size": (1, math.inf),
     "warmup_epochs": (0, math.inf),
@@ -112,6 +115,8 @@ def check_ranges(config: Any) -> None:
         raise UserError(f"validation={config.validation}: must be at least 0 and below 1")
     if config.get("on_client_error", "drop") not in ("halt", "drop"):
         raise UserError(f"on_client_error={config.on_client_error}: must be halt or drop")
+    if config.get("on_weakened", "note") not in ("halt", "note"):
+        raise UserError(f"on_weakened={config.on_weakened}: must be halt or note")
 
 
 def check_complete(config: Any, root: type[Root] | type[Pretraining] = Root) -> None:

@@ -32,7 +32,7 @@ from fedshare.robustness import observed
 from fedshare.rounds import Round, run_server
 from fedshare.runs import Row, RunFolder, records_flaw
 from fedshare.simulation import Partitioned, Population, Simulation
-from fedshare.state import State
+from fedshare.state import State, copied, nbytes
 from fedshare.strategy import Strategy
 from fedshare.threads import one_thread
 
@@ -55,10 +55,15 @@ MEANT = {
     "best": None,
     "patience": None,
     "on_client_error": "halt",
+    "on_weakened": "note",
+    "max_norm_ratio": None,
     "schedule": {"_target_": "fedshare.rates.Constant"},
     "task": {"_target_": "fedshare.tasks.Classification"},
     "attack": {"_target_": "fedshare.attacks.Attack", "adversaries": 0},
 }
+
+
+_TWICE = 1 << 28  # bytes of what clients remember that are held a second time, lest the run halts in the next round
 
 
 def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> Best:
@@ -192,7 +197,9 @@ def rounds(
         for tracker in trackers:
             tracker.start(plain, config.name, group, folder.path, progress.note)
         try:
-            for done in () if best.over else played(config, network, population, state, first - 1, digest):
+            weak = "weakened" in (folder.rows() or [{}])[-1]
+            coming = played(config, network, population, state, first - 1, digest)
+            for done in () if best.over else _keeping(coming, folder, network):
                 state = done.state
                 folder.append(done.row, done.link)
                 _commit(folder, population.strategy, done)
@@ -200,6 +207,9 @@ def rounds(
                     tracker.log(done.row)
                 for client, reason in done.row["dropped"].items():
                     progress.note(f"round {done.number}: client {client} dropped: {reason}")
+                if "weakened" in done.row and not weak:  # not again in each round
+                    progress.note(f"round {done.number}: {done.row['weakened']}")
+                weak = "weakened" in done.row
                 if best.see(done.row) and config.best is not None:
                     _keep_best(folder, network, done, best)
                 due = best.over or _due(done.number, config)
@@ -238,6 +248,25 @@ def _draw_progress(folder: RunFolder, metric: str, config: DictConfig) -> tuple[
     rows = folder.rows()
     progress_plot(rows, folder.path / f"{metric}.svg", heading([config], [config.name]))
     return rows, collaboration_plot(rows, folder.path / "collaboration.svg")
+
+
+def _keeping(coming: Iterator[Round], folder: RunFolder, network: Network) -> Iterator[Round]:
+    """The rounds as they come; where the run halts in one, the last before it is checkpointed, and gone on from.
+
+    Clients whose memories are too much to be held twice go on from the last checkpoint that was due, to the same bits.
+    """
+    last: Checkpoint | None = None
+    try:
+        for done in coming:
+            last = None
+            yield done
+            if nbytes(memories := network.remember()) <= _TWICE:
+                # Now, and a copy: the next round changes what the clients remember.
+                last = Checkpoint(done.number, done.link.digest, done.state, copied(memories), network.remote)
+    except RunHalted:
+        if last is not None and checkpoint.rounds(folder.checkpoints)[:1] != [last.round]:
+            checkpoint.save(folder.checkpoints, last)
+        raise
 
 
 def best_of(config: DictConfig, population: Population, rows: list[dict[str, Any]]) -> Best:

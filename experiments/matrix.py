@@ -21,7 +21,7 @@ from fedshare.runs import RunFolder
 
 from . import build, compose
 from .beginnings import check_made, warn
-from .cell import IDLE, Cell, Result
+from .cell import IDLE, SINCE, Cell, Result
 from .cli import Parser
 from .config import Matrix
 from .crew import play_all
@@ -167,7 +167,7 @@ def plan(app: Hydra, config: DictConfig) -> list[Cell]:
                     raise UserError(f"{error} (cell {attack} / {defence} / {partition})") from error
                 for seed, whole in zip(config.seeds, configs, strict=True):
                     plain = {str(key): value for key, value in OmegaConf.to_container(whole).items()}  # type: ignore[union-attr]
-                    lean = {key: value for key, value in plain.items() if key not in IDLE}
+                    lean = {k: v for k, v in plain.items() if k not in IDLE and (k not in SINCE or v != SINCE[k])}
                     cells.append(Cell(attack, defence, partition, seed, lean))
     return sorted(cells, key=lambda cell: list(config.seeds).index(cell.seed))  # the first seed is there first
 

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from fedshare.tasks import Task
 from fedshare.tasks.task import add
-from fedshare.tensors import Tensors
+from fedshare.tensors import Tensors, is_finite
 
 
 def weighted_mean(values: Iterable[float], weights: Iterable[float]) -> float:
@@ -42,17 +44,23 @@ def summarise(
     mean over clients, ``accuracy_mean``, and over the tenth of the clients that fare worst, ``accuracy_worst10``: the
     lowest, or the highest where lower is ``better``. Clients without examples are left out; where no client has any,
     the answer is empty. Of clients who have `told` how far an attack reaches its aim at their models, ``per_client``
-    has the ``attack_success``. One client's NaN loss makes ``loss`` NaN, for a model that diverges anywhere must not
-    look well; ``per_client`` tells where.
+    has the ``attack_success``. A loss that is not finite leaves the means, lest one client's word be all that they say;
+    whose it is ``not_finite`` tells, and where nobody's is finite, ``loss`` is NaN.
     """
     known = {client: sums[client] for client in sorted(sums) if sums[client]["examples"] > 0}
     if not known:
         return {}
-    total = task.zeros()
-    for found in known.values():
-        total = add(total, found)
+    diverged = [client for client, found in known.items() if not is_finite(float(found["loss"]))]
+    total, without = task.zeros(), dict.fromkeys(("loss", "weight"), torch.zeros((), dtype=torch.float64))
+    for client, found in known.items():
+        total = add(total, found | without if client in diverged else found)
+    if len(diverged) == len(known):
+        total |= {"loss": torch.tensor(math.nan, dtype=torch.float64), "weight": torch.ones((), dtype=torch.float64)}
     whole, each = task.scores(total), {str(client): task.scores(found) for client, found in known.items()}
-    name, values = task.compared, [scores[task.compared] for scores in each.values()]
+    name = task.compared
+    compared = {client: each[str(client)][name] for client in known}
+    # A headline that is made of the loss, such as perplexity.
+    values = [value for client, value in compared.items() if client not in diverged or is_finite(value)]
     aims = {str(id): told[id]["attack_success"] for id in known if "attack_success" in told.get(id, {})}
     aims = {id: float(aim) for id, aim in aims.items() if 0 <= aim <= 1}
     per_client: dict[str, dict[str, Any]] = {
@@ -64,6 +72,7 @@ def summarise(
         "better": "higher" if task.higher else "lower",
         **{metric: value for metric, value in whole.items() if metric != "examples"},
         f"{name}_mean": weighted_mean(values, [1.0] * len(values)),
-        f"{name}_worst10": worst_share(values, 0.1, task.higher),
+        f"{name}_worst10": worst_share(values, 0.1, task.higher) if values else math.nan,
         "per_client": per_client | ({"attack_success": aims} if aims else {}),
+        **({"not_finite": {"loss": diverged}} if diverged else {}),
     }

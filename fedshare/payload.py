@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedshare.tensors import Tensors
+from fedshare.tensors import Tensors, is_finite
 
-_HUGE = 1e300
+UNKNOWN = 10**12  # the most test examples of a client of whom nobody knows how many it has
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,19 @@ def flaw(upload: Payload, expected: dict[str, Tensors], max_examples: int) -> st
             if reason := _unlike(tensor, expected[group][name]):
                 return f"{group}: {name} {reason}"
     for name, value in upload.metrics.items():
-        if not _is_finite(value):
+        if not is_finite(value):
             return f"metric {name} is {str(value)[:40]}"
     return _count(upload.metrics, 1, max_examples)
 
 
-def evaluation_flaw(answer: Payload, zeros: Tensors, max_examples: int = 10**12) -> str | None:
+def evaluation_flaw(
+    answer: Payload, zeros: Tensors, max_examples: int = UNKNOWN, max_validation: int | None = None
+) -> str | None:
     """Why what a client says of its own test cannot be used; None where it can.
 
-    It must hold the names, shapes and types of `zeros`, and counts from 0 to its number of examples; a loss may be NaN:
-    that is a finding. The group ``validation`` may be there beside ``sums``, and is held to the same.
+    It must hold the names, shapes and types of `zeros`, no more than `max_examples` examples (targets that count), and
+    counts from 0 to that number; a loss may be NaN: that is a finding. The group ``validation`` may be there beside
+    ``sums``, and is held to the same, or to `max_validation`.
     """
     if wrong := _names("groups", set(answer.tensors) - {"validation"}, {"sums"}):
         return wrong
@@ -90,8 +93,9 @@ def evaluation_flaw(answer: Payload, zeros: Tensors, max_examples: int = 10**12)
         for name, tensor in sums.items():
             if reason := _unlike(tensor, zeros[name], finite=False):
                 return f"{group}: {name} {reason}"
-        if not 0 <= (examples := int(sums["examples"])) <= max_examples:
-            return f"claims {examples} examples, not 0 to {max_examples}"
+        most = max_examples if group == "sums" or max_validation is None else max_validation
+        if not 0 <= (examples := int(sums["examples"])) <= most:
+            return f"{'' if group == 'sums' else f'{group}: '}claims {examples} examples, not 0 to {most}"
         for name, tensor in sums.items():
             if not tensor.is_floating_point() and not (tensor.min() >= 0 and (tensor.ndim or tensor <= examples)):
                 return f"{group}: {name} is {str(tensor.tolist())[:40]}, not 0 to {examples}"
@@ -108,16 +112,11 @@ def _unlike(tensor: object, like: Tensor, finite: bool = True) -> str | None:
     return None if not finite or tensor.isfinite().all() else "holds NaN or infinity"
 
 
-def _is_finite(value: object) -> bool:
-    # An int beyond the floats is finite, but nothing can be computed with it.
-    return isinstance(value, float | int) and -_HUGE < value < _HUGE
-
-
 def _count(metrics: dict[str, float], least: int, most: int) -> str | None:
     examples = metrics.get("examples")
     if examples is None:
         return f"claims no number of examples, not {least} to {most}"
-    if not _is_finite(examples) or examples != int(examples) or not least <= examples <= most:
+    if not is_finite(examples) or examples != int(examples) or not least <= examples <= most:
         return f"claims {str(examples)[:40].removesuffix('.0')} examples, not {least} to {most}"
     return None
 

@@ -12,11 +12,13 @@ from fedshare import chain, metrics, seeds
 from fedshare.account import Account
 from fedshare.chain import Link
 from fedshare.errors import RunHalted, brief
+from fedshare.influence import Watch
 from fedshare.network import Network, Peers, Purpose
-from fedshare.payload import Payload, Quota, evaluation_flaw, flaw
+from fedshare.payload import UNKNOWN, Payload, Quota, evaluation_flaw, flaw
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
 from fedshare.tasks import Classification, Task
+from fedshare.tensors import Tensors, is_finite
 from fedshare.threads import one_thread
 
 
@@ -31,13 +33,25 @@ class Schedule:
     evaluate_first: bool = False  # test every client before round 1, too: the ``before`` of its row
     max_examples: int = 10**9  # an upload that claims to stand for more is dropped,
     sizes: Mapping[int, int] = field(default_factory=dict)  # or for more than what the client is known to have
+    tests: Mapping[int, int] = field(default_factory=dict)  # how many test examples a client is known to have; a test
+    validations: Mapping[int, int] = field(default_factory=dict)  # of more, or on more that validate, does not count
+    targets: int = 1  # the most targets of an example
     clients: int | None = None  # how many there are: ids below it that the network lacks are absent; None: unknown,
     # and then those are that it had before
     unseen: tuple[int, ...] = ()  # clients that never train, and are tested as newcomers
+    max_norm_ratio: float | None = None  # an update longer than so many times the round's median is dropped; None: none
+    halt_weakened: bool = False  # end the run in a round whose clients are too few for what the strategy promises
 
     def most(self, client: int) -> int:
         """How many examples an upload of this client may stand for."""
         return self.sizes.get(client, self.max_examples)
+
+    def most_tested(self, client: int) -> int:
+        """How many targets this client's test may be on."""
+        return self.tests[client] * self.targets if client in self.tests else UNKNOWN
+
+    def most_validated(self, client: int) -> int:
+        return self.validations[client] * self.targets if client in self.validations else UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -71,9 +85,9 @@ def run_server(
     """Run the rounds after `start`, whose server memory is `state` and whose digest is `digest`.
 
     `account` knows what the model's tensors are called in the account of bytes, `task` what a test gives. Raises
-    `RunHalted` when more than half of a round's uploads cannot be used.
+    `RunHalted` when more than half of a round's uploads cannot be used, or what is made of them cannot.
     """
-    known = set(range(schedule.clients or 0))
+    known, watch = set(range(schedule.clients or 0)), Watch(schedule.max_norm_ratio)
     for round in range(start + 1, schedule.rounds + 1):
         here = network.client_ids()
         known |= set(here)
@@ -89,19 +103,20 @@ def run_server(
         network.allow(partial(_quota, strategy, state))
         answers = network.exchange(Purpose.TRAIN, round, downloads)
         clock.lap("train")
-        state, uploads, dropped = _concluded(
-            strategy, state, round, answers, downloads, network.absent(), schedule.most
+        state, uploads, dropped, weakness = _concluded(
+            strategy, state, round, answers, downloads, network.absent(), schedule, watch
         )
         clock.lap("aggregate")
         link = Link.extend(digest, round, digests(state), network.digests())
         digest = link.digest
         clock.lap("digest")
         row = _row(strategy, state, round, uploads, dropped, digest) | {"absent": sorted(known - set(here))} | before
+        row |= _told(answers, downloads, weakness)
         good, bad = ([answers[client] for client in answers.keys() & some] for some in (uploads, dropped))
         row |= account.row(good, bad, downloads.values())
         last = round == schedule.rounds
         if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
-            row |= _tested(strategy, network, state, round, here, known, schedule, task)
+            row = _merged(row, _tested(strategy, network, state, round, here, known, schedule, task))
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
 
@@ -123,6 +138,7 @@ def run_peer(
     `play` is what peer `me` does with a download. The memory after a round is the same everywhere and the same as a
     server's. A peer tests its own model alone, and its chain of digests covers the common memory alone.
     """
+    watch = Watch(schedule.max_norm_ratio)
     for round in range(start + 1, schedule.rounds + 1):
         clock = _Clock()
         chosen = sample(peers.ids(), schedule.clients_per_round, schedule.seed, round)
@@ -132,18 +148,18 @@ def run_peer(
         clock.lap("train")
         answers = peers.gather(round, upload)
         clock.lap("gather")
-        state, uploads, dropped = _concluded(strategy, state, round, answers, downloads, {}, schedule.most)
+        state, uploads, dropped, weakness = _concluded(strategy, state, round, answers, downloads, {}, schedule, watch)
         clock.lap("aggregate")
         link = Link.extend(digest, round, digests(state), {})
         digest = link.digest
         clock.lap("digest")
-        row = _row(strategy, state, round, uploads, dropped, digest)
+        row = _row(strategy, state, round, uploads, dropped, digest) | _told(answers, downloads, weakness)
         mine = [upload] if upload else []
         row |= account.row(*((mine, []) if me in uploads else ([], mine)), [])
         if schedule.evaluate_every and (round == schedule.rounds or round % schedule.evaluate_every == 0):
             download = strategy.test_download(state, me)
             if download is not None:
-                row |= _row_of_test(task, {me: play(Purpose.EVALUATE, round, download)}, schedule)
+                row = _merged(row, _row_of_test(task, {me: play(Purpose.EVALUATE, round, download)}, schedule))
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
 
@@ -155,18 +171,32 @@ def _concluded(
     answers: dict[int, Payload],
     downloads: dict[int, Payload],
     absent: dict[int, str],
-    most: Callable[[int], int],
-) -> tuple[State, dict[int, Payload], dict[int, str]]:
-    """The memory after the round, the uploads that it was made of, and why the others are not among them."""
+    schedule: Schedule,
+    watch: Watch,
+) -> tuple[State, dict[int, Payload], dict[int, str], str | None]:
+    """The memory after the round, the uploads that it was made of, why the others are not among them, and why these
+    are too few for what the strategy promises.
+    """
     with one_thread():
-        uploads, dropped = _usable(strategy, state, answers, downloads, most)
+        uploads, dropped = _usable(strategy, state, answers, downloads, schedule.most)
         dropped |= {client: reason for client, reason in absent.items() if client in dropped}
+        far = watch.outliers(uploads, downloads)
+        uploads = {client: upload for client, upload in uploads.items() if client not in far}
+        dropped = dict(sorted((dropped | far).items()))
         if 2 * len(dropped) > len(downloads):
             flawed = 2 * len(dropped.keys() & answers.keys()) > len(downloads)
             hint = ", so the fault is the global model's or everyone's (a smaller learning rate?)" if flawed else ""
+            hint += f"; {watch.suspects}" if flawed and watch.suspects else ""
             count = f"{len(dropped)} of {len(downloads)} uploads cannot be used{hint}"
             raise RunHalted(f"round {round}: {count}: {_listing(dropped)}")
-        return strategy.aggregate(state, round, uploads) if uploads else state, uploads, dropped
+        weakness = strategy.weakness(uploads)
+        if weakness and schedule.halt_weakened:
+            raise RunHalted(f"round {round}: {weakness}")
+        if not uploads:
+            return state, uploads, dropped, weakness
+        after = strategy.aggregate(state, round, uploads)
+        watch.check(round, state, after, uploads, downloads)
+        return after, uploads, dropped, weakness
 
 
 def _row(
@@ -188,6 +218,18 @@ def _row(
             "digest": digest,
         }
     )
+
+
+def _told(answers: dict[int, Payload], downloads: dict[int, Payload], weakness: str | None) -> dict[str, Any]:
+    """What a row says of training that is not as it should be; nothing where all is."""
+    losses = {c: answers[c].metrics.get("train_loss") for c in sorted(answers.keys() & downloads.keys())}
+    odd = [client for client, loss in losses.items() if loss is not None and not is_finite(loss)]
+    return ({"not_finite": {"train_loss": odd}} if odd else {}) | ({"weakened": weakness} if weakness else {})
+
+
+def _merged(row: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
+    odd = row.get("not_finite", {}) | test.get("not_finite", {})
+    return row | test | ({"not_finite": odd} if odd else {})
 
 
 def _downloads(
@@ -254,12 +296,21 @@ def _tested(
             untested[client] = "is sent no model"
         elif client not in answers:
             untested[client] = absent.get(client, "no answer")
-        elif reason := evaluation_flaw(answers[client], zeros):
+        elif reason := _test_flaw(answers[client], task, zeros, schedule, client):
             untested[client] = brief(reason)
     good = {client: answer for client, answer in sorted(answers.items()) if client not in untested}
     counts = {"tested": len(good), "tested_of": len(known)}
     whys = {"untested": {str(client): reason for client, reason in untested.items()}}
     return _row_of_test(task, good, schedule) | counts | whys
+
+
+def _test_flaw(answer: Payload, task: Task, zeros: Tensors, schedule: Schedule, client: int) -> str | None:
+    """Why a client's test does not count."""
+    most = {"sums": schedule.most_tested(client), "validation": schedule.most_validated(client)}
+    if reason := evaluation_flaw(answer, zeros, most["sums"], most["validation"]):
+        return reason
+    reasons = {group: task.flaw(sums, most[group]) for group, sums in answer.tensors.items()}
+    return next((f"{group}: {reason}" for group, reason in reasons.items() if reason), None)
 
 
 def _row_of_test(task: Task, answers: dict[int, Payload], schedule: Schedule) -> dict[str, Any]:
@@ -276,7 +327,8 @@ def _row_of_test(task: Task, answers: dict[int, Payload], schedule: Schedule) ->
     for name, found in (("validation", summary("validation", False)), ("unseen", summary("sums", True))):
         if found:
             row[name] = {key: value for key, value in found.items() if key not in ("per_client", "headline", "better")}
-            row[name]["clients"] = len(found["per_client"]["examples"])
+            diverged = found.get("not_finite", {}).get("loss", ())
+            row[name]["clients"] = len(found["per_client"]["examples"]) - len(diverged)
     return row
 
 

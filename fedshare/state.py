@@ -74,6 +74,20 @@ def _restore(outline: Any, tensors: dict[str, Tensor]) -> Any:
     return outline
 
 
+def copied(value: Any) -> Any:
+    """The same tensors in dicts and lists of its own."""
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
+
+
+def nbytes(value: Any) -> int:
+    """Bytes of all tensors in it."""
+    if isinstance(value, dict | list):
+        return sum(map(nbytes, value.values() if isinstance(value, dict) else value))
+    return value.nbytes if isinstance(value, Tensor) else 0
+
+
 def digests(state: State) -> dict[str, str]:
     """SHA-256 of each leaf of `state` by its path, sorted: ``params/w``, ``#3/w`` (an int), ``log/@0`` (a list)."""
     leaves: dict[str, str] = {}

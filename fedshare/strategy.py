@@ -1,6 +1,7 @@
 """A federated algorithm, both halves, as the five steps of a round."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from fedshare.client import Client
@@ -48,6 +49,10 @@ class Strategy(ABC):
     def test_download(self, state: State, client_id: int) -> Payload | None:
         """What the server sends this client for a test; None: it is not tested. By default as for training."""
         return self.download(state, client_id)
+
+    def weakness(self, clients: Collection[int]) -> str | None:
+        """Why the strategy cannot keep what it promises with uploads of these clients alone; None where it can."""
+        return None
 
     def report(self, state: State) -> dict[str, Any]:
         """What a person looks at after a round, beside accuracy and bytes: plain data, which its row then holds.

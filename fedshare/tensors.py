@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+_HUGE = 1e300
 
 
 def add(a: Tensors, b: Tensors, alpha: float = 1.0) -> Tensors:
@@ -46,6 +47,11 @@ def mean(items: Sequence[Tensors], weights: Sequence[float] | None = None) -> Te
         for name, tensor in total.items():
             tensor.add_(item[name], alpha=weight / whole)
     return total
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number that can be computed with: sums of many such numbers are finite, too."""
+    return isinstance(value, float | int) and -_HUGE < value < _HUGE  # of ints, those beyond the floats are not
 
 
 def digest(tensor: Tensor) -> str:

@@ -53,14 +53,15 @@ class CFL(FedAvg):
 
         for place, members in sorted(standing.items()):
             node = nodes[place]
-            updates = {client: update(upload.tensors["params"], node) for client, upload in members.items()}
+            # In float64: the square of 3e38 is no float32, and a norm that is not finite hides whose it is.
+            updates = {client: update(upload.tensors["params"], node).double() for client, upload in members.items()}
             if "halves" in node:  # it was split without them
                 for client, own in updates.items():
-                    likeness = [F.cosine_similarity(own, mean, dim=0) for mean in node["updates"]]
+                    likeness = [F.cosine_similarity(own, mean.double(), dim=0) for mean in node["updates"]]
                     places[client] = node["halves"][int(likeness[1] > likeness[0])]
                 continue
             average = self.average(members)
-            still = update(average, node).norm() < self.eps1
+            still = update(average, node).double().norm() < self.eps1
             apart = max(own.norm() for own in updates.values()) > self.eps2
             if round > self.warmup and still and apart and len(members) > 1:
                 halves = [

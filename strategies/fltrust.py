@@ -5,6 +5,7 @@ Cao, Fang, Liu and Gong, "FLTrust: Byzantine-robust Federated Learning via Trust
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,10 @@ class FLTrust(Guarded):
             raise UserError(f"root={self.root}: must be at least 0")
         if not 0 < self.alpha < math.inf:
             raise UserError(f"alpha={self.alpha}: must be above 0")
+
+    def weakness(self, clients: Collection[int]) -> str | None:
+        found = f"the root, client {self.root}, is not among the clients: the model stays as it is"
+        return None if self.root in clients else found
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         if self.root not in uploads:

@@ -3,12 +3,14 @@
 Which rule it goes by, and whose it is, `fedshare.rules` says: medians, Krum, clipping and others.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedshare.payload import Payload
 from fedshare.rules import Rule
 from fedshare.rules.matrix import moved, updates_of
+from fedshare.rules.rule import weakness
 from fedshare.state import State
 from fedshare.strategies.fedavg import FedAvg
 from fedshare.tensors import Tensors
@@ -37,6 +39,9 @@ class Robust(Guarded):
 
     def init(self, params: Tensors) -> State:
         return super().init(params) | {"update": updates_of([params], params)[0]}
+
+    def weakness(self, clients: Collection[int]) -> str | None:
+        return weakness(self.rule, len(clients))
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         clients = sorted(uploads)

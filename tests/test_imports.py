@@ -57,9 +57,10 @@ CORE = {
     "trial": {"client", "data.dataset", "errors", "fit", "noise", "poisson", "seeds", "simulation.population"},
     "strategy": {"client", "ledger", "payload", "state", "tensors"},
     "network": {"client", "payload", "seeds", "state", "strategy"},
+    "influence": {"errors", "payload", "state"},
     "rounds": {
-        *("account", "chain", "errors", "metrics", "network", "payload", "seeds", "state", "strategy", "tensors"),
-        *("tasks", "threads"),
+        *("account", "chain", "errors", "influence", "metrics", "network", "payload", "seeds", "state", "strategy"),
+        *("tasks", "tensors", "threads"),
     },
     "checkpoint": {"errors", "files", "state"},
     "seals": {"errors", "files"},

@@ -107,10 +107,15 @@ def test_summarise_does_not_depend_on_the_order_of_clients():
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_one_broken_loss_shows_and_spares_the_accuracy(loss):
+def test_one_broken_loss_is_counted_and_spares_accuracy_and_mean(loss):
     summed = summarise(TASK, {0: world.tested(0.5, loss, 2), 1: world.tested(1.0, 1.0, 2)})
     assert summed["accuracy"] == 0.75
-    assert not math.isfinite(summed["loss"])
+    assert summed["loss"] == 1.0
+    assert summed["not_finite"] == {"loss": [0]}
+    assert not math.isfinite(summed["per_client"]["loss"]["0"])
+    nobodys = summarise(TASK, {0: world.tested(0.5, loss, 2), 1: world.tested(1.0, loss, 2)})
+    assert math.isnan(nobodys["loss"])
+    assert nobodys["accuracy"] == 0.75
 
 
 # ---------------------------------------------------------------------------------------------------- pictures

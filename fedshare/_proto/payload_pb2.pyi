@@ -80,18 +80,22 @@ class Invitation(_message.Message):
     def __init__(self, version: _Optional[str] = ..., config_sha256: _Optional[bytes] = ..., initial_sha256: _Optional[bytes] = ..., weights_sha256: _Optional[bytes] = ...) -> None: ...
 
 class Attendance(_message.Message):
-    __slots__ = ("client", "examples", "host", "device", "needs_initial")
+    __slots__ = ("client", "examples", "host", "device", "needs_initial", "tests", "validation")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NEEDS_INITIAL_FIELD_NUMBER: _ClassVar[int]
+    TESTS_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_FIELD_NUMBER: _ClassVar[int]
     client: int
     examples: int
     host: str
     device: str
     needs_initial: bool
-    def __init__(self, client: _Optional[int] = ..., examples: _Optional[int] = ..., host: _Optional[str] = ..., device: _Optional[str] = ..., needs_initial: bool = ...) -> None: ...
+    tests: int
+    validation: int
+    def __init__(self, client: _Optional[int] = ..., examples: _Optional[int] = ..., host: _Optional[str] = ..., device: _Optional[str] = ..., needs_initial: bool = ..., tests: _Optional[int] = ..., validation: _Optional[int] = ...) -> None: ...
 
 class Initial(_message.Message):
     __slots__ = ("invitation", "run", "model")

@@ -161,7 +161,7 @@ class FlowerNetwork:
         if other != node and other in here:
             raise ValueError(f"it says that it is client {client}, and so does node {other}")
         if self._declared is not None:
-            self._declared.declare(client, attendance.examples)
+            self._declared.declare(client, attendance.examples, attendance.tests, attendance.validation)
         if self._begun or node in self.refused:
             about = f"{attendance.host}, {attendance.device}, {attendance.examples} examples"
             self._tally.say(f"client {client}", f"client {client} takes part: {about}", changes=True)

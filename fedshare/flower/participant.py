@@ -78,8 +78,10 @@ class Participant:
             raise UserError(f"it starts from {mine}, the server from {f'those with {theirs}' if theirs else 'none'}")
         if id >= len(self.population.shares):
             raise UserError(f"there are {len(self.population.shares)} clients, so there is no client {id}")
-        size, another = self.population.shares[id].size, self.terms.initial != invitation.initial_sha256
-        return Attendance(client=id, examples=size, host=platform.node(), device=self.device, needs_initial=another)
+        share, another = self.population.shares[id], self.terms.initial != invitation.initial_sha256
+        attendance = Attendance(client=id, host=platform.node(), device=self.device, needs_initial=another)
+        attendance.examples, attendance.tests, attendance.validation = share.size, share.tests, share.validations
+        return attendance
 
     def begin(self, id: int, initial: Initial, data: bytes) -> Attendance:
         """Join a run with the initial model of its server, and keep that for the run's other processes here."""

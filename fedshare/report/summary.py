@@ -53,11 +53,21 @@ def summary(rows: list[dict[str, Any]], folder: Path | str, best: Best | None = 
     dropped = Counter(client for row in rows for client in row.get("dropped", {}))
     if dropped:
         who = ", ".join(f"{client} ({times}x)" for client, times in dropped.most_common(5))
-        more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
-        lines.append(("dropped", f"{dropped.total()}, by client: {who}{more}"))
+        lines.append(("dropped", f"{dropped.total()}, by client: {who}{_more(dropped)}"))
+    odd = Counter(client for row in rows for client in {c for some in row.get("not_finite", {}).values() for c in some})
+    if odd:
+        who = ", ".join(f"{client} ({times}x)" for client, times in odd.most_common(5))
+        lines.append(("losses", f"not finite, and in no mean: of client {who}{_more(odd)}"))
+    if weak := [row for row in rows if "weakened" in row]:
+        which = spans(row["round"] for row in weak)
+        lines.append(("weakened", f"round{'s' * (len(weak) > 1)} {which}: {weak[-1]['weakened']}"))
     lines.append(("files", str(folder)))
     width = max(9, *(len(name) for name, _ in lines))
     return "\n".join(f"{name:<{width}} {text}" for name, text in lines)
+
+
+def _more(counted: Counter[Any]) -> str:
+    return f" and {len(counted) - 5} more" if len(counted) > 5 else ""
 
 
 def _others(tests: list[Row], last: Row) -> list[str]:

@@ -25,6 +25,14 @@ class ByzFL:
     before: str | None = None  # a pre-aggregator before it: ARC, Bucketing, Clipping or NNM
     before_options: dict[str, Any] = field(default_factory=dict)  # its arguments
 
+    @property
+    def f(self) -> int:
+        """How many adversaries it is to withstand, by the options of either."""
+        return max(_named(self.options), _named(self.before_options))
+
+    def withstands(self, updates: int) -> int:
+        return (updates - 1) // 2
+
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, None]:
         with seeds.scope("byzfl", digest(updates)):
             try:
@@ -39,6 +47,11 @@ class ByzFL:
                 raise UserError(f"byzfl {self.name}: {first_line(error)}") from error
 
 
+def _named(options: dict[str, Any]) -> int:
+    f = options.get("f")
+    return f if isinstance(f, int) and f > 0 else 0
+
+
 def made(module: str, name: str, options: dict[str, Any], most: int) -> Any:
     """The library's rule called `name`, made to withstand no more than `most` adversaries."""
     with importing("byzfl", "rule=byzfl"):
@@ -47,5 +60,5 @@ def made(module: str, name: str, options: dict[str, Any], most: int) -> Any:
     rules = {key: value for key, value in vars(library).items() if getattr(value, "__module__", "") == library.__name__}
     if name not in rules:
         raise UserError(f"byzfl has no {name}; allowed: {', '.join(sorted(rules))}")
-    capped = {"f": withstood(options["f"], most)} if isinstance(options.get("f"), int) and options["f"] >= 0 else {}
+    capped = {"f": withstood(options["f"], most)} if _named(options) else {}
     return rules[name](**options | capped)

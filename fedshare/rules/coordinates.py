@@ -28,5 +28,8 @@ class TrimmedMean:
     def __post_init__(self) -> None:
         at_least(0, f=self.f)
 
+    def withstands(self, updates: int) -> int:
+        return (updates - 1) // 2
+
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, None]:
-        return trimmed(updates, withstood(self.f, (len(updates) - 1) // 2)), None
+        return trimmed(updates, withstood(self.f, self.withstands(len(updates)))), None

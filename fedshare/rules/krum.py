@@ -23,6 +23,9 @@ class Krum:
     def __post_init__(self) -> None:
         at_least(0, f=self.f)
 
+    def withstands(self, updates: int) -> int:
+        return (updates - 3) // 2
+
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         return MultiKrum(self.f, m=1)(updates, centre)
 
@@ -39,9 +42,12 @@ class MultiKrum:
         if self.m is not None:
             at_least(1, m=self.m)
 
+    def withstands(self, updates: int) -> int:
+        return (updates - 3) // 2
+
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         n = len(updates)
-        f = withstood(self.f, (n - 3) // 2)
+        f = withstood(self.f, self.withstands(n))
         m = min(n, self.m or n - f)
         best = ranked(squared_distances(updates), f)[:m]
         weights = torch.zeros(n, dtype=torch.float64)
@@ -61,9 +67,12 @@ class Bulyan:
     def __post_init__(self) -> None:
         at_least(0, f=self.f)
 
+    def withstands(self, updates: int) -> int:
+        return (updates - 3) // 4
+
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, None]:
         n = len(updates)
-        f = withstood(self.f, (n - 3) // 4)
+        f = withstood(self.f, self.withstands(n))
         distances, left = squared_distances(updates), list(range(n))
         chosen = [left.pop(int(ranked(distances[left][:, left], f)[0])) for _ in range(n - 2 * f)]
         return by_columns(lambda block: near_median(block, n - 4 * f), updates[sorted(chosen)]), None

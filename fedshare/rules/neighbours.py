@@ -23,6 +23,10 @@ class NearestNeighbourMixing:
     def __post_init__(self) -> None:
         at_least(0, f=self.f)
 
+    def withstands(self, updates: int) -> int:
+        """Mixing itself is defined for any f < n, but only of a majority's updates most neighbours are honest."""
+        return (updates - 1) // 2
+
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, Tensor | None]:
         n = len(updates)
         count = n - withstood(self.f, n - 1)

@@ -1,6 +1,7 @@
 """What a rule is, and the arithmetic that rules have in common."""
 
-from typing import Protocol, runtime_checkable
+import itertools
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -13,8 +14,8 @@ class Rule(Protocol):
     """From everyone's updates to one.
 
     A rule is the same whatever the order of the clients, but for ties, which the first wins. Its `f`, where it has one,
-    is how many adversaries it is to withstand; where there are too few clients for so many, it withstands as many as it
-    then can.
+    is how many adversaries it is to withstand, and its `withstands(n)` how many it can of n; where that is less, it
+    withstands as many as it then can, and `weakness` says so.
     """
 
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -37,6 +38,18 @@ def above_zero(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise UserError(f"{name}={value}: must be above 0")
+
+
+def weakness(rule: Any, updates: int) -> str | None:
+    """That a rule cannot withstand its `f` of so many updates, in one line; None where it can, or has none."""
+    found = dict[int, str]()  # by how many it takes
+    while rule is not None:
+        if (wanted := getattr(rule, "f", None)) and (most := max(0, rule.withstands(updates))) < wanted:
+            needed = next(n for n in itertools.count(updates) if rule.withstands(n) >= wanted)
+            withstands = f"{type(rule).__name__} of {updates} updates withstands f={most} adversaries, not {wanted}"
+            found.setdefault(needed, f"{withstands}: that takes {needed} updates")
+        rule = getattr(rule, "then", None)  # a rule that comes after this one
+    return found[max(found)] if found else None
 
 
 def withstood(f: int, most: int) -> int:

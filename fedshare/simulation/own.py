@@ -32,6 +32,10 @@ class Mine:
         return len(self.dataset.pool) - self.dataset.train_size
 
     @property
+    def validations(self) -> int:
+        return held_out(self.dataset.train_size, self.held)
+
+    @property
     def train(self) -> Examples:
         return self.dataset.pool.subset(self._rows[0])
 
@@ -72,6 +76,7 @@ class Elsewhere:
 
     size: int
     tests: int = 0
+    validations: int = 0
 
     def _gone(self) -> NoReturn:
         raise UserError("the examples of this client are on its own host")
@@ -90,22 +95,33 @@ class Elsewhere:
 
 
 class Declared(Sequence[Sized]):
-    """How many examples to train on each client has said that it has, once for the run."""
+    """How many examples each client has said that it has, to train on, to test and to validate, once for the run.
+
+    Who joined under an older version has said nothing of the latter two, and says it when it comes back.
+    """
 
     def __init__(self, clients: int, most: int) -> None:
         self.sizes: dict[int, int] = {}  # by client; who has not joined yet is not in it
+        self.tests: dict[int, int] = {}
+        self.validations: dict[int, int] = {}
         self._clients, self._most = clients, most
         self._file: Path | None = None
 
-    def declare(self, client: int, examples: int) -> None:
+    def declare(self, client: int, examples: int, tests: int = 0, validations: int = 0) -> None:
         """Raises ValueError where that cannot be, or is not what the client has said before."""
-        if not 1 <= examples <= self._most:
-            raise ValueError(f"it has {examples} training examples; allowed are 1 to {self._most}")
-        before = self.sizes.get(client, examples)
-        if before != examples:
-            raise ValueError(f"it joined this run with {before} training examples, and has {examples} now")
-        if client not in self.sizes:
-            self.sizes[client] = examples
+        said = (
+            ("training", 1, examples, self.sizes),
+            ("test", 0, tests, self.tests),
+            ("validation", 0, validations, self.validations),
+        )
+        for kind, least, count, known in said:
+            if not least <= count <= self._most:
+                raise ValueError(f"it has {count} {kind} examples; allowed are {least} to {self._most}")
+            if (before := known.get(client, count)) != count:
+                raise ValueError(f"it joined this run with {before} {kind} examples, and has {count} now")
+        if any(client not in known for *_, known in said):
+            for *_, count, known in said:
+                known[client] = count
             self._write()
 
     def keep(self, file: Path) -> None:
@@ -116,15 +132,30 @@ class Declared(Sequence[Sized]):
     def recall(self, file: Path) -> None:
         """What an earlier process of the run has kept in `file`. Raises UserError."""
         try:
-            self.sizes = {int(client): int(examples) for client, examples in json.loads(file.read_text()).items()}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+            for client, counts in json.loads(file.read_text()).items():
+                if not isinstance(counts, dict):  # as older versions wrote it
+                    self.sizes[int(client)] = int(counts)
+                    continue
+                for name, known in self._named.items():
+                    known[int(client)] = int(counts[name])
+        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
             raise UserError(f"{file} is damaged: {error}") from error
 
     def _write(self) -> None:
         if self._file is not None:
             with writing(self._file.parent):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._file, json.dumps(self.sizes, sort_keys=True) + "\n")
+            said = {
+                client: {name: known[client] for name, known in self._named.items()}
+                if client in self.tests
+                else self.sizes[client]
+                for client in self.sizes
+            }
+            write_atomically(self._file, json.dumps(said, sort_keys=True) + "\n")
+
+    @property
+    def _named(self) -> dict[str, dict[int, int]]:
+        return {"train": self.sizes, "test": self.tests, "validation": self.validations}
 
     def __len__(self) -> int:
         return self._clients
@@ -132,4 +163,4 @@ class Declared(Sequence[Sized]):
     def __getitem__(self, client: int) -> Elsewhere:  # type: ignore[override]  # a slice is not needed
         if not 0 <= client < len(self):
             raise IndexError(client)
-        return Elsewhere(self.sizes.get(client, 0))
+        return Elsewhere(*(known.get(client, 0) for known in self._named.values()))

@@ -39,6 +39,11 @@ class Sized(Share, Protocol):
         """How many test examples, as far as is known."""
         ...
 
+    @property
+    def validations(self) -> int:
+        """How many examples that validate, as far as is known."""
+        ...
+
 
 class Part(NamedTuple):
     """Examples at hand."""
@@ -57,6 +62,10 @@ class Part(NamedTuple):
     @property
     def tests(self) -> int:
         return len(self.test)
+
+    @property
+    def validations(self) -> int:
+        return 0
 
 
 def held_out(count: int, share: float) -> int:
@@ -88,6 +97,10 @@ class Cut:
     @property
     def tests(self) -> int:
         return len(self.parts.split.test[self.client])
+
+    @property
+    def validations(self) -> int:
+        return held_out(len(self.parts.split.train[self.client]), self.parts.validation)
 
     @property
     def train(self) -> Examples:
@@ -144,6 +157,7 @@ class Population:
     task: Task = field(default_factory=Classification)
     unseen: int = 0  # how many clients never train, and are tested as newcomers
     given: Given | None = None  # what of the model came from a file of weights
+    targets: int = 1  # the most targets that an example has
     stand_in: Part | None = None  # examples that are like those that are elsewhere, where clients have their own
 
     @cached_property

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from fedshare.errors import RunHalted, UserError, brief, first_line
 from fedshare.network import Purpose
 from fedshare.payload import Payload, same_tensors
 from fedshare.simulation.population import Answer, Population
-from fedshare.state import State, pack, unpack
+from fedshare.state import State, copied, pack, unpack
 from fedshare.tensors import Tensors
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def played(job: Job, population: Population) -> Answer:
 
 def attempt(job: Job, population: Population) -> Outcome:
     """The answer, or in a line what was raised. What the client remembers is then as it was before."""
-    state = _copied(job.state)
+    state = copied(job.state)
     try:
         return replace(job, state=state).run(population)
     except UserError:
@@ -75,13 +74,6 @@ def raised(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in last)
     return brief(f"raised {type(error).__name__}: {first_line(error)}{where}")
-
-
-def _copied(value: Any) -> Any:
-    """The same tensors in dicts and lists of its own."""
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 class Workers:

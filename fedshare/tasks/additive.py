@@ -18,6 +18,7 @@ from fedshare.errors import UserError, first_line
 from fedshare.tensors import Tensors
 
 Metrics = Mapping[str, Any]
+SLACK = 1e-6  # by how much a rounding may take a metric beyond its best value
 
 
 class _InFloat64(TorchFunctionMode):
@@ -70,6 +71,47 @@ def updated(metrics: Metrics, predictions: Tensor, targets: Tensor) -> Tensors:
                 raise UserError(f"task.metrics.{name}: {first_line(error)}") from error
         found |= {f"{name}.{state}": value for state, value in made.metric_state.items()}
     return found
+
+
+def flaw(metrics: Metrics, sums: Tensors, most: int) -> str | None:
+    """Why these metrics of at most `most` targets cannot have such states, or be as good; None where they can."""
+    for name, metric in metrics.items():
+        for state, like in metric.metric_state.items():
+            told = sums[f"{name}.{state}"]
+            if not told.isfinite().all():
+                return f"{name}.{state} holds NaN or infinity"
+            counts = not like.is_floating_point() and type(metric).__module__.startswith("torchmetrics.")
+            if counts and told.numel():  # of metrics that are not torchmetrics' own nothing is known
+                least, total, limit = float(told.min()), float(told.sum()), float(most * _per_target(metric, state))
+                if least < 0 or total > limit:
+                    return f"{name}.{state} counts {least:g} to {total:g} in all, not 0 to {limit:g}"
+        if not sums["examples"]:
+            continue
+        try:
+            value = scores({name: metric}, sums)[name]
+        except UserError:
+            raise
+        except Exception as error:  # torchmetrics' own checks, of many types
+            return f"{name}: {first_line(error)}"
+        if (best := _best(metric)) is not None and (value - best) * (1 if better(metric) == "higher" else -1) > SLACK:
+            return f"{name} is {value:g}, and cannot be better than {best:g}"
+    return None
+
+
+def _per_target(metric: Any, state: str) -> int:
+    """What a target adds at most to all elements of a state of counts together, of one of torchmetrics' own metrics."""
+    thresholds = getattr(metric, "thresholds", None)
+    count = len(thresholds) if isinstance(thresholds, Tensor) and thresholds.ndim else 1
+    classes = getattr(metric, "num_classes", None) or getattr(metric, "num_labels", None) or 1
+    # One target is right or wrong about each class, at each threshold; but it has one class only.
+    return count * classes if count > 1 or state in ("tn", "fp") else 1
+
+
+def _best(metric: Any) -> float | None:
+    """The best value there is, where torchmetrics says it. Its other bound is not always one: R2 can be below 0."""
+    which = {"higher": "plot_upper_bound", "lower": "plot_lower_bound"}.get(str(better(metric)))
+    found = getattr(metric, which, None) if which else None
+    return None if found is None else float(found)
 
 
 def scores(metrics: Metrics, sums: Tensors) -> dict[str, float]:

@@ -70,6 +70,9 @@ class Classification(Task):
     def _measured(self) -> tuple[str, ...]:
         return ("correct",)
 
+    def _heaviest(self) -> float:
+        return max(map(float, self.class_weights)) if self.class_weights else 1.0
+
     def made(self, sums: Tensors) -> dict[str, float]:
         return {"accuracy": float(sums["correct"]) / float(sums["examples"])}
 

@@ -14,6 +14,7 @@ from fedshare.errors import UserError
 from fedshare.tasks import additive, models
 from fedshare.tensors import Tensors
 
+ROUNDING = 1e-6  # of a sum of float64, far more than it can be off
 CHUNK = 1 << 24  # numbers of an output that a test takes apart at once, in float64
 
 
@@ -195,6 +196,24 @@ class Task(ABC):
             if isinstance(self.loss, str):
                 raise
             return self.losses(outputs, targets)
+
+    def flaw(self, sums: Tensors, most: int) -> str | None:
+        """Why no test on at most `most` targets gives `sums`, whose names, types and counts are right; None where one
+        may. A loss that is not finite is no flaw: a model may have diverged.
+        """
+        loss, weight, examples = (float(sums[name]) for name in ("loss", "weight", "examples"))
+        if not 0 <= weight < math.inf:
+            return f"weight is {weight:g}, not a number from 0"
+        if isinstance(self.loss, str):  # of a function of the user's nothing is known
+            if loss < 0:
+                return f"loss is {loss:g}, which is below 0"
+            if weight > (heaviest := examples * self._heaviest()) * (1 + ROUNDING):
+                return f"weight is {weight:g}, not 0 to {heaviest:g}"
+        return additive.flaw(self.metrics, sums, most) if self.metrics else None
+
+    def _heaviest(self) -> float:
+        """The largest weight that a target can have in the task's own loss."""
+        return 1.0
 
     def scores(self, sums: Tensors) -> dict[str, float]:
         """The metrics by name, the headline first, ``loss`` and ``examples``; of nothing ``examples`` alone."""

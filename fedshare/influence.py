@@ -1,0 +1,127 @@
+"""How far each client moves a round's aggregate: who is too far off, and who is named when it is of no use."""
+
+import math
+from collections.abc import Iterator, Mapping
+from statistics import median_low
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedshare.errors import RunHalted
+from fedshare.payload import Payload
+from fedshare.state import State
+
+_NAMED = 3  # clients in a line
+_LARGE = 1e3  # numbers of a state beyond this, and so many times what they were, are somebody's work
+
+Uploads = Mapping[int, Payload]
+
+
+class Watch:
+    """Over a run's aggregates, one round after the other."""
+
+    def __init__(self, max_norm_ratio: float | None = None) -> None:
+        self.suspects = ""  # who sent the largest updates in the round since which the state's numbers are large
+        self._ratio = max_norm_ratio
+        self._largest: float | None = None  # number in the state
+
+    def outliers(self, uploads: Uploads, downloads: Uploads) -> dict[int, str]:
+        """Whose update is too long, where there is a bound, and by how much."""
+        if (most := self._ratio) is None or not uploads:
+            return {}
+        norms = _norms(uploads, downloads)
+        middle = median_low(norms.values())
+        if not middle > 0:  # most have changed nothing, which is no measure
+            return {}
+        return {
+            client: f"its update has norm {length:.3g}, {length / middle:.3g} times the median: max_norm_ratio={most:g}"
+            for client, length in norms.items()
+            if length > most * middle
+        }
+
+    def check(self, round: int, before: State, after: State, uploads: Uploads, downloads: Uploads) -> None:
+        """Raises RunHalted where nothing can be computed with the aggregate, and names who has moved it most."""
+        earlier = dict(_tensors(before))
+        if self._largest is None:
+            self._largest = max(map(_magnitude, earlier.values()), default=0.0)
+        largest = 0.0
+        for path, tensor in _tensors(after):
+            was = earlier.get(path)
+            if tensor is was:
+                continue
+            if _useful(tensor):
+                largest = max(largest, _magnitude(tensor))
+            elif was is None or _useful(was):  # else a strategy's own infinity
+                found = f"numbers up to {size:.3g}" if (size := _magnitude(tensor)) < math.inf else "NaN or infinity"
+                raise RunHalted(
+                    f"round {round}: the aggregate is of no use, for {path} holds {found}; "
+                    f"the largest updates are those of {_largest(uploads, downloads)}"
+                    + (f"; {self.suspects}" if self.suspects else "")
+                )
+        if largest <= _LARGE:
+            self.suspects = ""
+        elif largest > _LARGE * self._largest:
+            self.suspects = f"the largest updates in round {round} were those of {_largest(uploads, downloads)}"
+        self._largest = largest
+
+
+def norm(upload: Payload, sent: Payload) -> float:
+    """The length of an update: of what differs from what the client was sent, where that has the same names.
+
+    In float64, for the square of 3e38 is no float32.
+    """
+    return math.hypot(*(_length(tensor, sent.tensors.get(g, {}).get(n)) for g, n, tensor in _named(upload)))
+
+
+def _length(tensor: Tensor, start: Tensor | None) -> float:
+    precise = tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+    change = precise - start if start is not None and start.shape == tensor.shape else precise
+    return float(torch.linalg.vector_norm(change))
+
+
+def _named(upload: Payload) -> Iterator[tuple[str, str, Tensor]]:
+    for group, tensors in upload.tensors.items():
+        for name, tensor in tensors.items():
+            if _numeric(tensor):
+                yield group, name, tensor
+
+
+def _norms(uploads: Uploads, downloads: Uploads) -> dict[int, float]:
+    return {client: norm(upload, downloads[client]) for client, upload in uploads.items()}
+
+
+def _largest(uploads: Uploads, downloads: Uploads) -> str:
+    """``client 2 (norm 3.4e+38, 1.2e+39 times the median), client 0 (...)``."""
+    norms = _norms(uploads, downloads)
+    middle = median_low(norms.values())
+    first = sorted(norms, key=lambda client: (-norms[client], client))[:_NAMED]
+    times = {client: f", {norms[client] / middle:.3g} times the median" if middle > 0 else "" for client in first}
+    return ", ".join(f"client {client} (norm {norms[client]:.3g}{times[client]})" for client in first)
+
+
+def _tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state that hold numbers with a fraction, by path."""
+    if isinstance(value, Tensor):
+        if _numeric(value) and value.numel():
+            yield path, value
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(item, f"{path}/{key}" if path else str(key))
+
+
+def _numeric(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _magnitude(tensor: Tensor) -> float:
+    """The largest number in it; infinity where one is NaN."""
+    low, high = torch.aminmax(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+    found = max(-float(low), float(high))
+    return math.inf if math.isnan(float(low)) else found
+
+
+def _useful(tensor: Tensor) -> bool:
+    """Whether its numbers and their squares are finite: if not, training makes NaN of them in the next round."""
+    wide = tensor.dtype in (torch.float64, torch.complex128)
+    return _magnitude(tensor) <= math.sqrt(torch.finfo(torch.float64 if wide else torch.float32).max)
