@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 
-from fedshare import chain, checkpoint
+from fedshare import chain, checkpoint, marks
 from fedshare.chain import Link
 from fedshare.errors import UserError
 from fedshare.files import write_atomically
@@ -35,6 +35,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.mark = self.path / "mark"  # who wrote the config, which only that user can tell; see `fedshare.marks`
         self.versions = self.path / "versions.json"
         self.metrics = self.path / "metrics.jsonl"
         self.links_file = self.path / "digests.jsonl"
@@ -69,9 +70,31 @@ class RunFolder:
                 made_with = made_with | {"initial": fingerprint(initial)}
                 write_atomically(self.initial, save_tensors({name: t.clone() for name, t in initial.items()}))
             write_atomically(self.versions, json.dumps(made_with) + "\n")
+            self._mark(config)
             write_atomically(self.config, config)  # last: with it, the folder holds a run
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def rewrite(self, config: str) -> None:
+        """Change the config of the run; whoever wrote the one before has written this one."""
+        if self.is_ours(self.config.read_text("utf-8")):
+            self._mark(config)
+        write_atomically(self.config, config)
+
+    def is_ours(self, config: str) -> bool:
+        """Whether `config`, which was read here, is what this user wrote here."""
+        return marks.is_marked(config, self._marks())
+
+    def _marks(self) -> list[str]:
+        with suppress(OSError, ValueError):
+            return self.mark.read_text().split()
+        return []
+
+    def _mark(self, config: str) -> None:
+        """Before the config is written, so that no crash leaves one without its mark."""
+        with suppress(OSError):  # a user who can have no key
+            new = marks.mark(config)
+            write_atomically(self.mark, "".join(f"{one}\n" for one in dict.fromkeys([*self._marks(), new])))
 
     def made_with(self) -> dict[str, str]:
         """The versions it was begun with, and the fingerprints of the ``model`` and of what is held of it, ``initial``.
