@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from fedshare.data.dataset import Dataset
 from fedshare.errors import UserError
 
 from . import build
@@ -38,7 +40,8 @@ _ALLOWED = (
     "torchvision.datasets.ImageFolder, torchvision.transforms"
 )
 _GETTERS = {f"hydra.utils.{name}" for name in ("get_class", "get_method", "get_static_method", "get_object")}
-_SLOTS = build.SLOTS | {"optimizer": torch.optim.Optimizer, "augment": Callable}  # the last two are a pretraining's
+_SLOTS = build.SLOTS | {"partition.sources[]": Dataset}
+_SLOTS |= {"optimizer": torch.optim.Optimizer, "augment": Callable}  # a pretraining's
 _PLAIN = (str, bool, int, float, bytes, type(None))
 
 
@@ -78,7 +81,7 @@ def check_filled(config: DictConfig, whose: str) -> None:
 
 def _check(node: Any, path: str, hint: Any, trust: Trust) -> None:
     """`hint` is the type that is asked for at `path`. All is looked at, `_args_` and what is not recursive included."""
-    hint = _SLOTS.get(path, hint)
+    hint = _SLOTS.get(re.sub(r"\[\d+\]", "[]", path), hint)
     if isinstance(node, list):
         for position, item in enumerate(node):
             _check(item, f"{path}[{position}]", _member(hint), trust)

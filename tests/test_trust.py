@@ -72,6 +72,12 @@ def test_every_option_of_ours_may_be_named(file: Path) -> None:
 
 
 ALLOWED = {
+    "data of each client's": {
+        "partition": {
+            "_target_": "fedshare.data.partition.Own",
+            "sources": [{"_target_": "fedshare.data.tables.table", "path": "a.csv"}],
+        }
+    },
     "a loss of torch's": {"task": {"_target_": "fedshare.tasks.Regression", "loss": {"_target_": "torch.nn.L1Loss"}}},
     "a function of torch's": {
         "task": {
@@ -480,6 +486,21 @@ def test_a_server_tells_what_clients_need_and_no_secret(monkeypatch: pytest.Monk
     from fedshare.experiments import federation
 
     assert digest == federation.digest(config()) == federation.digest(federation.config_of(told))
+
+
+def test_a_server_goes_on_in_its_user_s_folder_and_not_in_another_s(
+    own: RunFolder, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
+    from fedshare.experiments import deploy
+
+    assert "trap_of_tests.net" in str(deploy._ours(options("--resume", str(own.path)))[1])
+    monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "another user"))
+    reset(trap)
+    with pytest.raises(UserError, match=r"whose config this user did not write: model\._target_=trap_of_tests\.net"):
+        deploy._ours(options("--resume", str(own.path)))
+    assert not sprung(trap)
+    deploy._ours(options("--resume", str(own.path), "--trust", "trap_of_tests"))
 
 
 def test_a_server_does_not_begin_with_what_clients_would_have_to_fill_in(monkeypatch: pytest.MonkeyPatch) -> None:
