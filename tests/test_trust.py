@@ -367,6 +367,28 @@ def test_texts_of_the_environment_stay_interpolations_and_numbers_are_what_they_
     assert again.tracking.more == value
 
 
+def test_a_matrix_stores_none_of_it(trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "s3cr3t")
+    folder, model = tmp_path / "matrix", tmp_path / "conf" / "model"
+    model.mkdir(parents=True)
+    (model / "mine.yaml").write_text("_target_: trap_of_tests.net\nkey: a-${oc.env:A_SECRET}\n")
+    given = [
+        "base=['data=digits']",
+        "model=mine",
+        "+model.more=b-${oc.env:A_SECRET}",
+        "rounds=1",
+        "client.epochs=1",
+        "workers=0",
+    ]
+    axes = ["attacks=none", "defences=fedavg", "partitions=iid", "seeds=[0]", "partition.clients=3"]
+    assert fedshare("matrix", *given, *axes, f"folder={folder}", "-cd", str(tmp_path / "conf")) == 0
+    assert "a-s3cr3t" in (called := (trap / "called").read_text())
+    assert "b-s3cr3t" in called
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 1
+    assert not [path for path in written if b"s3cr3t" in path.read_bytes()]
+
+
 # A deployment
 
 
