@@ -126,7 +126,8 @@ def wanted(app: Hydra, name: str, overrides: Sequence[str]) -> tuple[DictConfig,
 
 def _lines(overrides: Any) -> list[str]:
     """Overrides as they are written: what they take from the environment is not read."""
-    return [str(line) for line in OmegaConf.to_container(overrides)]
+    lines: Any = OmegaConf.to_container(overrides)
+    return [str(line) for line in lines]
 
 
 def _axis(axis: str, group: str, known: dict[str, Any], asked: Any) -> dict[str, list[str]]:

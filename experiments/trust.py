@@ -40,8 +40,8 @@ _ALLOWED = (
     "torchvision.datasets.ImageFolder, torchvision.transforms"
 )
 _GETTERS = {f"hydra.utils.{name}" for name in ("get_class", "get_method", "get_static_method", "get_object")}
-_SLOTS = build.SLOTS | {"partition.sources[]": Dataset}
-_SLOTS |= {"optimizer": torch.optim.Optimizer, "augment": Callable}  # a pretraining's
+_PRETRAINING: dict[str, Any] = {"optimizer": torch.optim.Optimizer, "augment": Callable}
+_SLOTS = build.SLOTS | {"partition.sources[]": Dataset} | _PRETRAINING
 _PLAIN = (str, bool, int, float, bytes, type(None))
 
 
