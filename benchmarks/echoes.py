@@ -34,14 +34,14 @@ def client(level: str, address: str, id: int, folder: str) -> None:
     if level == "stream":
         stream.run(lambda welcomed: lambda body: [body])
     elif level == "StreamGrid":
-        live(stream, App.at(APP).client, {})
+        live(stream, lambda _: App.at(APP).client(), {})
     else:
         import trivial  # not above: the other levels do without torch
 
         from fedshare.flower.apps import client_app
 
         app = client_app(lambda run_config, node_config: ("", trivial.population(CLIENTS)))
-        live(stream, lambda: app, {"state-dir": str(Path(folder) / "state")})
+        live(stream, lambda _: app, {"state-dir": str(Path(folder) / "state")})
 
 
 def on_stream(server: StreamServer) -> Prepare:

@@ -25,6 +25,8 @@ def create(folder: RunFolder, config: DictConfig, population: Population | None 
         folder.create(text, made_with, sealed=False)  # its rows are written by itself
     else:
         folder.create(text, made_with | {"model": population.scratch.fingerprint}, population.drawn())
+    if not folder.is_ours(text):
+        warn(f"{folder.path}: no key could be had to mark it as this user's; --trust allows it modules of your own")
 
 
 def begin(folder: RunFolder, population: Population, config: DictConfig) -> None:

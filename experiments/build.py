@@ -48,6 +48,7 @@ _PARTS: dict[str, type] = {
     "attack": Attack,
     "tracking": Tracker,
 }
+SLOTS = _PARTS | {"partition": Partition, "model": torch.nn.Module, "data.load": Dataset}  # what is made, and its type
 _OPTIMIZING = ("optimizer", "epochs", "steps", "lr_decay", "clip_norm")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 _CALLED = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", "apple": "mps"}

@@ -2,13 +2,16 @@
 
 import argparse
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import fedshare
 from fedshare.errors import UserError, exit_status
 from fedshare.extras import root_cause
 
-from .own import add_config_dir, importable
+from .own import add_config_dir, add_trust, importable
+
+if TYPE_CHECKING:
+    from .trust import Trust
 
 _EPILOG = """examples:
   fedshare demo
@@ -85,12 +88,12 @@ def _dispatch(arguments: list[str]) -> int:
     if options.command == "resume":
         from .execute import resume
 
-        resume(options.run, options.rounds)
+        resume(options.run, options.rounds, _trusted(options))
         return 0
     if options.command == "export":
         from .export import export
 
-        export(options.run, options.file, options.client)
+        export(options.run, options.file, options.client, _trusted(options))
         return 0
     if options.command in ("ledger", "replay", "undo"):
         return _ledger(options)
@@ -133,9 +136,15 @@ def _ledger(options: argparse.Namespace) -> int:
     from .ledgers import replay, undo
 
     if options.command == "replay":
-        return 0 if replay(options.run, options.round, options.into) else 1
-    undo(options.run, options.peer, options.from_round, options.into)
+        return 0 if replay(options.run, options.round, options.into, _trusted(options)) else 1
+    undo(options.run, options.peer, options.from_round, options.into, _trusted(options))
     return 0
+
+
+def _trusted(options: argparse.Namespace) -> "Trust":
+    from .trust import Trust
+
+    return Trust.of(options.trust, options.config_dir)
 
 
 def _deploy(command: str, arguments: list[str]) -> int:
@@ -195,6 +204,7 @@ def _parser() -> Parser:
         command.add_argument("--into", metavar="FILE", help="to be written: the whole model, NAME.safetensors")
     for command in (resume, export, replay, undo):
         add_config_dir(command)
+        add_trust(command)
     commands.add_parser("matrix", help="attacks by defences by partitions by seeds, in one table", add_help=False)
     commands.add_parser("pretrain", help="train a model on all data, for runs to start from", add_help=False)
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)

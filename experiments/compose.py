@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedshare.errors import UserError, first_line
 
-from . import words
+from . import environment, words
 from .config import Root, check_ranges, register
 from .own import importable
 
@@ -92,22 +92,26 @@ def folder(overrides: Sequence[str], name: str = "config", app: Hydra | None = N
 
 
 def settle(whole: DictConfig) -> DictConfig:
-    """What makes a run what it is: every interpolation filled in, without hydra's own part and the folder."""
+    """What makes a run what it is, without hydra's own part and the folder.
+
+    Every interpolation is filled in, but for texts of the environment: those are read when something is made of them.
+    """
     root = OmegaConf.get_type(whole)  # which of them is the entry's choice
     keys = [field.name for field in fields(root if is_dataclass(root) else Root)]
     for key in map(str, whole):
         if key not in (*keys, "hydra"):
             raise UserError(f"{key}: {_no_such('key', key, keys)}")
-    plain = {}
-    for key in keys:
-        if key != "folder":
-            try:
-                plain[key] = _plain(whole, key)
-            except OmegaConfBaseException as error:
-                raise UserError(_unfit(whole, key, error) or f"{error.full_key or key}: {first_line(error)}") from error
-    config = OmegaConf.create(plain)
+    keys.remove("folder")
+    config = OmegaConf.create(environment.kept(whole, lambda one: {key: _filled(one, key) for key in keys}))
     check_ranges(config)
     return config
+
+
+def _filled(whole: DictConfig, key: str) -> Any:
+    try:
+        return _plain(whole, key)
+    except OmegaConfBaseException as error:
+        raise UserError(_unfit(whole, key, error) or f"{error.full_key or key}: {first_line(error)}") from error
 
 
 def _unfit(whole: DictConfig, group: str, error: Exception) -> str | None:

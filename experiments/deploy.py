@@ -7,9 +7,11 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import fedshare
 from fedshare import devices
@@ -107,6 +109,7 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     from fedshare.runs import RunFolder
 
     from . import beginnings, compose, execute, federation
+    from .trust import Trust
 
     if options.resume and "=" in options.resume:  # argparse takes the word behind --resume for its folder
         options.overrides.insert(0, options.resume)
@@ -121,16 +124,18 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     resuming = options.resume is not None and RunFolder(folder).config.exists()
     if resuming:
         beginnings.check_streams(RunFolder(folder))
-    if resuming and not options.overrides:
-        config = execute.stored(RunFolder(folder))
-    else:
-        config = compose.resolved(options.overrides, options.config_name, app)
+    config = compose.resolved(options.overrides, options.config_name, app)
+    if resuming:
+        trusted = Trust.of(options.trust, options.config_dir, config if options.overrides else None)
+        stored = execute.stored(RunFolder(folder), trusted=trusted)
+        config = config if options.overrides else stored
     if options.resume is None and folder:
         RunFolder(folder).check_new()
     text = OmegaConf.to_yaml(config)
     run_config: _Config = {"config": text, "folder": folder, "wait": options.wait, "slack": options.slack}
     run_config |= {"resume": options.resume is not None, "clients": options.clients or 0}
-    return run_config, {"config": text}, federation.digest(config), config.partition.get("clients") or 0
+    told: _Config = {"config": federation.told(config)}
+    return run_config, told, federation.digest(config), config.partition.get("clients") or 0
 
 
 def client(options: argparse.Namespace) -> int:
@@ -158,18 +163,14 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
     from fedshare.flower.stream import live
 
     devices.apply(place)
-    digest = ""
-    if options.overrides or options.config_name:
-        from . import compose, federation
+    digest, admit = ("", None) if options.app else _insisted(options)
 
-        name, app = options.config_name or "config", compose.hydra(options.config_dir)
-        digest = federation.digest(compose.resolved(options.overrides, name, app))
-
-    def load():  # type: ignore[no-untyped-def]  # flwr's ClientApp
+    def load(run_config):  # type: ignore[no-untyped-def]  # flwr's ClientApp
         tell(f"connected to {options.server} as client {id}")
-        if options.app:
+        if admit is None:
             app = App.at(Path(options.app)).client()
         else:
+            admit(run_config)
             from fedshare.app import client_app as app
         devices.limit(place)
         return app
@@ -209,6 +210,21 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
             tell("waiting for the next run")
 
 
+def _insisted(options: argparse.Namespace) -> tuple[str, Callable[[Any], None]]:
+    """The digest of the config that the client insists on, where it does; and what lets a server's config in."""
+    from . import compose, federation
+    from .trust import Trust
+
+    own = None
+    if options.overrides or options.config_name:
+        app = compose.hydra(options.config_dir)
+        own = compose.resolved(options.overrides, options.config_name or "config", app)
+    trusted = Trust.of(options.trust, options.config_dir, own)
+    whose = f"{options.server}: the server's config"
+    digest = "" if own is None else federation.digest(own)
+    return digest, lambda run_config: federation.admit(run_config, own, trusted, whose)
+
+
 def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list[str]:
     """What the process of one client of this host is started with."""
     program = [sys.executable, *["-P"] * sys.flags.safe_path, "-m", "fedshare"]
@@ -227,6 +243,8 @@ def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list
     }
     for flag, value in given.items():
         command += [flag, str(value)] if value is not None else []
+    for package in options.trust:
+        command += ["--trust", package]
     for text in options.node_config:
         command += ["--node-config", text]
     return command + ["--insecure"] * options.insecure + ["--stay"] * options.stay

@@ -7,7 +7,7 @@ from typing import Any
 from fedshare.errors import UserError
 
 from .cli import PASSPHRASE, Parser
-from .own import add_config_dir
+from .own import add_config_dir, add_trust
 
 _TLS = "the folder that `fedshare keys` made, or this participant's part of it"
 _PAIRS: dict[str, Any] = {"action": "append", "default": [], "metavar": "PAIRS"}
@@ -45,6 +45,7 @@ def _server(made: Parser) -> None:
     made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
     made.add_argument("-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`")
     add_config_dir(made)
+    add_trust(made)
     made.add_argument("--listen", default="127.0.0.1:9443", metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces")
     made.add_argument(
         "--clients",
@@ -83,6 +84,7 @@ def _client(made: Parser) -> None:
     made.add_argument("overrides", nargs="*", help="insist on this config; without any, the server's is taken")
     made.add_argument("-cn", "--config-name", metavar="NAME", help="insist on this preset, with the overrides")
     add_config_dir(made)
+    add_trust(made)
     made.add_argument("--id", metavar="I,J,...", help="which clients this host is; a single certificate says so itself")
     made.add_argument(
         "--gpu", default="auto", help="auto: one client a GPU, the rest on the CPU; 0 or 0,1: these; none"

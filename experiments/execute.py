@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 from safetensors.torch import save as save_tensors
 
 from fedshare import checkpoint, devices
@@ -36,13 +37,14 @@ from fedshare.state import State, copied, nbytes
 from fedshare.strategy import Strategy
 from fedshare.threads import one_thread
 
-from . import build
+from . import build, trust
 from .beginnings import begin, check_streams, create, warn, warn_of_versions
 from .config import Pretraining, Root, check_complete, check_ranges
 from .headings import heading
 from .instantiate import make
 from .signals import terminable
 from .tracking import NoTracker, Tracker
+from .trust import Trust
 
 # Keys that older versions had not, and what they did without them.
 MEANT = {
@@ -77,11 +79,14 @@ def execute(config: DictConfig, path: Path, group: str | None = None, population
             return rounds(config, folder, network, network.population, None, group)
 
 
-def resume(path: str, last: int | None = None) -> None:
-    """Go on with a run that was stopped, from its last whole checkpoint; with `last`, up to another last round."""
+def resume(path: str, last: int | None = None, trusted: Trust | None = None) -> None:
+    """Go on with a run that was stopped, from its last whole checkpoint; with `last`, up to another last round.
+
+    `trusted`: as for `stored`.
+    """
     folder = RunFolder.open(path)
     check_streams(folder)
-    config = stored(folder, last)
+    config = stored(folder, last, trusted=trusted)
     with on_disk(folder.path, partial(goes_on, folder)), folder.lock():
         start = last_checkpoint(folder, config)
         if start and start.remote and any(memory["round"] for memory in start.clients.values()):
@@ -107,20 +112,35 @@ def _again(folder: RunFolder, remote: bool) -> str:
     return f"the same command with --resume {folder.path}" if remote else f"`fedshare resume {folder.path}`"
 
 
-def stored(folder: RunFolder, last: int | None = None, root: type[Root] | type[Pretraining] = Root) -> DictConfig:
-    """The config that a run was started with; with `last`, for another last round."""
+def stored(
+    folder: RunFolder,
+    last: int | None = None,
+    root: type[Root] | type[Pretraining] = Root,
+    trusted: Trust | None = None,
+) -> DictConfig:
+    """The config that a run was started with; with `last`, for another last round.
+
+    What it may name where another user wrote it is what all may and what is `trusted`; None: whatever it does.
+    """
     try:
-        config = OmegaConf.load(folder.config)
+        text = folder.config.read_text("utf-8")
+        config = OmegaConf.create(text)
         if not isinstance(config, DictConfig):
             raise ValueError("it holds no keys")
+        if trusted is not None and not folder.is_ours(text):
+            trust.check(config, trusted, f"{folder.path}, whose config this user did not write")
         for key, meant in MEANT.items() if root is Root else ():
             config.setdefault(key, meant)
         if last is not None:
             config.rounds = last
         check_complete(config, root)
         check_ranges(config)
+        made = OmegaConf.masked_copy(config, [str(key) for key in config if key != "tracking"])
+        OmegaConf.to_container(made, resolve=True)
     except UserError:
         raise
+    except InterpolationResolutionError as error:  # a variable of the environment that is gone
+        raise UserError(f"{folder.config}: {error.full_key}: {first_line(error)}") from error
     except Exception as error:
         raise UserError(f"{folder.config} is damaged: {first_line(error)}") from error
     return config

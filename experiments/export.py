@@ -18,12 +18,16 @@ from fedshare.tensors import Tensors
 from . import build
 from .beginnings import begin, streams, warn
 from .execute import stored
+from .trust import Trust
 
 
-def export(run: str, file: str, client: int | None) -> None:
-    """The global model, or the one that `client` would use now. Raises UserError where there is none."""
+def export(run: str, file: str, client: int | None, trusted: Trust | None = None) -> None:
+    """The global model, or the one that `client` would use now. Raises UserError where there is none.
+
+    `trusted`: as for `execute.stored`.
+    """
     folder, path = RunFolder.open(run), target(file)
-    config = stored(folder)
+    config = stored(folder, trusted=trusted)
     with streams(folder):
         module = _model(folder, config, client)
     print(write(path, module, config))

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedshare.checkpoint import Checkpoint
-from fedshare.errors import UserError
+from fedshare.errors import UserError, first_line
 from fedshare.files import on_disk, write_atomically
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
@@ -28,8 +28,10 @@ from fedshare.report.clock import say
 from fedshare.runs import NOTHING, RunFolder
 from fedshare.simulation import Declared, Population
 
-from . import beginnings, build, compose, execute
+from . import beginnings, build, compose, execute, trust
+from .environment import unfilled
 from .tracking import NoTracker, Watcher
+from .trust import Trust
 
 RunConfig = Mapping[str, Any]
 RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
@@ -50,6 +52,38 @@ class Order:
     clients: int  # how many must be there before the first round; 0: all
     wait: float  # seconds to wait for them
     slack: int  # bytes that an answer may have beyond twice what is expected of it
+
+
+def told(config: DictConfig) -> str:
+    """What clients are told of the config: what they need, and nothing that is the server's affair alone.
+
+    Raises UserError where that is to be filled in from the environment, which no client does for a server.
+    """
+    shared = OmegaConf.masked_copy(config, [*SHARED, "weights", "device"])
+    if found := unfilled(OmegaConf.to_container(shared)):
+        here = "say it, or leave it to each host: --data, --weights, $FEDSHARE_DATA"
+        raise UserError(f"{found[0]}={found[1]}: a client does not read its environment for a server: {here}")
+    return OmegaConf.to_yaml(shared)
+
+
+def admit(run_config: Any, own: DictConfig | None, trusted: Trust, whose: str) -> None:
+    """On a client, before anything is made of what the server told it.
+
+    Raises UserError where that is not the config that the client insists on, its `own`, or names what it may not.
+    """
+    try:
+        config = DictConfig(OmegaConf.create(str(run_config["config"])))
+        if lacking := [key for key in SHARED if key not in config]:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+        trust.check_filled(config, whose)
+        theirs = digest(config)
+    except UserError:
+        raise
+    except Exception as error:  # of YAML's and OmegaConf's kinds
+        raise UserError(f"{whose} cannot be read: {first_line(error)}") from error
+    if own is not None and theirs != (ours := digest(own)):
+        raise UserError(f"{whose} has the digest {theirs[:12]}, and the one that this client insists on {ours[:12]}")
+    trust.check(config, trusted, whose)
 
 
 def config_of(run_config: RunConfig) -> DictConfig:
@@ -87,6 +121,7 @@ def population(run_config: RunConfig, node_config: RunConfig) -> tuple[str, Popu
     here, ``weights``.
     """
     config = config_of(run_config)
+    told(config)
     text = agreed(config)
     config.device = str(node_config.get("device", "cpu"))
     config.weights = node_config.get("weights", config.weights)
@@ -126,6 +161,7 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
         config = _same(execute.stored(folder), config, folder)
     else:
         folder.check_new()
+    told(config)
     config.device = "cpu"
     here = build.tried(config)
     declared = here.shares if isinstance(here.shares, Declared) else None
@@ -181,8 +217,11 @@ def _start(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
 
 def _same(stored: DictConfig, asked: DictConfig, folder: RunFolder) -> DictConfig:
     """The config of a run that goes on: as it was, but for the rounds."""
+    before, now = (OmegaConf.to_container(config) for config in (stored, asked))  # the environment is not read
+    assert isinstance(before, dict)
+    assert isinstance(now, dict)
     for key in map(str, asked):
-        if key not in ("rounds", "tracking", "timeout", "device") and stored.get(key) != asked[key]:
+        if key not in ("rounds", "tracking", "timeout", "device") and before.get(key) != now[key]:
             raise UserError(
                 f"{folder.path} holds a run with another {key}: name another folder, or give the same config"
             )

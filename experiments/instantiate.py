@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fedshare.errors import UserError, first_line
 from fedshare.extras import missing, root_cause
@@ -23,11 +24,13 @@ def make(node: Any, path: str, kind: type[Any] = object) -> Any:
     """The `kind` of object that `node`, which stands at `path` in the config, describes."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise UserError(f"{path}: must say by its _target_ what to make")
-    check(node, path)
     try:
+        check(node, path)
         made = instantiate(node, _convert_="all")
     except InstantiationException as error:
         raise UserError(f"{path}: {_fault(error.__cause__ or error)}") from error
+    except OmegaConfBaseException as error:  # such as a variable of the environment that is gone
+        raise UserError(f"{error.full_key or path}: {first_line(error)}") from error
     if not isinstance(made, kind):
         raise UserError(f"{path}._target_={node['_target_']}: gives a {type(made).__name__}, not a {kind.__name__}")
     return made
@@ -45,13 +48,7 @@ def check(node: Any, path: str) -> None:
             check(item, f"{path}.{key!s}")
     if "_target_" not in node:
         return
-    try:
-        target: Any = get_object(node["_target_"])
-    except (Exception, SystemExit) as error:
-        why = missing(error) or f"cannot be imported: {root_cause(error)}"
-        raise UserError(f"{path}._target_={node['_target_']}: {why}") from error
-    if not callable(target):
-        raise UserError(f"{path}._target_={node['_target_']}: is a {type(target).__name__}, not a class or a function")
+    target = located(node["_target_"], path)
     try:
         arguments = inspect.signature(target).parameters
     except ValueError:
@@ -61,6 +58,18 @@ def check(node: Any, path: str) -> None:
     for key, value in node.items():
         if key in arguments and key in expected and not fits(value, expected[key]):
             raise UserError(f"{path}.{key}={shown(value)}: must be {describe(expected[key])}")
+
+
+def located(name: str, path: str) -> Any:
+    """The class or function that the `_target_` at `path` names. Raises UserError where there is none."""
+    try:
+        target: Any = get_object(name)
+    except (Exception, SystemExit) as error:
+        why = missing(error) or f"cannot be imported: {root_cause(error)}"
+        raise UserError(f"{path}._target_={name}: {why}") from error
+    if not callable(target):
+        raise UserError(f"{path}._target_={name}: is a {type(target).__name__}, not a class or a function")
+    return target
 
 
 def _fault(error: BaseException) -> str:

@@ -29,10 +29,14 @@ from .beginnings import begin, streams, warn, why_another
 from .execute import stored
 from .export import target, write
 from .ledger_summary import opened
+from .trust import Trust
 
 
-def replay(run: str, round: int | None, into: str | None) -> bool:
-    """The model after `round`, by default the last; whether it is the one that the run has recorded."""
+def replay(run: str, round: int | None, into: str | None, trusted: Trust | None = None) -> bool:
+    """The model after `round`, by default the last; whether it is the one that the run has recorded.
+
+    `trusted`: as for `execute.stored`.
+    """
     folder = RunFolder.open(run)
     path = target(into) if into else None
     contents, meaning = opened(folder)
@@ -44,7 +48,7 @@ def replay(run: str, round: int | None, into: str | None) -> bool:
             behind = f"; no later one is in the ledger, and the run is at round {links[-1].round}"
     if not 0 <= round <= last:
         raise UserError(f"--round {round}: {folder.ledger.path} has 0, the initial model, to {last}")
-    config, population = _begun(folder, contents.manifest)
+    config, population = _begun(folder, contents.manifest, trusted)
     scratch = population.scratch
     commits = [commit for commit in contents.commits if commit.round <= round]
     with threads(cores()), _named(folder):
@@ -62,8 +66,11 @@ def replay(run: str, round: int | None, into: str | None) -> bool:
     return not wrong
 
 
-def undo(run: str, peers: Collection[int], since: int, into: str | None) -> None:
-    """The model after the last round, with all that was said and without what `peers` said from round `since` on."""
+def undo(run: str, peers: Collection[int], since: int, into: str | None, trusted: Trust | None = None) -> None:
+    """The model after the last round, with all that was said and without what `peers` said from round `since` on.
+
+    `trusted`: as for `execute.stored`.
+    """
     folder = RunFolder.open(run)
     path = target(into) if into else None
     contents, meaning = opened(folder)
@@ -76,7 +83,7 @@ def undo(run: str, peers: Collection[int], since: int, into: str | None) -> None
     last = contents.commits[-1].round
     if not 1 <= since <= last:
         raise UserError(f"--from-round {since}: {folder.ledger.path} has 1 to {last}")
-    config, population = _begun(folder, contents.manifest)
+    config, population = _begun(folder, contents.manifest, trusted)
     scratch, found = population.scratch, []
     kept, taken = parted(contents.commits, peers, since)
     memories = _memories(folder, scratch)
@@ -100,9 +107,9 @@ def undo(run: str, peers: Collection[int], since: int, into: str | None) -> None
         print(f"into      {written}")
 
 
-def _begun(folder: RunFolder, manifest: Manifest) -> tuple[DictConfig, Population]:
+def _begun(folder: RunFolder, manifest: Manifest, trusted: Trust | None) -> tuple[DictConfig, Population]:
     """The run's config, and everyone with the model that its ledger starts from. Raises UserError where it is lost."""
-    config = stored(folder)
+    config = stored(folder, trusted=trusted)
     try:
         build.device_of(config.device)
     except UserError as error:  # the bits are the same on any

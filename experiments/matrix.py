@@ -125,18 +125,25 @@ def wanted(app: Hydra, name: str, overrides: Sequence[str]) -> tuple[DictConfig,
     if not folder:
         raise UserError("folder: has no value, and cannot do without")
     for axis, group in AXES.items():
-        config[axis] = _axis(axis, group, config[axis], axes.get(axis, config[axis]))
+        known: Any = OmegaConf.to_container(config[axis])  # texts of the environment are not read
+        config[axis] = _axis(axis, group, known, axes.get(axis, known))
     config.seeds = list(dict.fromkeys(config.seeds))
     for key in (*AXES, "seeds"):
         if not config[key]:
             raise UserError(f"{key}: there are none")
-    config.base = [*config.base, *common]
+    config.base = [*_lines(config.base), *common]
     if config.reference is not None and len(config.reference) != 2:
         raise UserError("reference: must be an attack and a defence, or null")
     return config, Path(folder)
 
 
-def _axis(axis: str, group: str, known: DictConfig, asked: Any) -> dict[str, list[str]]:
+def _lines(overrides: Any) -> list[str]:
+    """Overrides as they are written: what they take from the environment is not read."""
+    lines: Any = OmegaConf.to_container(overrides)
+    return [str(line) for line in lines]
+
+
+def _axis(axis: str, group: str, known: dict[str, Any], asked: Any) -> dict[str, list[str]]:
     if isinstance(asked, str | list):
         names = map(str, [asked] if isinstance(asked, str) else asked)
         asked = {name: known.get(name, f"{group}='{name}'") for name in names}
@@ -157,7 +164,7 @@ def plan(app: Hydra, config: DictConfig) -> list[Cell]:
     for partition, shared in config.partitions.items():
         for attack, lies in config.attacks.items():
             for defence, strategy in config.defences.items():
-                overrides = [*config.base, *shared, *lies, *strategy]
+                overrides = [line for part in (config.base, shared, lies, strategy) for line in _lines(part)]
                 try:
                     if any(override.split("=")[0].lstrip("+~") == "seed" for override in overrides):
                         raise UserError("seed: is not for a cell; say seeds=[0,1]")

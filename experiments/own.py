@@ -16,6 +16,16 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        metavar="PACKAGE",
+        action="append",
+        default=[],
+        help="let a config that somebody else wrote name what is in this package; may be given several times",
+    )
+
+
 def importable(directory: str | None) -> None:
     """Let the modules in `directory` be imported, after all others. Raises UserError where there is no such folder."""
     if directory is None:

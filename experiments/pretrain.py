@@ -30,9 +30,10 @@ from .cli import Parser
 from .config import Pretraining
 from .execute import stored
 from .instantiate import make
-from .own import add_config_dir, importable
+from .own import add_config_dir, add_trust, importable
 from .run import Work, run
 from .signals import terminable
+from .trust import Trust
 
 
 class Folder(RunFolder):
@@ -62,9 +63,10 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog="fedshare pretrain", allow_abbrev=False)
     parser.add_argument("--resume", required=True, metavar="FOLDER", help="go on with what was stopped there")
     add_config_dir(parser)
+    add_trust(parser)
     options = parser.parse_args(arguments)
     importable(options.config_dir)
-    return resume(options.resume)
+    return resume(options.resume, Trust.of(options.trust, options.config_dir))
 
 
 def built(config: DictConfig) -> Built:
@@ -106,12 +108,12 @@ def execute(config: DictConfig, path: Path, _sweep: str | None = None, made: Bui
         _epochs(config, folder, made, None)
 
 
-def resume(path: str) -> None:
-    """Go on with what was stopped, from its last whole checkpoint."""
+def resume(path: str, trusted: Trust | None = None) -> None:
+    """Go on with what was stopped, from its last whole checkpoint. `trusted`: as for `execute.stored`."""
     folder = Folder(path)
     if not folder.config.is_file():
         raise UserError(f"{path}: not a folder of `fedshare pretrain`: it has no {folder.config.name}")
-    config = stored(folder, root=Pretraining)
+    config = stored(folder, root=Pretraining, trusted=trusted)
     check_streams(folder, "what is in it can still be weights=")
     if type(config.threads) is not int:
         raise UserError(f"{folder.config} is damaged: its threads are no number")

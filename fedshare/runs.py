@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 
-from fedshare import chain, checkpoint
+from fedshare import chain, checkpoint, marks
 from fedshare.chain import Link
 from fedshare.errors import UserError
 from fedshare.files import append, on_disk, sweep, write_atomically, writing
@@ -37,6 +37,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.mark = self.path / "mark"  # who wrote the config, which only that user can tell; see `fedshare.marks`
         self.versions = self.path / "versions.json"
         self.metrics = self.path / "metrics.jsonl"
         self.links_file = self.path / "digests.jsonl"
@@ -80,6 +81,7 @@ class RunFolder:
                 write_atomically(self.versions, versions)
                 if sealed:
                     self.seals.begin(config.encode(), versions.encode())
+                self._mark(config)
                 write_atomically(self.config, config)  # last: with it, the folder holds a run
         except OSError as error:
             self._uncreate()
@@ -91,11 +93,28 @@ class RunFolder:
     def _uncreate(self) -> None:
         """Leave nothing of a run that has not begun."""
         if not self.config.exists():
-            for path in (self.initial, self.versions, self.declared, self.seals.path):
+            for path in (self.initial, self.versions, self.declared, self.seals.path, self.mark):
                 with suppress(OSError):
                     path.unlink()
             with suppress(OSError):
                 self.path.rmdir()  # where it is empty
+
+    def is_ours(self, config: str) -> bool:
+        """Whether `config`, which was read here, is what this user wrote here."""
+        return marks.is_marked(config, self._marks())
+
+    def _marks(self) -> list[str]:
+        with suppress(OSError, ValueError):
+            return self.mark.read_text().split()
+        return []
+
+    def _mark(self, config: str) -> None:
+        """Before the config is written, so that no crash leaves one without its mark."""
+        try:
+            new = marks.mark(config)
+        except OSError:  # a user who can have no key
+            return
+        write_atomically(self.mark, "".join(f"{one}\n" for one in dict.fromkeys([*self._marks(), new])))
 
     def made_with(self) -> dict[str, str]:
         """The versions it was begun with, and the fingerprints of the ``model`` and of what is held of it, ``initial``.
@@ -145,9 +164,12 @@ class RunFolder:
             write_atomically(self.seals.path, sealed)
 
     def amend(self, config: str) -> None:
-        """Go on with another config, such as one with more rounds."""
-        if (data := config.encode()) == self.config.read_bytes():
+        """Go on with another config, such as one with more rounds; whose the one before was, this one is."""
+        before, data = self.config.read_bytes(), config.encode()
+        if data == before:
             return
+        if self.is_ours(before.decode()):
+            self._mark(config)
         if self.seals.exists():
             self.seals.add_config(data, self._versions())
         write_atomically(self.config, data)

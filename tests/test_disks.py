@@ -36,6 +36,7 @@ POINTS = {
     "initial.safetensors": BEST,
     "versions.json": BEST,
     "seals.jsonl": BEST,
+    "mark": BEST,
     "config.yaml": BEST,
     "ledger": ONEBYTE,
     "partition.svg": BEST,

@@ -110,10 +110,12 @@ def test_a_host_s_clients_are_told(given: list[str], conf: Path) -> None:
 
     line = ["localhost:9", "data=digits", "--id", "0,1", *(part.format(conf) for part in given)]
     options = parser("client").parse_intermixed_args(line)
+    options.trust = ["mylab", "another.package"]
     command = deploy._command(options, 1, Place(None, None, 1))
     again = parser("client").parse_intermixed_args(command[command.index("client") + 1 :])
     assert (again.config_dir, again.config_name) == (str(conf), "exp" if "exp" in given else None)
     assert (again.overrides, again.id) == (["data=digits"], "1")
+    assert again.trust == ["mylab", "another.package"]
 
 
 def test_a_doctor_composes_what_a_client_would(conf: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +142,7 @@ DEPLOYED = {
         ["-cn", "exp", *SMALL, "-cd", "{}"],
         False,
     ),
-    "PYTHONPATH at the clients": (["model=mine", *SMALL, "-cd", "{}"], [], True),
+    "PYTHONPATH at the clients": (["model=mine", *SMALL, "-cd", "{}"], ["--trust", "own_net_of_anns"], True),
 }
 
 

@@ -247,7 +247,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_holds_weights_for_other_classes(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
-        *(".lock", "checkpoints", "metrics.jsonl", "model.safetensors", "pretrain.yaml", "versions.json")
+        *(".lock", "checkpoints", "metrics.jsonl", "model.safetensors", "pretrain.yaml"),
+        *("mark", "versions.json"),
     }
     with safe_open(folder / "model.safetensors", "pt") as file:
         config = json.loads(file.metadata()["config"])

@@ -86,11 +86,11 @@ class StreamGrid(OwnGrid):
             self._replies.pop(id, None)
 
 
-def live(client: StreamClient, load: Callable[[], ClientApp], node_config: UserConfig) -> None:
-    """Be client `client.id` of a run, until it is over. `load` is called when the server has let us in."""
+def live(client: StreamClient, load: Callable[[UserConfig], ClientApp], node_config: UserConfig) -> None:
+    """Be client `client.id` of a run, until it is over. `load` is given the run config of a server that let us in."""
 
     def prepare(welcomed: Welcomed) -> Callable[[bytearray], Sequence[Buffer]]:
-        app, node = load(), node_of(client.id)
+        app, node = load(welcomed.config), node_of(client.id)
         private.enter_run()
         context = Context(
             run_id=1,

@@ -28,7 +28,7 @@ class Timm:
     another size and a head for other classes are made to fit. Nothing but safetensors is read.
     """
 
-    def __new__(
+    def __new__(  # type: ignore[misc]  # timm's own module, of which nothing is derived
         cls,
         name: str,
         shape: Sequence[int],
@@ -37,7 +37,7 @@ class Timm:
         pretrained: bool = False,
         checkpoint: str | None = None,
         options: Mapping[str, Any] | None = None,
-    ) -> Any:
+    ) -> nn.Module:
         channels, _, _ = check.image("Timm", shape)
         check.positive("Timm", classes=classes, **({} if size is None else {"size": size}))
         with importing("timm", "Timm"):
