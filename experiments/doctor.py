@@ -23,6 +23,7 @@ from .host_checks import FAILED, OK, TORCH_SECONDS, WARNING, Finding
 
 HEALTH_SECONDS = 5.0
 SKEW = 1.0  # seconds between two clocks that nobody needs to hear of
+_UNUSED_HERE = ("ca.key", "supernode")  # private keys that no stream is opened with, which would refuse them
 
 Check = Callable[[argparse.Namespace], Iterator[Finding]]
 
@@ -79,7 +80,7 @@ def _keys(options: argparse.Namespace) -> Iterator[Finding]:
         if now <= end < now + RENEWAL:
             left = (end - now).days
             yield WARNING, f"{folder}: the certificate of {name} ends in {left} days; `fedshare keys` renews it"
-    for path in sorted(path for path in folder.rglob("*") if path.suffix == ".key" or path.name == "supernode"):
+    for path in sorted(path for path in folder.rglob("*") if path.name in _UNUSED_HERE):
         if (mode := path.stat().st_mode & 0o777) & 0o077:
             yield WARNING, f"{path}: others may read it (mode {mode:04o}): chmod 600"
     if sound:

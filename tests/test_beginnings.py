@@ -113,9 +113,12 @@ def test_whatever_is_older_is_read_with_its_own_streams(made: str | None, older:
     assert not torch.equal(torch.rand(3, generator=seeds.generator(0)), before(0))
 
 
+TRUSTED = ("--trust", "portable")  # a folder of before has no mark that shows who wrote it
+
+
 @pytest.mark.parametrize("round", MODELS)
 def test_a_ledger_of_before_is_replayed(round: int, older: RunFolder, capfd: Capture) -> None:
-    said = says(capfd, "replay", older.path, "--round", round)
+    said = says(capfd, "replay", older.path, "--round", round, *TRUSTED)
     assert (said["model"], said["sha256"]) == (f"of round {round}, as recorded", MODELS[round])
 
 
@@ -126,11 +129,11 @@ def test_a_run_of_before_is_verified_compared_undone_and_exported(
     assert fedshare("verify", str(older.path)) == 0
     assert fedshare("verify", str(older.path), str(again.path)) == 0
     assert fedshare("compare", str(older.path), str(again.path)) == 0
-    said = says(capfd, "undo", older.path, "--peer", 1)
+    said = says(capfd, "undo", older.path, "--peer", 1, *TRUSTED)
     assert said["with"].endswith(f"sha256 {MODELS[4]}")
     assert said["without"].endswith(f"sha256 {UNDONE}")
     assert says(capfd, "ledger", older.path)["entries"].startswith("80, ")
-    assert fedshare("export", str(older.path), str(whole)) == 0
+    assert fedshare("export", str(older.path), str(whole), *TRUSTED) == 0
     model = load_file(whole)
     assert digest(torch.cat([model["weight"].flatten(), model["bias"]])) == MODELS[4]
 
@@ -141,7 +144,7 @@ def test_what_of_a_run_of_before_cannot_be_drawn_is_said(older: RunFolder, capfd
     config.seed = 7  # draws another model, as another kind of processor does
     OmegaConf.save(config, older.config)
     for command in (("replay",), ("undo", "--peer", "1")):
-        line = refusal(capfd, older.path, command[0], str(older.path), *command[1:])
+        line = refusal(capfd, older.path, command[0], str(older.path), *command[1:], *TRUSTED)
         assert line.startswith(f"{older.path}: began with another model: this is another kind of processor, or ")
 
 

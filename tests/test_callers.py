@@ -259,7 +259,7 @@ def wrapped(number: int) -> UserError:
         return error
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EIO])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 @pytest.mark.parametrize("kind", [wrapped, lambda number: OSError(number, os.strerror(number))])
 def test_what_the_system_did_not_do_is_not_bad_input(
     kind: Callable[[int], Exception], number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

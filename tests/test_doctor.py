@@ -257,8 +257,14 @@ def test_certificates_that_end_soon(examine: Doctor, tmp_path: Path) -> None:
 
 def test_keys_that_others_may_read(examine: Doctor, tmp_path: Path) -> None:
     keys.make(tmp_path / "keys", [], clients=1, days=365)
-    (tmp_path / "keys" / "client-0" / "client.key").chmod(0o640)
-    found("warning", "client.key: others may read it (mode 0640)", examine("--keys", str(tmp_path / "keys")))
+    key, authority = tmp_path / "keys" / "client-0" / "client.key", tmp_path / "keys" / "ca" / "ca.key"
+    authority.chmod(0o640)
+    found("warning", "ca.key: others may read it (mode 0640)", examine("--keys", str(tmp_path / "keys")))
+    authority.chmod(0o600)
+    key.chmod(0o644)
+    found(
+        "FAILED", "client.key: others can use this private key (mode 0644)", examine("--keys", str(tmp_path / "keys"))
+    )
 
 
 def test_certificates_that_no_peer_would_accept(examine: Doctor, pki: Path, tmp_path: Path) -> None:

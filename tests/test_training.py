@@ -162,13 +162,13 @@ def test_a_single_last_example_trains_under_batch_norm() -> None:
 
 
 def test_rates_by_hand() -> None:
-    assert [rates.Constant()(round) for round in (1, 9)] == [1, 1]
+    assert [rates.Constant()(number) for number in (1, 9)] == [1, 1]
     step = rates.Step(every=2, factor=0.5)
-    assert [step(round) for round in range(1, 6)] == [1, 1, 0.5, 0.5, 0.25]
+    assert [step(number) for number in range(1, 6)] == [1, 1, 0.5, 0.5, 0.25]
     cosine = rates.Cosine(rounds=5, least=0.2)
     assert [round(cosine(number), 6) for number in (1, 3, 5, 9)] == [1, 0.6, 0.2, 0.2]
     warmup = rates.WarmUp(rounds=3, then=step)
-    assert [warmup(round) for round in range(1, 8)] == [0.25, 0.5, 0.75, 1, 1, 0.5, 0.5]
+    assert [warmup(number) for number in range(1, 8)] == [0.25, 0.5, 0.75, 1, 1, 0.5, 0.5]
 
 
 SCHEDULERS = {
