@@ -69,12 +69,16 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        if error.filename2 is not None:
+            del error.filename2  # None would be shown as a second file
         raise
 
 
 def private_folder(path: Path) -> None:
     """Make `path`, and what is missing above it, for this user alone; where it is there, so too."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     missing = [folder for folder in (path, *path.parents) if not folder.exists()] or [path]
     for folder in reversed(missing):
         with writing(path):
