@@ -10,7 +10,7 @@ _NAMED = {
     *(errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.ENOEXEC, errno.ENODEV),
 }
 # And what it says when something is used up, in whatever was being done.
-_SPENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN}
+_SPENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 # What an operator mends at the disk: full, over its quota, read-only, a file beyond the limit, broken.
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
@@ -61,5 +61,5 @@ def exit_status(error: UserError | OSError) -> int:
     while cause and error.exit_code == UserError.exit_code:
         if isinstance(cause, OSError) and cause.errno in _SPENT | OF_THE_DISK:
             return exit_status(cause)
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return error.exit_code

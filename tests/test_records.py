@@ -275,7 +275,7 @@ def test_a_kill_between_any_two_writes_leaves_a_folder_that_goes_on(
                 assert run.seal_flaw() is None
                 run.append(whole.rows()[1], whole.links()[1])
                 assert verify(run)[1].startswith("whole: 2 rounds")
-    assert count == {"append": 6, "rewind": 12, "amend": 6}
+    assert count == {"append": 6, "rewind": 12, "amend": 10}
 
 
 def torn(run: RunFolder) -> None:

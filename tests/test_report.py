@@ -320,7 +320,7 @@ def test_plain_lines_outside_a_terminal():
     assert lines[1:] == [
         "round     acc    mean  worst10%     loss        up      down  s/round    digest  notes",
         "    1       -       -         -        -    1.0 kB    2.5 MB     3.50  01234567",
-        "! client 7 dropped: ?[31mNaN?",
+        "! client 7 dropped: \\x1b[31mNaN\\n",
         "    2  0.5000  0.4000    0.2500   1.2500    1.0 kB    2.5 MB     1.10  01234567  ckpt, dropped 1",
     ]
 
