@@ -104,4 +104,5 @@ def _flaw(identity: Identity) -> str | None:
 
 def _write(identity: Identity, folder: Path) -> None:
     for name, pem in (("ca.crt", identity.ca), ("client.crt", identity.certificate), ("client.key", identity.key)):
+        (folder / name).touch(mode=0o600)
         (folder / name).write_bytes(pem)
