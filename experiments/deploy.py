@@ -8,13 +8,13 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fedshare
-from fedshare import devices
+from fedshare import devices, marks
 from fedshare.errors import RunHalted, UserError, brief
 from fedshare.keys import Identity, make
 from fedshare.report.clock import say, tell
@@ -134,7 +134,9 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     text = OmegaConf.to_yaml(config)
     run_config: _Config = {"config": text, "folder": folder, "wait": options.wait, "slack": options.slack}
     run_config |= {"resume": options.resume is not None, "clients": options.clients or 0}
-    told: _Config = {"config": federation.told(config)}
+    told: _Config = {"config": (words := federation.told(config))}
+    with suppress(OSError):  # a user who can have no key
+        told["mark"] = marks.mark(words)
     return run_config, told, federation.digest(config), config.partition.get("clients") or 0
 
 

@@ -143,6 +143,7 @@ DEPLOYED = {
         False,
     ),
     "PYTHONPATH at the clients": (["model=mine", *SMALL, "-cd", "{}"], ["--trust", "own_net_of_anns"], True),
+    "the server of the same user": (["model=mine", *SMALL, "-cd", "{}"], [], True),
 }
 
 

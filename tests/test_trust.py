@@ -14,6 +14,7 @@ from test_ledger_commands import refuses, says
 from test_runs import copy, fedshare
 
 import world
+from fedshare import marks
 from fedshare.errors import UserError
 from fedshare.experiments import compose, trust
 from fedshare.experiments.trust import Trust
@@ -487,6 +488,25 @@ def test_a_client_trusts_a_package_that_it_is_told_to(trap: Path, tmp_path: Path
     status, said = Liar(told).meets(tmp_path, "--trust", "trap_of_tests", **environ)
     assert status == 0, said
     assert sprung(trap) == ["called", "imported"]
+
+
+def test_what_this_user_s_server_tells_is_not_confined_and_what_another_s_does_is(
+    trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
+    from fedshare.experiments import federation
+
+    monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "mine"))
+    told = OmegaConf.to_yaml(OmegaConf.create({**OmegaConf.to_container(config()), "model": NET}))  # type: ignore[dict-item]
+    marked = {"config": told, "mark": marks.mark(told)}
+    federation.admit(marked, None, Trust(), "the server's config")
+    for other in ({"config": told}, {**marked, "config": told + "\n"}, {**marked, "mark": "00" * 32}):
+        with pytest.raises(UserError, match="may not be named here"):
+            federation.admit(other, None, Trust(), "the server's config")
+    monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "another's"))
+    with pytest.raises(UserError, match="may not be named here"):
+        federation.admit(marked, None, Trust(), "the server's config")
+    assert not sprung(trap)
 
 
 def options(*arguments: str) -> Any:
