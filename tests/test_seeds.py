@@ -142,7 +142,7 @@ def test_the_streams_of_before_are_there_for_the_folders_of_before(key: tuple[se
 
 
 def shorter(state: Tensor) -> Tensor:
-    return state[:-8]
+    return state[:-16]  # torch 2.6 takes one that is shorter by 8, of older versions
 
 
 def shifted(state: Tensor) -> Tensor:
