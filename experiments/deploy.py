@@ -124,11 +124,13 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     resuming = options.resume is not None and RunFolder(folder).config.exists()
     if resuming:
         beginnings.check_streams(RunFolder(folder))
-    config = compose.resolved(options.overrides, options.config_name, app)
+    composed = partial(compose.resolved, options.overrides, options.config_name, app)
     if resuming:
-        trusted = Trust.of(options.trust, options.config_dir, config if options.overrides else None)
-        stored = execute.stored(RunFolder(folder), trusted=trusted)
-        config = config if options.overrides else stored
+        own = composed() if options.overrides else None
+        stored = execute.stored(RunFolder(folder), trusted=Trust.of(options.trust, options.config_dir, own))
+        config = stored if own is None else own
+    else:
+        config = composed()
     if options.resume is None and folder:
         RunFolder(folder).check_new()
     text = OmegaConf.to_yaml(config)

@@ -19,8 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedshare.best import Best
-from fedshare.errors import DiskError, RunHalted, UserError, first_line
-from fedshare.files import of_the_disk
+from fedshare.errors import DiskError, RunHalted, UserError, first_line, of_the_disk
 from fedshare.tasks import Task
 
 from . import build, compose

@@ -12,7 +12,7 @@ _NAMED = {
 # And what it says when something is used up, in whatever was being done.
 _SPENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 # What an operator mends at the disk: full, over its quota, read-only, a file beyond the limit, broken.
-OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 
 class UserError(Exception):
@@ -51,15 +51,22 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def of_the_disk(error: BaseException) -> bool:
+    """Whether an error is one that space, or a disk that can be written, mends."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_DISK
+
+
 def exit_status(error: UserError | OSError) -> int:
     """Of a command that ends with `error`: `SYSTEM` where the fault is the system's, not of what was asked for."""
     if isinstance(error, OSError):
-        if error.errno in OF_THE_DISK:
+        if of_the_disk(error):
             return DiskError.exit_code
         return 2 if error.errno is None or error.errno in _NAMED else SYSTEM
     cause: BaseException | None = error
     while cause and error.exit_code == UserError.exit_code:
-        if isinstance(cause, OSError) and cause.errno in _SPENT | OF_THE_DISK:
-            return exit_status(cause)
+        if of_the_disk(cause):
+            return DiskError.exit_code
+        if isinstance(cause, OSError) and cause.errno in _SPENT:
+            return SYSTEM
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return error.exit_code

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedshare.errors import OF_THE_DISK, DiskError
+from fedshare.errors import DiskError, of_the_disk
 
 
 def state_folder(given: str | None = None) -> Path:
@@ -105,11 +105,6 @@ def _lives(process: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
-
-
-def of_the_disk(error: BaseException) -> bool:
-    """Whether an error is one that space, or a disk that can be written, mends."""
-    return isinstance(error, OSError) and error.errno in OF_THE_DISK
 
 
 @contextmanager

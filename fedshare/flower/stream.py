@@ -19,10 +19,8 @@ from fedshare.stream.client import Last, StreamClient, Welcomed
 from fedshare.stream.frames import Buffer
 from fedshare.stream.server import StreamServer
 
-Limits = tuple[
-    int | None, int | None
-]  # bytes of an answer, and of those its envelope; None: as many as the server takes
-_ANY: Limits = None, None
+Most = tuple[int | None, int | None]  # bytes of an answer, and of its envelope; None: as many as the server takes
+_ANY: Most = None, None
 
 
 class StreamGrid(OwnGrid):
@@ -31,8 +29,8 @@ class StreamGrid(OwnGrid):
     def __init__(self, server: StreamServer) -> None:
         super().__init__(Waiting(server.settings.clients or sys.maxsize, "--clients", math.inf))
         self.server = server
-        self._tickets: dict[int, tuple[Message, Limits]] = {}  # what was sent and is not answered
-        self._limits: dict[int, Limits] = {}  # by node
+        self._tickets: dict[int, tuple[Message, Most]] = {}  # what was sent and is not answered
+        self._limits: dict[int, Most] = {}  # by node
 
     def wait_for(self, clients: int, seconds: float) -> None:
         """Until `clients` are connected. Raises RunHalted where they are not in `seconds`."""
@@ -72,7 +70,7 @@ class StreamGrid(OwnGrid):
         limits = self._limits.get(node, _ANY)
         self._tickets[self.server.send(client_of(node), seal(message), limits[0])] = message, limits
 
-    def allow(self, limits: dict[int, Limits]) -> None:
+    def allow(self, limits: dict[int, Most]) -> None:
         """How large the nodes' answers may be, to all that is sent to them from now on."""
         self._limits |= limits
 

@@ -19,7 +19,7 @@ _REFUSALS = {
     "config": r"its config ",
     "weights": r"it starts from",
     "model": r"initial model",
-    "data": r"training examples",
+    "data": r"(training|test|validation) examples",
     "client": r"there are \d+|it says that it is client",
     "malformed": r" sent ",
 }
