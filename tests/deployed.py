@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -143,12 +144,20 @@ def assert_equal(deployed: Path, simulation: Path) -> None:
 
 
 class Deployment:
-    """A server process and three client processes, any of which may be killed and started again."""
+    """A server process and three client processes, any of which may be killed and started again; `with` ends all."""
 
     def __init__(self, folder: Path, keys: Path, *overrides: str) -> None:
         self.folder, self.keys, self.overrides = folder, keys, overrides
         self.address, self.run = f"127.0.0.1:{free_port()}", folder / "run"
         self.commands: list[Command] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for command in self.commands:
+            with command:
+                pass
 
     def server(self, *flags: str) -> Command:
         return self._start(

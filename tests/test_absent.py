@@ -190,11 +190,8 @@ def test_rounds_are_said_in_spans() -> None:
 
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    made = Deployment(tmp_path, certificates(tmp_path / "keys"), *SMALL, "strategy=fedavg", "rounds=100000")
-    yield made
-    for command in made.commands:
-        with command:
-            pass
+    with Deployment(tmp_path, certificates(tmp_path / "keys"), *SMALL, "strategy=fedavg", "rounds=100000") as made:
+        yield made
 
 
 def test_in_a_deployment_a_killed_client_marks_its_rounds(deployment: Deployment) -> None:

@@ -69,11 +69,8 @@ def test_in_process_every_kind_of_client_equals_its_simulation(
 
 @pytest.fixture
 def deployment(tmp_path: Path, keys: Path) -> Iterator[Deployment]:
-    made = Deployment(tmp_path, keys, *LONG)
-    yield made
-    for command in made.commands:
-        with command:
-            pass
+    with Deployment(tmp_path, keys, *LONG) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

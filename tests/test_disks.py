@@ -299,11 +299,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def deployment(tmp_path: Path, keys: Path) -> Iterator[Deployment]:
-    made = Deployment(tmp_path, keys, *LONG)
-    yield made
-    for command in made.commands:
-        with command:
-            pass
+    with Deployment(tmp_path, keys, *LONG) as made:
+        yield made
 
 
 def fill(disk: Path) -> Path:

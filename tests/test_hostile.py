@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -635,16 +636,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def deployment(tmp_path: Path, keys: Path) -> Iterator[Callable[..., Deployment]]:
-    made: list[Deployment] = []
-
-    def make(*overrides: str) -> Deployment:
-        made.append(Deployment(tmp_path, keys, *overrides))
-        return made[-1]
-
-    yield make
-    for command in made[0].commands if made else []:
-        with command:
-            pass
+    with ExitStack() as stack:
+        yield lambda *overrides: stack.enter_context(Deployment(tmp_path, keys, *overrides))
 
 
 def test_over_the_stream_what_a_client_claims_is_held_to_its_own_counts(

@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def deployment(tmp_path: Path, keys: Path) -> Iterator[Callable[..., Deployment]]:
-    made: list[Deployment] = []
-
-    def make(*overrides: str) -> Deployment:
-        made.append(Deployment(tmp_path, keys, *overrides))
-        return made[-1]
-
-    yield make
-    for command in made[0].commands if made else []:
-        with command:
-            pass
+    with ExitStack() as stack:
+        yield lambda *overrides: stack.enter_context(Deployment(tmp_path, keys, *overrides))
 
 
 def played(deployment: Deployment, data: str) -> None:
