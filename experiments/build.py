@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ from fedshare.data.dataset import Dataset, dtypes
 from fedshare.data.partition import Own
 from fedshare.data.partition.base import Partition
 from fedshare.errors import UserError, first_line
+from fedshare.pace import Pace
 from fedshare.parts import Parts
 from fedshare.peft import Method
 from fedshare.rates import Rate
@@ -269,6 +270,10 @@ def schedule(config: DictConfig, population: Population) -> Schedule:
         max_norm_ratio=config.get("max_norm_ratio"),
         halt_weakened=config.get("on_weakened") == "halt",
     )
+
+
+def pace(config: DictConfig) -> Pace:
+    return Pace(**{key: config[key] for key in asdict(Pace())})
 
 
 def account(scratch: Scratch) -> Account:

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 import fedshare
 from fedshare.errors import RunHalted, first_line
 from fedshare.files import write_atomically
+from fedshare.pace import Pace
 from fedshare.robustness import detection
 from fedshare.simulation import Simulation
 from fedshare.threads import one_thread
@@ -22,7 +23,7 @@ from fedshare.threads import one_thread
 from . import build
 from .execute import played
 
-IDLE = ("name", "tracking", "checkpoint_every", "workers", "timeout")  # of these keys no result depends on any
+IDLE = ("name", "tracking", "checkpoint_every", "workers", "timeout", *asdict(Pace()))  # no result depends on these
 SINCE = {"on_weakened": "note", "max_norm_ratio": None}  # without these keys older cells did this, and are still found
 KEPT = ("seconds", "rounds", "clients", "adversaries", "halted", "bytes_up", "bytes_down", "detection", "row")
 Result = dict[str, Any]  # with those keys

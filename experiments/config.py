@@ -44,6 +44,10 @@ class Root:
     workers: int | None = MISSING
     device: str = MISSING
     timeout: float = MISSING
+    deadline_factor: float | None = MISSING
+    deadline_floor: float = MISSING
+    suspend_after: int | None = MISSING
+    quorum: float = MISSING
 
 
 @dataclass
@@ -94,6 +98,9 @@ _RANGES = {
     "checkpoint_every": (1, math.inf),
     "workers": (0, math.inf),
     "timeout": (1, 86400),  # a day
+    "deadline_factor": (1, math.inf),
+    "deadline_floor": (0, 86400),
+    "suspend_after": (1, math.inf),
     "unseen": (0, math.inf),
     "patience": (1, math.inf),
     "max_norm_ratio": (1, math.inf),
@@ -113,6 +120,8 @@ def check_ranges(config: Any) -> None:
             raise UserError(f"{key}={value}: must be {allowed}")
     if not 0 <= config.get("validation", 0.0) < 1:
         raise UserError(f"validation={config.validation}: must be at least 0 and below 1")
+    if not 0 < config.get("quorum", 1.0) <= 1:
+        raise UserError(f"quorum={config.quorum}: must be above 0 and at most 1")
     if config.get("on_client_error", "drop") not in ("halt", "drop"):
         raise UserError(f"on_client_error={config.on_client_error}: must be halt or drop")
     if config.get("on_weakened", "note") not in ("halt", "note"):

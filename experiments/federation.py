@@ -11,7 +11,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fedshare.errors import UserError, first_line
 from fedshare.files import on_disk, write_atomically
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
+from fedshare.pace import Pace
 from fedshare.report.attendance import attendance_table
 from fedshare.report.clock import say
 from fedshare.runs import NOTHING, RunFolder
@@ -187,6 +188,7 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
         refusal=watcher.refused if watcher else lambda reason: None,
         slack=order.slack,
         parts=len(here.scratch.shapes),
+        pace=build.pace(config),
     )
     if not resuming:
         _gather(network)  # before anything is created
@@ -225,7 +227,7 @@ def _same(stored: DictConfig, asked: DictConfig, folder: RunFolder) -> DictConfi
     assert isinstance(before, dict)
     assert isinstance(now, dict)
     for key in map(str, asked):
-        if key not in ("rounds", "tracking", "timeout", "device") and before.get(key) != now[key]:
+        if key not in ("rounds", "tracking", "timeout", "device", *asdict(Pace())) and before.get(key) != now[key]:
             raise UserError(
                 f"{folder.path} holds a run with another {key}: name another folder, or give the same config"
             )

@@ -122,8 +122,8 @@ class Exporter:
 
     def _show(self, row: dict[str, Any]) -> None:
         for state, key in STATES.items():
-            if key in row:  # not every round is tested
-                self._clients.labels(state).set(len(row[key]))
+            if key in row or key == "suspended":  # not every round is tested
+                self._clients.labels(state).set(len(row.get(key, ())))
         name = headline([row])
         for over, suffix in _MEANS.items():
             _set(self._score, row.get(name + suffix), name, over)

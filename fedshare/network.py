@@ -18,6 +18,10 @@ class Purpose(Enum):
     EVALUATE = "evaluate"
 
 
+class NotAwaited(str):
+    """Why an answer is missing: enough others had answered. That is nobody's fault, and halts no run."""
+
+
 Heard = Callable[[Purpose, int, int, int], None]  # of a purpose and a round: how many have answered, of how many
 
 
@@ -40,6 +44,10 @@ class Network(Protocol):
 
     def absent(self) -> dict[int, str]:
         """Why those who did not answer the last exchange did not, where it is known."""
+        ...
+
+    def suspended(self) -> dict[int, str]:
+        """Who is left out for a while by `client_ids`, since it was last asked, and why."""
         ...
 
     def digests(self) -> dict[int, dict[str, str]]:

@@ -13,7 +13,7 @@ from fedshare.account import Account
 from fedshare.chain import Link
 from fedshare.errors import RunHalted, brief
 from fedshare.influence import Watch
-from fedshare.network import Network, Peers, Purpose
+from fedshare.network import Network, NotAwaited, Peers, Purpose
 from fedshare.payload import UNKNOWN, Payload, Quota, evaluation_flaw, flaw
 from fedshare.state import State, digests
 from fedshare.strategy import Strategy
@@ -90,11 +90,13 @@ def run_server(
     known, watch = set(range(schedule.clients or 0)), Watch(schedule.max_norm_ratio)
     for round in range(start + 1, schedule.rounds + 1):
         here = network.client_ids()
-        known |= set(here)
+        suspended = network.suspended()
+        known |= {*here, *suspended}
+        away = {c: "suspended" if c in suspended else "not connected" for c in sorted(known - set(here))}
         clock = _Clock()
         before = {}
         if schedule.evaluate_first and round == 1:
-            before = {"before": _tested(strategy, network, state, 0, here, known, schedule, task)}
+            before = {"before": _tested(strategy, network, state, 0, here, away, schedule, task)}
             clock.lap("evaluate")
         trains = [client for client in here if client not in schedule.unseen]
         chosen = sample(trains, schedule.clients_per_round, schedule.seed, round)
@@ -110,13 +112,15 @@ def run_server(
         link = Link.extend(digest, round, digests(state), network.digests())
         digest = link.digest
         clock.lap("digest")
-        row = _row(strategy, state, round, uploads, dropped, digest) | {"absent": sorted(known - set(here))} | before
+        row = _row(strategy, state, round, uploads, dropped, digest)
+        row |= {"absent": [client for client in away if client not in suspended]} | before
+        row |= {"suspended": {str(client): why for client, why in suspended.items()}} if suspended else {}
         row |= _told(answers, downloads, weakness)
         good, bad = ([answers[client] for client in answers.keys() & some] for some in (uploads, dropped))
         row |= account.row(good, bad, downloads.values())
         last = round == schedule.rounds
         if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
-            row = _merged(row, _tested(strategy, network, state, round, here, known, schedule, task))
+            row = _merged(row, _tested(strategy, network, state, round, here, away, schedule, task))
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
 
@@ -183,12 +187,14 @@ def _concluded(
         far = watch.outliers(uploads, downloads)
         uploads = {client: upload for client, upload in uploads.items() if client not in far}
         dropped = dict(sorted((dropped | far).items()))
-        if 2 * len(dropped) > len(downloads):
-            flawed = 2 * len(dropped.keys() & answers.keys()) > len(downloads)
+        bad = {client: reason for client, reason in dropped.items() if not isinstance(reason, NotAwaited)}
+        awaited = len(downloads) - len(dropped) + len(bad)
+        if 2 * len(bad) > awaited:
+            flawed = 2 * len(bad.keys() & answers.keys()) > awaited
             hint = ", so the fault is the global model's or everyone's (a smaller learning rate?)" if flawed else ""
             hint += f"; {watch.suspects}" if flawed and watch.suspects else ""
-            count = f"{len(dropped)} of {len(downloads)} uploads cannot be used{hint}"
-            raise RunHalted(f"round {round}: {count}: {_listing(dropped)}")
+            count = f"{len(bad)} of {awaited} uploads cannot be used{hint}"
+            raise RunHalted(f"round {round}: {count}: {_listing(bad)}")
         weakness = strategy.weakness(uploads)
         if weakness and schedule.halt_weakened:
             raise RunHalted(f"round {round}: {weakness}")
@@ -276,22 +282,22 @@ def _tested(
     state: State,
     round: int,
     here: list[int],
-    known: set[int],
+    away: dict[int, str],
     schedule: Schedule,
     task: Task,
 ) -> dict[str, Any]:
     """A row's part about each client's test with the model it would use now; of how many, and why not of the others.
 
-    Who is away would otherwise leave the means unnoticed, and they would be others.
+    Who is `away`, and why, would otherwise leave the means unnoticed, and they would be others.
     """
     downloads, zeros = _downloads(strategy.test_download, state, here), task.zeros()
     quota = Quota.of({"sums": zeros, "validation": zeros})
     network.allow(lambda _: quota)
     answers = network.exchange(Purpose.EVALUATE, round, downloads)
     absent, untested = network.absent(), dict[int, str]()
-    for client in sorted(known):
-        if client not in here:
-            untested[client] = "not connected"
+    for client in sorted({*here, *away}):
+        if client in away:
+            untested[client] = away[client]
         elif client not in downloads:
             untested[client] = "is sent no model"
         elif client not in answers:
@@ -299,7 +305,7 @@ def _tested(
         elif reason := _test_flaw(answers[client], task, zeros, schedule, client):
             untested[client] = brief(reason)
     good = {client: answer for client, answer in sorted(answers.items()) if client not in untested}
-    counts = {"tested": len(good), "tested_of": len(known)}
+    counts = {"tested": len(good), "tested_of": len(here) + len(away)}
     whys = {"untested": {str(client): reason for client, reason in untested.items()}}
     return _row_of_test(task, good, schedule) | counts | whys
 

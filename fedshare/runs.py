@@ -334,6 +334,8 @@ def _contradiction(
             for c, leaves in link.clients.items()
         }
     found = {str(client): digests(state) for client, state in clients.items()}
+    if remote:  # beside it stands what is held against a client, of which no digest tells
+        found = {str(c): digests({"round": state.get("round")}) for c, state in clients.items() if str(c) in recorded}
     for client in sorted(recorded.keys() | found.keys(), key=int):
         if path := next(chain.differences(recorded.get(client, {}), found.get(client, {})), None):
             return f"client {client}: {path}"
@@ -374,7 +376,7 @@ def _unproven(run: RunFolder, links: list[Link]) -> str:
     return ""
 
 
-_HARMLESS = ("workers:", "timeout:", "checkpoint_every:", "evaluate_every:", "name:", "group:", "rounds:")
+_HARMLESS = ("workers:", "timeout:", "checkpoint_every:", "evaluate_every:", "name:", "group:", "rounds:", "deadline_")
 
 
 def _config_difference(a: RunFolder, b: RunFolder) -> str:

@@ -142,6 +142,9 @@ class Altered:
     def allow(self, quotas: Callable[[int], Quota]) -> None:
         self.inner.allow(quotas)
 
+    def suspended(self) -> dict[int, str]:
+        return self.inner.suspended()
+
     def digests(self) -> dict[int, dict[str, str]]:
         return self.inner.digests()
 

@@ -75,6 +75,9 @@ class Colluding:
     def absent(self) -> dict[int, str]:
         return self._network.absent()
 
+    def suspended(self) -> dict[int, str]:
+        return self._network.suspended()
+
     def digests(self) -> dict[int, dict[str, str]]:
         return self._network.digests()
 

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 from flwr.app import Message, RecordDict
@@ -17,11 +17,13 @@ from fedshare.flower.participant import INITIAL as GROUP
 from fedshare.flower.participant import Terms
 from fedshare.flower.private import RAISED, names_of
 from fedshare.flower.records import unwrap, wrap
-from fedshare.network import Heard, Purpose
+from fedshare.network import Heard, NotAwaited, Purpose
+from fedshare.pace import Deadline, Pace
 from fedshare.payload import Payload, Quota, same_tensors
 from fedshare.simulation import Declared
 from fedshare.state import State
 from fedshare.stream.tally import Tally
+from fedshare.suspension import Suspensions
 from fedshare.wire import Limits
 
 ATTEND, INITIAL = "query.attend", "query.initial"
@@ -33,12 +35,13 @@ _AGAIN = 15.0  # seconds after which a node that does not take part is asked aga
 class FlowerNetwork:
     """A `Network` on any Grid, whose clients keep their memories themselves.
 
-    `run` names the run whose memories they are to use; `timeout` is how many seconds a client may take for an answer.
-    The first round waits for `clients` of `everyone`, a later one for half as many, both up to `patience` seconds. A
-    node is asked who it is when it comes; then its client takes part whenever the Grid lists the node. A client that
-    raises is absent from the round, or with ``on_error="halt"`` ends the run. `declared` takes down how many examples
-    a client says it has, where the server does not know. `refusal` hears why a node does not take part. An answer may
-    be twice as large as is expected, and `slack` bytes; `parts` is how many tensors a whole model has.
+    `run` names the run whose memories they are to use; `timeout` is how many seconds a client may take for an answer,
+    and `pace` who is waited for no longer, or not asked at all for a while. The first round waits for `clients` of
+    `everyone`, a later one for half as many, both up to `patience` seconds. A node is asked who it is when it comes;
+    then its client takes part whenever the Grid lists the node. A client that raises is absent from the round, or with
+    ``on_error="halt"`` ends the run. `declared` takes down how many examples a client says it has, where the server
+    does not know. `refusal` hears why a node does not take part. An answer may be twice as large as is expected, and
+    `slack` bytes; `parts` is how many tensors a whole model has.
     """
 
     remote = True
@@ -58,10 +61,16 @@ class FlowerNetwork:
         refusal: Callable[[str], None] = lambda reason: None,
         slack: int = wire.SLACK,
         parts: int = 0,
+        pace: Pace = Pace(),  # noqa: B008  # frozen
     ) -> None:
         self.attendance: dict[int, Attendance] = {}  # by client
         self.refused: dict[int, str] = {}  # by node: why it does not take part
-        self._grid, self._terms, self._run, self._timeout = grid, terms, run, timeout
+        self._grid, self._terms, self._run = grid, terms, run
+        self._pace, grace = pace, getattr(grid, "grace", 0.0)
+        self._deadlines = {purpose: Deadline(pace, timeout, grace) for purpose in Purpose}
+        self._suspensions = Suspensions(pace.suspend_after)
+        self._suspended: dict[int, str] = {}
+        self._round = 0  # the last
         self._declared, self._refusal = declared, refusal
         self._halts = on_error == "halt"
         self._everyone, self._needed, self._patience, self._say = everyone, clients, patience, say
@@ -103,7 +112,22 @@ class FlowerNetwork:
             self._wait(min(0.1, left))
             time.sleep(0.01)  # any message wakes a wait
         self._begun = True
-        return here
+        return self._able(here, needed)
+
+    def _able(self, here: list[int], needed: int) -> list[int]:
+        """Without those who are suspended; where the others are too few, they are tried again before their time."""
+        told, suspended = self._suspended, self._suspensions.begin(self._round + 1)
+        able = [client for client in here if client not in suspended]
+        if len(able) < needed:
+            able, suspended = here, {}
+        self._suspended = {client: why for client, why in suspended.items() if client in here}
+        for client, why in self._suspended.items():
+            if told.get(client) != why:
+                self._tally.say(f"client {client}", f"client {client} is suspended: {why}", changes=True)
+        return able
+
+    def suspended(self) -> dict[int, str]:
+        return self._suspended
 
     def _here(self) -> list[int]:
         self._tally.flush()
@@ -181,7 +205,7 @@ class FlowerNetwork:
         self._limits = lambda client: Limits.of(quotas(client), self._slack, self._parts)
 
     def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        self._absent = dict.fromkeys(downloads.keys() - self._nodes.keys(), "not connected")
+        self._absent, self._round = dict.fromkeys(downloads.keys() - self._nodes.keys(), "not connected"), round
         clients = sorted(downloads.keys() & self._nodes.keys())
         requests = self._requests(purpose, round, {client: downloads[client] for client in clients})
         messages = [
@@ -192,15 +216,23 @@ class FlowerNetwork:
         limits = {client: self._limits(client) for client in clients}
         self._allow({self._nodes[client]: most.bytes for client, most in limits.items() if most})
         self._heard(purpose, round, 0, len(clients))
-        replies = self._collect(dict(zip(self._grid.push_messages(messages), clients, strict=True)))
-        for number, (client, reply) in enumerate(replies, 1):
+        began, slowest, punctual = time.monotonic(), 0.0, set[int]()
+        waiting = dict(zip(self._grid.push_messages(messages), clients, strict=True))
+        for number, (client, reply) in enumerate(self._collect(purpose, waiting, began, answers), 1):
             self._heard(purpose, round, number, len(clients))
             if self._halts and reply.has_error() and reply.error.code == RAISED:
                 raise RunHalted(f"round {round}: client {client}: {brief(reply.error.reason or 'raised an error')}")
             try:
                 answers[client], memories[client] = _read(reply, limits[client])
+                slowest = time.monotonic() - began
             except (ValueError, DecodeError) as error:
                 self._absent[client] = brief(str(error))
+                if reply.has_error() and reply.error.code == RAISED:  # that is an answer, too, and cost no time
+                    punctual.add(client)
+        if answers:
+            self._deadlines[purpose].saw(slowest)
+        late = {c: why for c, why in self._absent.items() if c not in punctual and not isinstance(why, NotAwaited)}
+        self._suspensions.heard(punctual | answers.keys(), late)
         if purpose is Purpose.TRAIN:
             self._digests = dict(sorted(memories.items()))
             self._versions |= {client: round if leaves else 0 for client, leaves in memories.items()}
@@ -226,14 +258,20 @@ class FlowerNetwork:
             request.download.CopyFrom(last[1])
             yield wrap(request.SerializeToString(), last[2])
 
-    def _collect(self, waiting: dict[str, int]) -> Iterable[tuple[int, Message]]:
-        """The replies to messages by id, as they come, until the deadline."""
-        until, late = time.monotonic() + self._timeout, False
+    def _collect(
+        self, purpose: Purpose, waiting: dict[str, int], began: float, answers: Collection[int]
+    ) -> Iterable[tuple[int, Message]]:
+        """The replies to messages by id, as they come, until the deadline, or until `answers` are enough of them."""
+        seconds, late, asked = self._deadlines[purpose].seconds(), False, len(waiting)
+        until, enough = began + seconds, self._pace.enough(asked)
         while waiting:
             for reply in self._grid.pull_messages(list(waiting)):
                 yield waiting.pop(reply.metadata.reply_to_message_id), reply
-            if late:
-                self._absent |= dict.fromkeys(waiting.values(), f"no answer in {self._timeout:g} s")
+            why = f"no answer in {seconds:g} s" if late else ""
+            if waiting and len(answers) >= enough:
+                why = NotAwaited(f"late: {len(answers)} of {asked} had answered (quorum={self._pace.quorum:g})")
+            if why:
+                self._absent |= dict.fromkeys(waiting.values(), why)
                 self._give_up(set(waiting))
                 return
             if waiting:
@@ -243,10 +281,15 @@ class FlowerNetwork:
     # What a checkpoint holds of the clients.
 
     def remember(self) -> dict[int, State]:
-        return {client: {"round": round} for client, round in sorted(self._versions.items())}
+        self._suspensions.begin(self._round + 1)  # the one that is over counts
+        held = self._suspensions.remember()
+        known = sorted(self._versions.keys() | held.keys())
+        return {client: {"round": self._versions.get(client, 0)} | held.get(client, {}) for client in known}
 
     def recall(self, memories: dict[int, State], round: int) -> None:
         self._versions = {client: memory["round"] for client, memory in memories.items()}
+        self._suspensions.recall(memories)
+        self._round = round
 
     def kept(self, round: int) -> None:
         self._kept = round

@@ -29,6 +29,7 @@ class StreamGrid(OwnGrid):
     def __init__(self, server: StreamServer) -> None:
         super().__init__(Waiting(server.settings.clients or sys.maxsize, "--clients", math.inf))
         self.server = server
+        self.grace = server.settings.grace  # seconds that a client may be cut off, and misses nothing
         self._tickets: dict[int, tuple[Message, Most]] = {}  # what was sent and is not answered
         self._limits: dict[int, Most] = {}  # by node
 

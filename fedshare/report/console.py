@@ -45,7 +45,7 @@ def _seconds(row: Row) -> str:
 
 def _notes(row: Row) -> str:
     saved = row.get("seconds", {}).get("save", 0) > 0
-    counts = [f"{name} {len(row[name])}" for name in ("dropped", "absent", "untested") if row.get(name)]
+    counts = [f"{name} {len(row[name])}" for name in ("dropped", "absent", "suspended", "untested") if row.get(name)]
     odd = {client for clients in row.get("not_finite", {}).values() for client in clients}
     counts += [f"loss not finite {len(odd)}"] * bool(odd) + ["weakened"] * ("weakened" in row)
     return ", ".join(["ckpt"] * saved + counts)

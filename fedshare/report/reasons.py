@@ -7,7 +7,8 @@ import re
 
 _FAILURES = {
     "raised": r"^raised ",
-    "late": r"^no answer",
+    "late": r"^(no answer|late:)",
+    "suspended": r"^suspended$",
     "away": r"^(not connected|gone since|it left|Node Unavailable)",
     "disk": r"cannot be written:",
     "memory": r"\bmemory\b",

@@ -63,6 +63,9 @@ class Simulation:
     def absent(self) -> dict[int, str]:
         return self._absent
 
+    def suspended(self) -> dict[int, str]:
+        return {}
+
     def digests(self) -> dict[int, dict[str, str]]:
         return self._digests
 
