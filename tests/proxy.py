@@ -1,15 +1,18 @@
-"""A TCP proxy for tests, between clients and a server on this machine: it delays, holds back, cuts and spoils bytes."""
+"""A TCP proxy for tests, between clients and a server on this machine: it delays, dribbles, holds back, cuts and spoils
+bytes."""
 
 import asyncio
 import random
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 UP, DOWN = "up", "down"  # to the server, to the client
 _PIECE = 1 << 14  # bytes
+PAUSE = 0.2  # seconds between the bytes of who dribbles
 
 
 class Proxy:
@@ -24,6 +27,7 @@ class Proxy:
         self.connections = 0
         self._random = random.Random(seed)
         self._cut_at: dict[str, int] = {}  # how much may still pass
+        self._dribble_at: int | None = None  # how much may still pass to the server, before it is byte by byte
         self._spoil: set[str] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -52,6 +56,14 @@ class Proxy:
     def cut_after(self, way: str, passed: int) -> None:
         """Reset every connection when `passed` more bytes have gone `way`."""
         self._cut_at[way] = passed
+
+    def dribble_after(self, passed: int) -> None:
+        """When `passed` more bytes have gone to the server, let each one after them take `PAUSE` seconds."""
+        self._dribble_at = self.passed[UP] + passed
+
+    def flow(self) -> None:
+        """No dribbling any more."""
+        self._dribble_at = None
 
     def spoil(self, way: str) -> None:
         """Turn round one bit of the next piece that goes `way`."""
@@ -98,11 +110,26 @@ class Proxy:
                 return
             if left is not None:
                 self._cut_at[way] = left - len(piece)
-            self.passed[way] += len(piece)
-            writer.write(piece)
-            await writer.drain()
+            for part in self._parts(piece, way):
+                self.passed[way] += len(part)
+                writer.write(part)
+                await writer.drain()
+                if self._dribbles(way):
+                    await asyncio.sleep(PAUSE)
         if writer.can_write_eof():
             writer.write_eof()
+
+    def _dribbles(self, way: str) -> bool:
+        return way == UP and self._dribble_at is not None and self.passed[UP] >= self._dribble_at
+
+    def _parts(self, piece: bytes, way: str) -> Iterator[bytes]:
+        """All of it, or byte by byte from where it dribbles."""
+        while piece:
+            left = len(piece)
+            if way == UP and self._dribble_at is not None:
+                left = max(1, self._dribble_at - self.passed[UP])
+            part, piece = piece[:left], piece[left:]
+            yield part
 
     def _cut(self) -> None:
         self.cuts += 1

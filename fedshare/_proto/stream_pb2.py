@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64share/v1/stream.proto\x12\x0b\x66\x65\x64share.v1\"{\n\x02Up\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.fedshare.v1.HelloH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.fedshare.v1.ChunkH\x00\x12#\n\x05leave\x18\x03 \x01(\x0b\x32\x12.fedshare.v1.LeaveH\x00\x42\x06\n\x04kind\"\xb0\x01\n\x04\x44own\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.fedshare.v1.WelcomeH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.fedshare.v1.ChunkH\x00\x12\'\n\x07refusal\x18\x03 \x01(\x0b\x32\x14.fedshare.v1.RefusalH\x00\x12)\n\x08\x66\x61rewell\x18\x04 \x01(\x0b\x32\x15.fedshare.v1.FarewellH\x00\x42\x06\n\x04kind\"k\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x63lient\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x0c\x12\x10\n\x08received\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x06 \x01(\t\"K\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x0c\x12\x10\n\x08\x61nswered\x18\x02 \x01(\x04\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\t\x12\x0f\n\x07\x63lients\x18\x04 \x01(\r\"4\n\x05\x43hunk\x12\x0f\n\x07message\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x07\n\x05Leave\"\x19\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1a\n\x08\x46\x61rewell\x12\x0e\n\x06reason\x18\x01 \x01(\t2i\n\x06Stream\x12\x31\n\x07\x43onnect\x12\x0f.fedshare.v1.Up\x1a\x11.fedshare.v1.Down(\x01\x30\x01\x12,\n\x03\x41sk\x12\x12.fedshare.v1.Hello\x1a\x11.fedshare.v1.Downb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64share/v1/stream.proto\x12\x0b\x66\x65\x64share.v1\"{\n\x02Up\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.fedshare.v1.HelloH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.fedshare.v1.ChunkH\x00\x12#\n\x05leave\x18\x03 \x01(\x0b\x32\x12.fedshare.v1.LeaveH\x00\x42\x06\n\x04kind\"\xda\x01\n\x04\x44own\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.fedshare.v1.WelcomeH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.fedshare.v1.ChunkH\x00\x12\'\n\x07refusal\x18\x03 \x01(\x0b\x32\x14.fedshare.v1.RefusalH\x00\x12)\n\x08\x66\x61rewell\x18\x04 \x01(\x0b\x32\x15.fedshare.v1.FarewellH\x00\x12(\n\x08given_up\x18\x05 \x01(\x0b\x32\x14.fedshare.v1.GivenUpH\x00\x42\x06\n\x04kind\"k\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x63lient\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x0c\x12\x10\n\x08received\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x06 \x01(\t\"K\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x0c\x12\x10\n\x08\x61nswered\x18\x02 \x01(\x04\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\t\x12\x0f\n\x07\x63lients\x18\x04 \x01(\r\"4\n\x05\x43hunk\x12\x0f\n\x07message\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x07\n\x05Leave\"\x1a\n\x07GivenUp\x12\x0f\n\x07message\x18\x01 \x01(\x04\"\x19\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1a\n\x08\x46\x61rewell\x12\x0e\n\x06reason\x18\x01 \x01(\t2i\n\x06Stream\x12\x31\n\x07\x43onnect\x12\x0f.fedshare.v1.Up\x1a\x11.fedshare.v1.Down(\x01\x30\x01\x12,\n\x03\x41sk\x12\x12.fedshare.v1.Hello\x1a\x11.fedshare.v1.Downb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UP']._serialized_start=41
   _globals['_UP']._serialized_end=164
   _globals['_DOWN']._serialized_start=167
-  _globals['_DOWN']._serialized_end=343
-  _globals['_HELLO']._serialized_start=345
-  _globals['_HELLO']._serialized_end=452
-  _globals['_WELCOME']._serialized_start=454
-  _globals['_WELCOME']._serialized_end=529
-  _globals['_CHUNK']._serialized_start=531
-  _globals['_CHUNK']._serialized_end=583
-  _globals['_LEAVE']._serialized_start=585
-  _globals['_LEAVE']._serialized_end=592
-  _globals['_REFUSAL']._serialized_start=594
-  _globals['_REFUSAL']._serialized_end=619
-  _globals['_FAREWELL']._serialized_start=621
-  _globals['_FAREWELL']._serialized_end=647
-  _globals['_STREAM']._serialized_start=649
-  _globals['_STREAM']._serialized_end=754
+  _globals['_DOWN']._serialized_end=385
+  _globals['_HELLO']._serialized_start=387
+  _globals['_HELLO']._serialized_end=494
+  _globals['_WELCOME']._serialized_start=496
+  _globals['_WELCOME']._serialized_end=571
+  _globals['_CHUNK']._serialized_start=573
+  _globals['_CHUNK']._serialized_end=625
+  _globals['_LEAVE']._serialized_start=627
+  _globals['_LEAVE']._serialized_end=634
+  _globals['_GIVENUP']._serialized_start=636
+  _globals['_GIVENUP']._serialized_end=662
+  _globals['_REFUSAL']._serialized_start=664
+  _globals['_REFUSAL']._serialized_end=689
+  _globals['_FAREWELL']._serialized_start=691
+  _globals['_FAREWELL']._serialized_end=717
+  _globals['_STREAM']._serialized_start=719
+  _globals['_STREAM']._serialized_end=824
 # @@protoc_insertion_point(module_scope)

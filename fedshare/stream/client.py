@@ -31,6 +31,7 @@ from fedshare.stream.frames import (
 from fedshare.stream.server import METHOD
 
 CONNECT_DEADLINE = 5.0  # seconds for one attempt
+_NOTHING: Sequence[Buffer] = [b"\0"]  # the answer to a message when nobody waits for one
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds between attempts
 _TRANSIENT = (
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED),
@@ -94,6 +95,7 @@ class StreamClient:
         self._outbox: queue.SimpleQueue[_Reply | None] | None = None  # of the connection there is
         self._reply: _Reply | None = None  # the last, until the server is known to have it
         self._closing = threading.Event()
+        self._given_up = 0  # the last message for whose answer the server does not wait
         self._worked = False  # whether the last connection got as far as a welcome
 
     def run(self, prepare: Callable[[Welcomed], Callable[[bytearray], Sequence[Buffer]]]) -> None:
@@ -116,9 +118,10 @@ class StreamClient:
                 assert answer is not None  # a welcome comes before any message
                 if item.epoch != self._hello.epoch:
                     continue  # nobody waits for it any more
-                why = None
+                why, buffers = None, _NOTHING
                 try:
-                    buffers = answer(item.body)
+                    if item.number > self._given_up:
+                        buffers = answer(item.body)
                 except Last as last:
                     buffers, why = last.answer, last.why
                 reply = _Reply(item.number, filled(buffers))
@@ -201,6 +204,9 @@ class StreamClient:
         yield Up(hello=self._hello)
         while (reply := outbox.get()) is not None:
             for chunk in chunks(reply.number, reply.buffers):
+                if reply.number <= self._given_up:
+                    yield from (Up(chunk=none) for none in chunks(reply.number, _NOTHING))  # instead of the rest
+                    break
                 yield Up(chunk=chunk)
         yield Up(leave=Leave())
 
@@ -215,6 +221,9 @@ class StreamClient:
                     self._inbox.put(_Arrived(self._hello.epoch, *whole))
             elif kind == "welcome":
                 self._welcomed(down.welcome, outbox)
+            elif kind == "given_up":
+                self._given_up = down.given_up.message
+                self._say("the server waits no longer for what this client is at work on: it is too late")
             elif kind == "refusal":
                 raise UserError(f"{self.address}: {brief(down.refusal.reason)}")
             elif kind == "farewell":
@@ -233,7 +242,7 @@ class StreamClient:
                 if self._reply and self._reply.number > welcome.answered:
                     outbox.put(self._reply)
             else:  # a server that has been started anew counts from 1, and sends anew what it wants to know
-                self._reply, self._hello.received = None, 0
+                self._reply, self._hello.received, self._given_up = None, 0, 0
             self._outbox = outbox
         if not again:
             self._inbox.put(Welcomed(json.loads(welcome.config), welcome.clients))

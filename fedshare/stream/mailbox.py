@@ -14,6 +14,7 @@ class Message:
     number: int = 0  # as its client counts; 0: not its turn yet
     sent: bool = False  # whole, on this connection or one before
     given_up: bool = False
+    told: bool = False  # that it is given up, on this connection
     limit: int | None = None  # bytes that its answer may have
 
 
@@ -51,7 +52,7 @@ class Mailbox:
         current = self.current
         if current is None:
             return self.counted
-        current.sent = received >= current.number
+        current.sent, current.told = received >= current.number, False
         if current.given_up and not current.sent:
             self._done()
         return current.number - 1

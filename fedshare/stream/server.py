@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from fedshare._proto.stream_pb2 import Down, Farewell, Hello, Refusal, Up, Welcome
+from fedshare._proto.stream_pb2 import Down, Farewell, GivenUp, Hello, Refusal, Up, Welcome
 from fedshare.errors import NAME, UserError, brief
 from fedshare.keys import Identity
 from fedshare.stream import callers, descriptors, tls
@@ -350,16 +350,19 @@ class StreamServer:
         """Send the client what it is to have, until there is a last thing to say."""
         while connection.last is None:
             message = client.current
-            if message is None or message.sent:
+            if message and message.sent and message.given_up and not message.told:
+                message.told = True
+                await connection.context.write(Down(given_up=GivenUp(message=message.number)).SerializeToString())
+            elif message is None or message.sent:
                 connection.wake.clear()
                 await connection.wake.wait()
-                continue
-            for chunk in chunks(message.number, message.buffers):
-                await connection.context.write(Down(chunk=chunk).SerializeToString())
-                if client.current is not message or connection.last:  # given up, or no longer ours to send
-                    break
             else:
-                message.sent = True
+                for chunk in chunks(message.number, message.buffers):
+                    await connection.context.write(Down(chunk=chunk).SerializeToString())
+                    if client.current is not message or connection.last:  # given up, or no longer ours to send
+                        break
+                else:
+                    message.sent = True
         await connection.context.write(connection.last.SerializeToString())
 
     async def _read(self, client: _Client, connection: _Connection) -> bool:
