@@ -180,6 +180,10 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
         raise UserError(f"clients={clients}: there are {everyone}, so wait for 1 to {everyone}")
     terms = Terms.of(agreed(config), here)
     run = _run_id(folder)
+    if config.quorum < 1:
+        say(
+            f"quorum={config.quorum:g}: rounds are closed without who is late: such a run cannot be repeated to the bit"
+        )
     network = FlowerNetwork(
         *(grid, terms, run, config.timeout, everyone, clients, order.wait),
         say=say,

@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 
 REMEMBERED = 10  # exchanges by which a deadline goes
+LATE = "late: "  # how the reason begins why an answer is missing that nobody waited for, in a row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from fedshare.chain import Link
 from fedshare.errors import UserError
 from fedshare.files import append, on_disk, sweep, write_atomically, writing
 from fedshare.ledger.file import LedgerFile
+from fedshare.pace import LATE
 from fedshare.seals import SealFile
 from fedshare.state import digests
 from fedshare.tensors import Tensors, fingerprint
@@ -358,7 +359,7 @@ def verify(a: RunFolder, b: RunFolder | None = None) -> tuple[bool, str]:
     models = {run.made_with().get("model") for run in (a, b)} - {None}
     if where := chain.first_difference(mine, others):
         began = "; so do the models that they began with" if len(models) > 1 else ""
-        return False, f"differ first in {where}{began}{_config_difference(a, b)}"
+        return False, f"differ first in {where}{began}{_late(a) or _late(b)}{_config_difference(a, b)}"
     if len(models) > 1:  # in what is frozen, which no digest of a round covers
         return False, f"differ in the models that they began with{_config_difference(a, b)}"
     if len(mine) != len(others):
@@ -377,6 +378,12 @@ def _unproven(run: RunFolder, links: list[Link]) -> str:
 
 
 _HARMLESS = ("workers:", "timeout:", "checkpoint_every:", "evaluate_every:", "name:", "group:", "rounds:", "deadline_")
+
+
+def _late(run: RunFolder) -> str:
+    """Where a round was closed without some, which is chance: no other run need give the same."""
+    late = [row["round"] for row in run.rows() if any(why.startswith(LATE) for why in row.get("dropped", {}).values())]
+    return f"; {run.path} closed round {late[0]} without who was late (quorum)" if late else ""
 
 
 def _config_difference(a: RunFolder, b: RunFolder) -> str:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[de
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from test_deployment import SMALL
-from test_stream import HEARTBEAT, port, serving, wait_until
+from test_stream import HEARTBEAT, Guest, ask, port, receive, serving, until_present, wait_until
 
 import world
 from deployed import Deployment, certificates
@@ -35,14 +36,14 @@ from fedshare.flower.inprocess import InProcessGrid
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
 from fedshare.flower.stream import StreamGrid, live
-from fedshare.network import NotAwaited, Purpose
-from fedshare.pace import REMEMBERED, Deadline, Pace
+from fedshare.network import Purpose
+from fedshare.pace import LATE, REMEMBERED, Deadline, Pace
 from fedshare.report.console import Progress
 from fedshare.rounds import Round, Schedule, run_server
-from fedshare.runs import RunFolder
+from fedshare.runs import RunFolder, _late
 from fedshare.stream.client import StreamClient
 from fedshare.suspension import LONGEST, Suspensions
-from proxy import Proxy
+from proxy import UP, Proxy
 from world import PATIENCE
 
 SLOW = 3  # a client, of those that there are
@@ -182,7 +183,7 @@ class Clients:
         self.proxies: dict[int, Proxy] = {}
         self.log: list[str] = []
         self.said: dict[int, list[str]] = {client: [] for client in range(count)}
-        self._offset, self._grace = 0.0, grace
+        self._offset, self._grace, self.ripe = 0.0, grace, False
         self._one = threading.Lock()  # torch's generator is all threads'
         self._streams, self._threads = list[StreamClient](), list[threading.Thread]()
         clock = SimpleNamespace(monotonic=lambda: time.monotonic() + self._offset, sleep=time.sleep)
@@ -222,6 +223,7 @@ class Clients:
             pace=self.pace,
         )
         network.watch(self._heard)
+        network._wait = partial(self._wait, network._wait)
         return network
 
     def rounds(self, rounds: int, network: FlowerNetwork | None = None, **schedule: Any) -> Iterator[Round]:
@@ -232,7 +234,13 @@ class Clients:
 
     def _heard(self, purpose: Purpose, round: int, number: int, asked: int) -> None:
         if self.late and number == asked - self.late and asked == self.count:
-            self._offset += self.leap
+            self.ripe = True
+
+    def _wait(self, wait: Callable[[float], None], seconds: float) -> None:
+        if self.ripe:  # all that will answer have, and been read
+            self.ripe, self._offset = False, self._offset + self.leap
+        else:
+            wait(seconds)
 
     def _live(self, client: int, address: str) -> None:
         app = client_app(lambda *_: ("config", world.build("fedavg", parts=world.shares(self.count))))
@@ -286,7 +294,7 @@ def test_who_sends_a_byte_now_and_then_is_left_out_and_changes_nothing(
     assert in_rounds(done, "untested") == {round: "suspended" if round in again else silent for round in range(1, 13)}
     assert all(one.row["absent"] == [] and one.row["clients"] == [0, 1, 2] for one in done)
     assert sum("client 3 is suspended" in line for line in here.log) == 3, here.log
-    begun = here.proxies[SLOW].passed["up"]
+    begun = here.proxies[SLOW].passed[UP]
     assert begun > 300, "its upload had begun"
 
     # The others' run is the one that they have without it.
@@ -362,7 +370,6 @@ def test_a_round_is_closed_by_its_quorum_and_the_late_ones_are_no_fault(clients:
         if one.number == 2:  # the three have been late with each message of two rounds
             for event in here.free.values():
                 event.set()
-            here.pace = Pace()
             wait_until(lambda: all(c.current is None for c in here.server._clients.values()), "all are idle")
     late = "late: 2 of 5 had answered (quorum=0.4)"
     for one in done[:2]:
@@ -370,7 +377,45 @@ def test_a_round_is_closed_by_its_quorum_and_the_late_ones_are_no_fault(clients:
         assert one.row["dropped"] == one.row["untested"] == dict.fromkeys(("2", "3", "4"), late)
     assert len(done[2].row["clients"]) >= 2
     assert not any("suspended" in one.row for one in done)
-    assert all("waits no longer" in "".join(here.said[client]) for client in (2, 3, 4))
+    told = lambda client: "the server waits no longer" in "".join(here.said[client])  # noqa: E731
+    wait_until(lambda: all(map(told, (2, 3, 4))), "the late ones have heard so")
+
+
+def test_who_hears_that_nobody_waits_cuts_its_upload_short() -> None:
+    size = 32 << 20  # bytes: more than lies in the buffers on the way
+    with serving() as server, Proxy(port(server)) as proxy:
+        guest = Guest(proxy.address, answer=lambda body: [bytes(size if body == b"much" else 2)])
+        until_present(server, 0)
+        proxy.dribble_after(100_000)
+        ticket = server.send(0, [b"much"])
+        wait_until(lambda: proxy.passed[UP] > 100_000, "its upload has begun")
+        server.give_up({ticket})
+        wait_until(lambda: any("waits no longer" in line for line in guest.said), "it has heard")
+        proxy.flow()
+        assert ask(server, 0, b"more") == bytes(2)
+        assert proxy.passed[UP] < size // 2
+        guest.leave()
+
+
+def test_who_has_not_begun_when_nobody_waits_any_more_does_not_begin() -> None:
+    free = threading.Event()
+
+    def slow(body: bytearray) -> list[bytes]:
+        free.wait(PATIENCE)
+        return [body]
+
+    with serving() as server:
+        guest = Guest(server.address, answer=slow)
+        until_present(server, 0)
+        tickets = {server.send(0, [text]) for text in (b"1", b"2")}
+        wait_until(lambda: guest.asked == [b"1"], "it is at work on the first")
+        server.give_up(tickets)
+        last = server.send(0, [b"3"])
+        free.set()
+        (answer,) = receive(server, 1)
+        assert (answer.ticket, answer.body) == (last, b"3")
+        assert guest.asked == [b"1", b"3"]
+        guest.leave()
 
 
 def test_a_late_answer_is_thrown_away(clients: Callable[..., Clients]) -> None:
@@ -379,7 +424,6 @@ def test_a_late_answer_is_thrown_away(clients: Callable[..., Clients]) -> None:
     here.holds = lambda client, kind, round: client == 2 and round == 1
     first, *rest = [(here.free[2].set(), one)[1] for one in here.rounds(4)]
     assert first.row["dropped"].keys() == {"2"}
-    assert isinstance(NotAwaited("late"), str)
     assert all(set(one.row["clients"]) | {int(c) for c in one.row["dropped"]} == {0, 1, 2} for one in rest)
 
 
@@ -393,13 +437,13 @@ def test_where_too_few_are_left_the_suspended_are_tried_again_and_the_run_halts_
 
     def heard(purpose: Purpose, round: int, number: int, asked: int) -> None:
         if number == (2 if round == 1 else 1):  # those who answer have
-            here._offset += TIMEOUT
+            here.ripe = True
 
     network.watch(heard)
-    with pytest.raises(RunHalted, match="round 3: 2 of 3 uploads cannot be used: client 1: no answer in 3600 s; clie"):
+    with pytest.raises(RunHalted, match="round 5: 2 of 3 uploads cannot be used: client 1: no answer in 3600 s; clie"):
         done.extend(here.rounds(9, network, evaluate_every=0))
-    assert [one.row["clients"] for one in done] == [[0, 1], [0]]
-    assert list(in_rounds(done, "suspended", 2)) == [2]
+    assert [one.row["clients"] for one in done] == [[0, 1], [0], [0], [0]]
+    assert [list(in_rounds(done, "suspended", client)) for client in (1, 2)] == [[3], [2, 4]], "in round 5 both"
 
 
 def test_a_network_that_is_made_anew_knows_who_was_suspended(clients: Callable[..., Clients]) -> None:
@@ -411,11 +455,20 @@ def test_a_network_that_is_made_anew_knows_who_was_suspended(clients: Callable[.
         next(rounds)
     memories = network.remember()
     assert memories[0] == {"round": 0}, "of who answers, no more than before"
+    here.free[SLOW].set()
     again = here.network()
     assert again.client_ids() == [0, 1, 2, SLOW]
     again.recall(memories, 3)
     assert again.client_ids() == [0, 1, 2]
     assert again.suspended() == {SLOW: "missed 2 rounds in a row (no answer in 3600 s); asked again in round 6"}
+
+
+def test_verify_says_where_a_difference_is_chance() -> None:
+    rows = [{"round": 1, "dropped": {}}, {"round": 2, "dropped": {"1": f"{LATE}4 of 5 had answered (quorum=0.8)"}}]
+    run = SimpleNamespace(path="runs/a", rows=lambda: rows)
+    assert _late(run) == "; runs/a closed round 2 without who was late (quorum)"  # type: ignore[arg-type]
+    rows[1]["dropped"] = {"1": "no answer in 9 s"}
+    assert _late(run) == ""  # type: ignore[arg-type]
 
 
 def test_the_screen_says_how_many_are_suspended(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from fedshare.flower.participant import Terms
 from fedshare.flower.private import RAISED, names_of
 from fedshare.flower.records import unwrap, wrap
 from fedshare.network import Heard, NotAwaited, Purpose
-from fedshare.pace import Deadline, Pace
+from fedshare.pace import LATE, Deadline, Pace
 from fedshare.payload import Payload, Quota, same_tensors
 from fedshare.simulation import Declared
 from fedshare.state import State
@@ -269,7 +269,7 @@ class FlowerNetwork:
                 yield waiting.pop(reply.metadata.reply_to_message_id), reply
             why = f"no answer in {seconds:g} s" if late else ""
             if waiting and len(answers) >= enough:
-                why = NotAwaited(f"late: {len(answers)} of {asked} had answered (quorum={self._pace.quorum:g})")
+                why = NotAwaited(f"{LATE}{len(answers)} of {asked} had answered (quorum={self._pace.quorum:g})")
             if why:
                 self._absent |= dict.fromkeys(waiting.values(), why)
                 self._give_up(set(waiting))
