@@ -181,9 +181,7 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
     terms = Terms.of(agreed(config), here)
     run = _run_id(folder)
     if config.quorum < 1:
-        say(
-            f"quorum={config.quorum:g}: rounds are closed without who is late: such a run cannot be repeated to the bit"
-        )
+        say(f"quorum={config.quorum:g}: rounds are closed without who is late, which is chance: the bits are, too")
     network = FlowerNetwork(
         *(grid, terms, run, config.timeout, everyone, clients, order.wait),
         say=say,

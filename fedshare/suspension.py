@@ -65,4 +65,5 @@ class Suspensions:
 
 
 def _reason(record: _Record) -> str:
-    return f"missed {record.missed} rounds in a row ({record.why}); asked again in round {record.again}"
+    count = f"{record.missed} round{'s' * (record.missed > 1)}"
+    return f"missed {count} in a row ({record.why}); asked again in round {record.again}"
