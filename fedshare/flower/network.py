@@ -216,8 +216,8 @@ class FlowerNetwork:
         limits = {client: self._limits(client) for client in clients}
         self._allow({self._nodes[client]: most.bytes for client, most in limits.items() if most})
         self._heard(purpose, round, 0, len(clients))
-        began, slowest, punctual = time.monotonic(), 0.0, set[int]()
         waiting = dict(zip(self._grid.push_messages(messages), clients, strict=True))
+        began, slowest, punctual = time.monotonic(), 0.0, set[int]()
         for number, (client, reply) in enumerate(self._collect(purpose, waiting, began, answers), 1):
             self._heard(purpose, round, number, len(clients))
             if self._halts and reply.has_error() and reply.error.code == RAISED:
