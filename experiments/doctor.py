@@ -9,12 +9,11 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import fedshare
 from fedshare.errors import UserError, first_line
-from fedshare.keys import RENEWAL, Identity, describe
+from fedshare.keys import Identity, describe, endings
 from fedshare.stream.diagnose import is_local, reach, split
 from fedshare.stream.health import ask, health
 
@@ -75,11 +74,9 @@ def _keys(options: argparse.Namespace) -> Iterator[Finding]:
         except UserError as error:
             sound = False
             yield FAILED, str(error)
-    now = datetime.now(UTC)
-    for name, end in ends:
-        if now <= end < now + RENEWAL:
-            left = (end - now).days
-            yield WARNING, f"{folder}: the certificate of {name} ends in {left} days; `fedshare keys` renews it"
+    for name, said in endings(folder):
+        if not said.startswith("ended"):  # which does not load
+            yield WARNING, f"{folder}: the certificate of {name} {said}; `fedshare keys` renews it"
     for path in sorted(path for path in folder.rglob("*") if path.name in _UNUSED_HERE):
         if (mode := path.stat().st_mode & 0o777) & 0o077:
             yield WARNING, f"{path}: others may read it (mode {mode:04o}): chmod 600"
