@@ -43,6 +43,7 @@ def server(options: argparse.Namespace) -> int:
     if identity and identity.client_id is not None:
         raise UserError(f"--keys {options.keys}: that is client {identity.client_id}'s folder, not the server's")
     check_ranges(options)
+    admission = Admission.of(identity.folder if identity else None, options.deny, options.allow, say)
     exporter = None
     if options.metrics:
         from .prometheus import Exporter
@@ -74,7 +75,7 @@ def server(options: argparse.Namespace) -> int:
             say(f"metrics at {exporter.listen(options.metrics)}")
             stack.callback(exporter.close)
         stream = StreamServer(options.listen, identity, settings, say)
-        stream.admission = Admission.of(identity.folder if identity else None, options.deny, options.allow, say)
+        stream.admission = admission
         if exporter:
             exporter.watch(stream.present, stream.connections)
             stream.refusal = exporter.refused

@@ -435,7 +435,7 @@ REQUESTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "two clients": (lambda: asks("fedshare:client:7", "fedshare:client:8"), ONE),
     "a host too": (lambda: asks("fedshare:client:7", "server.example.org"), ONE),
     "another's URI": (lambda: asks("https://example.org/7"), ONE),
-    "a number beyond": (lambda: asks("fedshare:client:10000"), "client 10000: must be from 0 to 9999"),
+    "a number beyond": (lambda: asks("fedshare:client:10000"), "asks to be client 10000, not client 7"),
     "another than expected": (lambda: asks("fedshare:client:8"), "asks to be client 8, not client 7"),
     "changed": (forged, "its signature is not by its key"),
     "RSA": (
@@ -474,6 +474,15 @@ def test_an_authority_takes_of_a_request_its_key_and_its_number_alone(pki: Path,
     signed = certificates.load(pki / "client-7" / "client.crt")
     assert signed.subject.rfc4514_string() == "CN=client-7"
     assert not signed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+def test_a_number_beyond_all_is_not_signed_or_requested(pki: Path, tmp_path: Path, fedshare: Say) -> None:
+    (tmp_path / "sent.csr").write_bytes(asks("fedshare:client:10000"))
+    for command in (("sign", pki, tmp_path / "sent.csr"), ("request", tmp_path / "host", "--client", 10000)):
+        status, line = fedshare("keys", *command)
+        assert status == 2
+        assert "client 10000: must be from 0 to 9999" in line
+    assert not (tmp_path / "host").exists()
 
 
 def test_who_is_revoked_is_not_certified_again(pki: Path, tmp_path: Path, fedshare: Say) -> None:
@@ -690,9 +699,9 @@ def test_a_short_certificate_is_warned_of_when_it_can_be_renewed(
 
 
 def test_a_running_deployment_loses_who_is_revoked_and_goes_on(pki: Path, tmp_path: Path, fedshare: Say) -> None:
-    small = ("data=digits", "partition.clients=3", "model=linear", "rounds=100000", "on_dropped=skip")
+    small = ("data=digits", "partition.clients=3", "model=logistic", "rounds=100000")
     renew(pki, "client-0", 86400)
-    with Deployment(tmp_path, pki, *small[:-1]) as deployment:
+    with Deployment(tmp_path, pki, *small) as deployment:
         server = deployment.server()
         clients = [deployment.client(id, "--patience", str(PATIENCE)) for id in range(3)]
         deployment.reach(1, server)
