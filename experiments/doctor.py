@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fedshare
+from fedshare.admission import ALLOWED, DENIED, Roll
 from fedshare.errors import UserError, first_line
-from fedshare.keys import Identity, describe, endings
+from fedshare.keys import Identity, describe, endings, place
 from fedshare.stream.diagnose import is_local, reach, split
 from fedshare.stream.health import ask, health
 
@@ -68,9 +69,9 @@ def _keys(options: argparse.Namespace) -> Iterator[Finding]:
     folder = Path(options.keys)
     ends = describe(folder)
     sound = True
-    for place in _places(folder, options.id):
+    for participant in _places(folder, options.id):
         try:
-            Identity.load(place)
+            Identity.load(participant)
         except UserError as error:
             sound = False
             yield FAILED, str(error)
@@ -84,6 +85,9 @@ def _keys(options: argparse.Namespace) -> Iterator[Finding]:
         first, end = min(ends, key=lambda found: found[1])
         names = ", ".join(name for name, _ in ends[:5]) + ", ..." * (len(ends) > 5)
         yield OK, f"{folder}: certificates of {names}; {first}'s ends first, on {end:%Y-%m-%d}"
+    for path in (place(folder, "server") / name for name in (DENIED, ALLOWED)):
+        if path.exists():
+            yield OK, f"{path}: {len(Roll.read(path))} entries"
 
 
 def _places(folder: Path, id: int | None) -> list[Path]:
@@ -93,7 +97,7 @@ def _places(folder: Path, id: int | None) -> list[Path]:
     if id is not None:
         return [folder / f"client-{id}"]
     clients = sorted(folder.glob("client-*"), key=lambda path: (len(path.name), path))
-    return [place for place in (folder / "server", *clients) if place.exists()]
+    return [each for each in (folder / "server", *clients) if each.exists()]
 
 
 def _listening(options: argparse.Namespace) -> Iterator[Finding]:

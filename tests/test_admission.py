@@ -21,6 +21,7 @@ from deployed import Deployment
 from fedshare import certificates, enrolment, files, keys
 from fedshare.admission import ALLOWED, DENIED, Admission, Caller, Roll
 from fedshare.errors import UserError
+from fedshare.experiments import doctor
 from fedshare.experiments.cli import main
 from fedshare.keys import Identity
 from fedshare.stream import client as client_module
@@ -284,6 +285,18 @@ def test_a_list_that_is_named_must_be_there(tmp_path: Path, fedshare: Say) -> No
         missing = tmp_path / "none"
         status, line = fedshare("server", "data=digits", "--listen", LOCAL, flag, missing)
         assert (status, line) == (2, f"fedshare: {missing}: No such file or directory\n")
+
+
+def test_doctor_reads_the_lists(pki: Path, fedshare: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_CHECKS", {doctor._keys: PATIENCE})
+    fedshare("keys", "revoke", pki, 1, 2)
+    status, said = fedshare("doctor", "--keys", pki)
+    assert status == 0
+    assert f"ok       {pki}/server/denied: 2 entries" in said
+    (pki / "server" / ALLOWED).write_text("client 1\n")
+    status, said = fedshare("doctor", "--keys", pki)
+    assert status == 2
+    assert f"FAILED   {pki}/server/allowed: must end with the line `end`" in said
 
 
 def test_notes_and_spaces_in_a_list_do_not_matter(tmp_path: Path) -> None:
