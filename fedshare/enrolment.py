@@ -22,6 +22,7 @@ from fedshare.files import private_folder, write_atomically
 from fedshare.keys import MAX_CLIENTS, Authority
 
 _LARGEST = 65_536  # bytes of a request, or of what comes back
+_WHO = "must be a client's number, client-N, or its certificate or request in PEM"
 _SHOWN = 16  # digits of a fingerprint that people compare
 
 
@@ -144,6 +145,8 @@ def revoke(folder: Path, whom: list[str], why: str = "", undo: bool = False) -> 
             entries[f"client {int(each)}"] = why
         else:
             path = folder / each / "client.crt" if (folder / each / "client.crt").is_file() else Path(each)
+            if not path.exists():
+                raise UserError(f"{each}: {_WHO}; there is no such file, and no certificate in {folder / each}")
             key, client = _shown(path)
             entries[f"key {fingerprint(key)}"] = f"client {client}{f', {why}' if why else ''}"
     denied = _denied(folder)
@@ -175,7 +178,7 @@ def _shown(path: Path) -> tuple[certificates.PublicKey, int]:
         if (client := certificates.client_of(found)) is None:
             raise UserError(f"{path}: must name one client, as fedshare:client:3")
         return certificates.public_key(found, path), client
-    raise UserError(f"{path}: must be a client's number, or its certificate or request in PEM")
+    raise UserError(f"{path}: {_WHO}")
 
 
 def _request(path: Path) -> tuple[x509.CertificateSigningRequest, int]:

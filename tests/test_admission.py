@@ -320,8 +320,8 @@ def test_revoking_twice_or_at_once_loses_nothing(pki: Path) -> None:
 def test_whom_to_revoke_must_be_a_client(pki: Path, fedshare: Say, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("client 3")
     for who, sentence in {
-        "client-9": "client-9: No such file",
-        str(tmp_path / "text"): "text: must be a client's number, or its certificate or request in PEM",
+        "client-9": "client-9: must be a client's number, client-N, or its certificate or request in PEM; there is no",
+        str(tmp_path / "text"): "text: must be a client's number, client-N, or its certificate or request in PEM",
         str(pki / "server" / "server.crt"): "server.crt: must name one client, as fedshare:client:3",
         "-1": "unrecognized arguments: -1",
     }.items():
@@ -713,13 +713,17 @@ def test_a_short_certificate_is_warned_of_when_it_can_be_renewed(
 
 def test_a_running_deployment_loses_who_is_revoked_and_goes_on(pki: Path, tmp_path: Path, fedshare: Say) -> None:
     small = ("data=digits", "partition.clients=3", "model=logistic", "rounds=100000")
-    renew(pki, "client-0", 86400)
+    before = certificates.now() - timedelta(days=350)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certificates, "now", lambda: before)
+        patch.setattr(certificates, "require_current", lambda *_: None)
+        renew(pki, "client-0", 365 * 86400)
     with Deployment(tmp_path, pki, *small) as deployment:
         server = deployment.server()
         clients = [deployment.client(id, "--patience", str(PATIENCE)) for id in range(3)]
         deployment.reach(1, server)
-        clients[0].until("client 0's certificate ends in 2")
-        server.until("client 0's certificate ends in 2")
+        clients[0].until("client 0's certificate ends in 14 days")
+        server.until("client 0's certificate ends in 14 days")
         assert fedshare("keys", "revoke", pki, 2, "--why", "left\nthe study")[0] == 0
         assert clients[2].wait() == 2
         clients[2].until(f"fedshare: {deployment.address}: client 2 was refused: {BARRED}")
