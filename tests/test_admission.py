@@ -725,6 +725,7 @@ def test_a_running_deployment_loses_who_is_revoked_and_goes_on(pki: Path, tmp_pa
         clients[0].until("client 0's certificate ends in 14 days")
         server.until("client 0's certificate ends in 14 days")
         assert fedshare("keys", "revoke", pki, 2, "--why", "left\nthe study")[0] == 0
+        assert "left\\nthe study" in (pki / "server" / DENIED).read_text()
         assert clients[2].wait() == 2
         clients[2].until(f"fedshare: {deployment.address}: client 2 was refused: {BARRED}")
         server.until(f"client 2 is gone: {BARRED}")
@@ -736,7 +737,6 @@ def test_a_running_deployment_loses_who_is_revoked_and_goes_on(pki: Path, tmp_pa
         fedshare("keys", "revoke", pki, 2, "--undo")
         deployment.client(2)
         server.until("client 2 is back")
-    assert "left\\nthe study" in (pki / "server" / DENIED).read_text()
 
 
 def test_help_names_the_ways_and_an_old_command_still_makes_keys(tmp_path: Path, fedshare: Say) -> None:
