@@ -701,7 +701,7 @@ def test_a_short_certificate_is_warned_of_when_it_can_be_renewed(
 ) -> None:
     keys.make(tmp_path, [], clients=1, days=9)
     assert keys.endings(tmp_path) == []
-    later = certificates.now() + timedelta(days=7)
+    later = certificates.now() + timedelta(days=7, hours=-1)
     monkeypatch.setattr(certificates, "now", lambda: later)
     assert keys.endings(tmp_path) == [("server", "ends in 2 days"), ("client-0", "ends in 2 days")]
     assert len(keys.make(tmp_path, [], clients=1, days=9)) == 2
@@ -713,7 +713,7 @@ def test_a_short_certificate_is_warned_of_when_it_can_be_renewed(
 
 def test_a_running_deployment_loses_who_is_revoked_and_goes_on(pki: Path, tmp_path: Path, fedshare: Say) -> None:
     small = ("data=digits", "partition.clients=3", "model=logistic", "rounds=100000")
-    before = certificates.now() - timedelta(days=350)
+    before = certificates.now() - timedelta(days=350, hours=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(certificates, "now", lambda: before)
         patch.setattr(certificates, "require_current", lambda *_: None)

@@ -251,7 +251,7 @@ def test_a_certificate_that_has_ended_or_not_begun(
 
 def test_certificates_that_end_soon(examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys.make(tmp_path / "keys", [], clients=1, days=10)
-    later = certificates.now() + timedelta(days=7)
+    later = certificates.now() + timedelta(days=7, hours=1)
     monkeypatch.setattr(certificates, "now", lambda: later)
     result = examine("--keys", str(tmp_path / "keys" / "client-0"))
     found("warning", "the certificate of client ends in 2 days; `fedshare keys` renews it", result)
