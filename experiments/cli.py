@@ -27,11 +27,12 @@ _EPILOG = """examples:
   fedshare matrix attacks=none,sign_flip defences=fedavg,rffl seeds=0,1 folder=matrices/A
   fedshare pretrain model=vit data=cifar100 epochs=20 folder=backbones/vit-cifar100
   fedshare keys keys --server host.example.org --clients 4
+  fedshare keys revoke keys 3
   fedshare server data=mnist partition.clients=4 --listen 0.0.0.0:9443 --keys keys
   fedshare client host.example.org:9443 --keys keys --id 0,1 --gpu auto
 """
 
-PASSPHRASE = "of the owner's key: the first line of FILE, or asked for"
+PASSPHRASE = "of the key: the first line of FILE, or asked for"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,7 +82,13 @@ def _dispatch(arguments: list[str]) -> int:
 
         matrix(rest)
         return 0
-    if command in ("server", "client", "flower-run", "keys", "doctor"):
+    if command == "keys":
+        from .keys import keys
+
+        for line in keys(rest):
+            print(line)
+        return 0
+    if command in ("server", "client", "flower-run", "doctor"):
         return _deploy(command, rest)
     options = _parser().parse_args(arguments)
     importable(getattr(options, "config_dir", None))
@@ -157,7 +164,6 @@ def _deploy(command: str, arguments: list[str]) -> int:
         "server": deploy.server,
         "client": deploy.client,
         "flower-run": deploy.flower_run,
-        "keys": deploy.keys,
         "doctor": deploy.doctor,
     }[command]
     return run(options)
@@ -210,6 +216,6 @@ def _parser() -> Parser:
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)
     commands.add_parser("client", help="be one client, or all clients of this host", add_help=False)
     commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)
-    commands.add_parser("keys", help="make an authority, and certificates for a server and its clients", add_help=False)
+    commands.add_parser("keys", help="make certificates for a server and its clients, and revoke them", add_help=False)
     commands.add_parser("doctor", help="say what stands in the way of a deployment", add_help=False)
     return parser

@@ -16,7 +16,7 @@ from typing import Any
 import fedshare
 from fedshare import devices, marks
 from fedshare.errors import RunHalted, UserError, brief
-from fedshare.keys import Identity, make
+from fedshare.keys import Identity, place
 from fedshare.report.clock import say, tell
 from fedshare.stream.client import StreamClient
 from fedshare.stream.diagnose import NotYet, is_local, split
@@ -31,6 +31,7 @@ _Config = dict[str, str | int | float | bool]
 
 def server(options: argparse.Namespace) -> int:
     """Run a strategy, or with --app anybody's ServerApp, with the clients that connect."""
+    from fedshare.admission import Admission
     from fedshare.flower import config
     from fedshare.flower.load import App, serve
     from fedshare.flower.stream import StreamGrid
@@ -42,6 +43,7 @@ def server(options: argparse.Namespace) -> int:
     if identity and identity.client_id is not None:
         raise UserError(f"--keys {options.keys}: that is client {identity.client_id}'s folder, not the server's")
     check_ranges(options)
+    admission = Admission.of(identity.folder if identity else None, options.deny, options.allow, say)
     exporter = None
     if options.metrics:
         from .prometheus import Exporter
@@ -73,6 +75,7 @@ def server(options: argparse.Namespace) -> int:
             say(f"metrics at {exporter.listen(options.metrics)}")
             stack.callback(exporter.close)
         stream = StreamServer(options.listen, identity, settings, say)
+        stream.admission = admission
         if exporter:
             exporter.watch(stream.present, stream.connections)
             stream.refusal = exporter.refused
@@ -180,10 +183,13 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
         return app
 
     def stream() -> StreamClient:
+        identity = _client_identity(options, id)
+        for line in identity.endings() if identity else []:
+            tell(line)
         return StreamClient(
             options.server,
             id,
-            _client_identity(options, id),
+            identity,
             fedshare.__version__,
             digest,
             patience=options.patience,
@@ -280,7 +286,7 @@ def _identity(keys: str | None, name: str, address: str, insecure: bool) -> Iden
         folder = Path(keys)
         if not (folder / name).is_dir() and not any(folder.glob("*.crt")):
             raise UserError(f"--keys {keys}: holds no certificate of {name}; `fedshare keys` makes it")
-        return Identity.load(folder / name if (folder / name).is_dir() else folder)
+        return Identity.load(place(folder, name))
     if insecure or is_local(split(address)[0]):
         return None
     raise UserError(f"{address}: off this machine it takes TLS: --keys DIR (`fedshare keys` makes one), or --insecure")
@@ -299,27 +305,6 @@ def flower_run(options: argparse.Namespace) -> int:
     with terminable():
         server = app.server()
         serve(server, InProcessGrid(app.client(), options.nodes, run_config, node_config, options.wait), run_config)
-    return 0
-
-
-def keys(options: argparse.Namespace) -> int:
-    """Make what is lacking of an authority and its certificates, or with --owner of an owner's key pair."""
-    folder, given = Path(options.folder), [options.server, options.clients]
-    if options.owner:
-        if given != [None, None]:
-            raise UserError("--owner: makes no certificates: leave out --server and --clients")
-        from fedshare import owner
-
-        from .passphrase import passphrase
-
-        print(owner.make(folder, passphrase(options.passphrase)))
-        return 0
-    if None in given:
-        raise UserError("--server and --clients: required (--owner makes an owner's key pair, and needs neither)")
-    if options.passphrase is not None:
-        raise UserError("--passphrase: is of an owner's key: it goes with --owner")
-    for line in make(folder, options.server.split(","), options.clients, options.days):
-        print(line)
     return 0
 
 

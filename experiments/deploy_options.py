@@ -6,7 +6,7 @@ from typing import Any
 
 from fedshare.errors import UserError
 
-from .cli import PASSPHRASE, Parser
+from .cli import Parser
 from .own import add_config_dir, add_trust
 
 _TLS = "the folder that `fedshare keys` made, or this participant's part of it"
@@ -18,7 +18,7 @@ def parser(command: str) -> Parser:
     made = Parser(
         prog=f"fedshare {command}", formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    {"server": _server, "client": _client, "flower-run": _flower_run, "keys": _keys, "doctor": _doctor}[command](made)
+    {"server": _server, "client": _client, "flower-run": _flower_run, "doctor": _doctor}[command](made)
     return made
 
 
@@ -57,6 +57,12 @@ def _server(made: Parser) -> None:
         "--resume", nargs="?", const="", metavar="FOLDER", help="go on with the run there, if there is one"
     )
     made.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds a client may be cut off")
+    made.add_argument(
+        "--deny", metavar="FILE", help="who is not let in, read while it runs; else `denied` in the server's --keys"
+    )
+    made.add_argument(
+        "--allow", metavar="FILE", help="who alone is let in, read while it runs; else `allowed` in the server's --keys"
+    )
     made.add_argument(
         "--metrics", metavar="[HOST:]PORT", help="numbers for Prometheus there; without HOST, for this machine alone"
     )
@@ -120,15 +126,6 @@ def _flower_run(made: Parser) -> None:
     )
     made.add_argument("-c", "--run-config", **_PAIRS, help=_FORM)
     made.add_argument("--node-config", **_PAIRS, help=f"what nodes are told: {_FORM}")
-
-
-def _keys(made: Parser) -> None:
-    made.add_argument("folder", metavar="DIR", help="what it lacks is made, what it has is kept")
-    made.add_argument("--server", metavar="HOST,...", help="the server's names or addresses")
-    made.add_argument("--clients", type=int, metavar="N", help="make client-0 to client-(N-1)")
-    made.add_argument("--days", type=int, default=365, help="how long the certificates last")
-    made.add_argument("--owner", action="store_true", help="make the key pair with which an owner signs runs")
-    made.add_argument("--passphrase", metavar="FILE", nargs="?", const="", help=PASSPHRASE)
 
 
 def _doctor(made: Parser) -> None:

@@ -9,12 +9,12 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import fedshare
+from fedshare.admission import ALLOWED, DENIED, Roll
 from fedshare.errors import UserError, first_line
-from fedshare.keys import RENEWAL, Identity, describe
+from fedshare.keys import Identity, describe, endings, place
 from fedshare.stream.diagnose import is_local, reach, split
 from fedshare.stream.health import ask, health
 
@@ -69,17 +69,15 @@ def _keys(options: argparse.Namespace) -> Iterator[Finding]:
     folder = Path(options.keys)
     ends = describe(folder)
     sound = True
-    for place in _places(folder, options.id):
+    for participant in _places(folder, options.id):
         try:
-            Identity.load(place)
+            Identity.load(participant)
         except UserError as error:
             sound = False
             yield FAILED, str(error)
-    now = datetime.now(UTC)
-    for name, end in ends:
-        if now <= end < now + RENEWAL:
-            left = (end - now).days
-            yield WARNING, f"{folder}: the certificate of {name} ends in {left} days; `fedshare keys` renews it"
+    for name, said in endings(folder):
+        if not said.startswith("ended"):  # which does not load
+            yield WARNING, f"{folder}: the certificate of {name} {said}; `fedshare keys` renews it"
     for path in sorted(path for path in folder.rglob("*") if path.name in _UNUSED_HERE):
         if (mode := path.stat().st_mode & 0o777) & 0o077:
             yield WARNING, f"{path}: others may read it (mode {mode:04o}): chmod 600"
@@ -87,6 +85,9 @@ def _keys(options: argparse.Namespace) -> Iterator[Finding]:
         first, end = min(ends, key=lambda found: found[1])
         names = ", ".join(name for name, _ in ends[:5]) + ", ..." * (len(ends) > 5)
         yield OK, f"{folder}: certificates of {names}; {first}'s ends first, on {end:%Y-%m-%d}"
+    for path in (place(folder, "server") / name for name in (DENIED, ALLOWED)):
+        if path.exists():
+            yield OK, f"{path}: {len(Roll.read(path))} entries"
 
 
 def _places(folder: Path, id: int | None) -> list[Path]:
@@ -96,7 +97,7 @@ def _places(folder: Path, id: int | None) -> list[Path]:
     if id is not None:
         return [folder / f"client-{id}"]
     clients = sorted(folder.glob("client-*"), key=lambda path: (len(path.name), path))
-    return [place for place in (folder / "server", *clients) if place.exists()]
+    return [each for each in (folder / "server", *clients) if each.exists()]
 
 
 def _listening(options: argparse.Namespace) -> Iterator[Finding]:

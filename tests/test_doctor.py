@@ -18,7 +18,7 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import fedshare
-from fedshare import keys
+from fedshare import certificates, keys
 from fedshare.experiments import compose, doctor, federation, host_checks
 from fedshare.experiments.deploy_options import parser
 from fedshare.keys import Identity
@@ -241,18 +241,20 @@ def test_a_check_that_hangs_is_given_up(examine: Doctor, monkeypatch: pytest.Mon
 def test_a_certificate_that_has_ended_or_not_begun(
     examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = keys._now
+    now = certificates.now
     for days, sentence in ((-400, "or set the clock if it is wrong"), (10, "; set the clock")):
         with monkeypatch.context() as patch:
-            patch.setattr(keys, "_now", lambda days=days: now() + timedelta(days=days))
+            patch.setattr(certificates, "now", lambda days=days: now() + timedelta(days=days))
             keys.make(tmp_path / str(days), [], clients=1, days=365)
         found("FAILED", sentence, examine("--keys", str(tmp_path / str(days)), "--id", "0"))
 
 
-def test_certificates_that_end_soon(examine: Doctor, tmp_path: Path) -> None:
+def test_certificates_that_end_soon(examine: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys.make(tmp_path / "keys", [], clients=1, days=10)
+    later = certificates.now() + timedelta(days=7, hours=1)
+    monkeypatch.setattr(certificates, "now", lambda: later)
     result = examine("--keys", str(tmp_path / "keys" / "client-0"))
-    found("warning", "the certificate of client ends in 9 days; `fedshare keys` renews it", result)
+    found("warning", "the certificate of client ends in 2 days; `fedshare keys` renews it", result)
 
 
 def test_keys_that_others_may_read(examine: Doctor, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedshare import keys
+from fedshare import certificates, keys
 from fedshare._proto.stream_pb2 import Chunk, Down, Hello, Leave, Up
 from fedshare.errors import RunHalted, UserError
 from fedshare.keys import Identity
@@ -65,10 +65,10 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (folder / "old").glob("*-?/client.crt"):
         path.unlink()
     (folder / "old" / "server" / "server.crt").unlink()
-    now = keys._now()
+    now = certificates.now()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keys, "_now", lambda: now - timedelta(days=60))
-        patch.setattr(keys, "_require_current", lambda *_: None)
+        patch.setattr(certificates, "now", lambda: now - timedelta(days=60))
+        patch.setattr(certificates, "require_current", lambda *_: None)
         keys.make(folder / "old", ["localhost"], clients=2, days=30)
     return folder
 

@@ -87,7 +87,8 @@ class StreamClient:
         say: Callable[[str], None] = print,
     ) -> None:
         self.address, self.id = address, id
-        self._identity, self._patience, self._heartbeat, self._limit = identity, patience, heartbeat, limit
+        self._renewed = tls.Renewed(identity, say) if identity else None
+        self._patience, self._heartbeat, self._limit = patience, heartbeat, limit
         self._hello = Hello(protocol=PROTOCOL, client=id, version=version, config=config_sha256)
         self._say = say
         self._inbox: queue.SimpleQueue[_Arrived | Welcomed | BaseException | None] = queue.SimpleQueue()
@@ -176,9 +177,10 @@ class StreamClient:
 
     def _converse(self) -> bool:
         """One connection, until it ends: True if it is not to be made again."""
-        with tls.channel(self.address, self._identity, self._heartbeat) as channel:
+        identity = self._renewed.now() if self._renewed else None
+        with tls.channel(self.address, identity, self._heartbeat) as channel:
             if not _is_ready(channel):
-                self._diagnose()
+                self._diagnose(identity)
                 raise NotYet(f"{self.address}: no gRPC connection in {CONNECT_DEADLINE:g} s")
             outbox: queue.SimpleQueue[_Reply | None] = queue.SimpleQueue()
             call = channel.stream_stream(METHOD, _serialize, _as_they_are)(self._frames(outbox))
@@ -191,10 +193,10 @@ class StreamClient:
                 if not self._closing.is_set():
                     call.cancel()
 
-    def _diagnose(self) -> None:
+    def _diagnose(self, identity: Identity | None) -> None:
         """Raise what stands in the way. Who was let in once waits: the operator may put right what is wrong."""
         try:
-            reach(self.address, self._identity)
+            reach(self.address, identity)
         except UserError as error:
             if self._hello.epoch:
                 raise NotYet(str(error)) from None

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from fedshare import certificates
 from fedshare._proto.stream_pb2 import Down, Farewell, GivenUp, Hello, Refusal, Up, Welcome
+from fedshare.admission import Admission
 from fedshare.errors import NAME, UserError, brief
 from fedshare.keys import Identity
 from fedshare.stream import callers, descriptors, tls
@@ -56,6 +58,7 @@ class Settings:
     callers: int = 64  # connections of one address that have not greeted, beside one for each client still to come
     reserve: int = 128  # file descriptors kept for files; the others are for connections
     quiet: float = EVERY  # seconds in which the log says the same of a caller once
+    reminder: float = 86400.0  # seconds between two warnings of a certificate that ends soon
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ class _Connection:
 
     def __init__(self, context: grpc.aio.ServicerContext) -> None:
         self.context = context
+        self.shown = tls.shown(context)  # its certificate
         self.wake = asyncio.Event()
         self.last: Down | None = None  # what to say before hanging up
+        self.cut = asyncio.Event()  # no more is said or heard
 
 
 class StreamServer:
@@ -101,7 +106,8 @@ class StreamServer:
         self.refused: dict[int, str] = {}  # the clients that were not let in, and why the last time
         self.say = say  # a line of its log
         self.refusal: Callable[[str], None] = lambda reason: None  # hears why somebody was not let in
-        self._identity = identity
+        self.admission = Admission()  # the operator's lists; to be set before `start`
+        self._identity = tls.Renewed(identity, say) if identity else None
         self._epoch = secrets.token_bytes(8)
         self._clients: dict[int, _Client] = {}
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
@@ -170,6 +176,10 @@ class StreamServer:
         """Want no answers any more. What was not sent yet never will be."""
         self._loop.call_soon_threadsafe(self._forget, tickets)
 
+    def expel(self, client: int, reason: str) -> None:
+        """End the connection of a client at once; it hears why."""
+        self._loop.call_soon_threadsafe(self._expel, client, reason)
+
     def close(self, farewell: str | None = None) -> None:
         """Hang up. With `farewell` clients hear that the work is done, and why if not ""; without it they come back."""
         if self._loop.is_running():
@@ -201,6 +211,7 @@ class StreamServer:
         each, in_all = self.settings.callers, min(8 * self.settings.callers, room - clients)
         self._callers = Callers(port, clients, min(each, in_all), in_all, room, self._tally)
         self._sweep()
+        self._remind()
         return port
 
     def _sweep(self) -> None:
@@ -208,6 +219,44 @@ class StreamServer:
             self._loop.call_later(callers.SWEEP, self._sweep)
             self._callers.sweep()
             self._tally.flush()
+            if self.admission.refresh():
+                self._review()
+
+    def _review(self) -> None:
+        """Expel who is connected and would not be let in any more."""
+        for client in list(self._clients.values()):
+            seen = client.connection
+            if seen and (reason := self.admission.objection(client.id, seen.shown)):
+                self._expel(client.id, reason)
+
+    def _expel(self, id: int, reason: str) -> None:
+        client = self._clients.get(id)
+        if client is None or client.absent:
+            return
+        if client.expiry:
+            client.expiry.cancel()
+        if connection := client.connection:
+            self._ended(client, connection, reason)  # so that what it still sends counts no more
+            _hang_up(connection, _refusal(f"client {id} was refused: {reason}"))
+            self._loop.call_later(CLOSE_DEADLINE, connection.cut.set)  # though it hears nothing
+        else:
+            self._lose(client, reason)
+        self.refused[id] = reason
+
+    def _remind(self) -> None:
+        """Say of whose certificate the end is near, and do so again."""
+        if self._identity and not self._closing:
+            self._loop.call_later(self.settings.reminder, self._remind)
+            for line in self._identity.now().endings():
+                self.say(line)
+            for client in self._clients.values():
+                if client.connection:
+                    self._warn(client.id, client.connection.shown)
+
+    def _warn(self, client: int, pem: bytes | None) -> None:
+        if pem and (said := certificates.ending_of(pem)):
+            line = f"client {client}'s certificate {said}: renew it with `fedshare keys`"
+            self._tally.say(f"the certificate of client {client}", line)
 
     async def _shut(self, farewell: str | None) -> None:
         assert self._server is not None
@@ -258,6 +307,7 @@ class StreamServer:
         if client.expiry:
             client.expiry.cancel()
         connection = client.connection = _Connection(context)
+        self._warn(client.id, connection.shown)
         if client.gone:
             self._tally.say(f"client {client.id}", f"client {client.id} is back", changes=True)
         client.absent, client.gone, gone = False, False, None
@@ -280,12 +330,13 @@ class StreamServer:
         self._note_change()
         reader = asyncio.ensure_future(self._read(client, connection))
         writer = asyncio.ensure_future(self._write(client, connection))
+        cut = asyncio.ensure_future(connection.cut.wait())
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer, cut}, return_when=asyncio.FIRST_COMPLETED)
             return reader.done() and reader.result()
         finally:
-            reader.cancel()
-            writer.cancel()
+            for task in (reader, writer, cut):
+                task.cancel()
 
     async def _hello(self, context: grpc.aio.ServicerContext) -> Hello:
         """Who calls. Raises FrameError on what is no greeting, UserError on one that is not let in."""
@@ -296,7 +347,7 @@ class StreamServer:
         except (FrameError, UserError) as error:
             self._tally.say(place, f"{place} was refused: {'it sent ' * isinstance(error, FrameError)}{error}")
             raise
-        if reason := self._objection(hello, certified):
+        if reason := self._objection(hello, certified, tls.shown(context)):
             who = hello.client if certified is None else certified
             line = f"client {who} was refused: {reason}"
             self._tally.say(place if certified is None else f"client {who}", line)
@@ -320,11 +371,15 @@ class StreamServer:
             raise FrameError("something else before its greeting")
         return up.hello
 
-    def _objection(self, hello: Hello, certified: int | None) -> str | None:
+    def _objection(self, hello: Hello, certified: int | None, shown: bytes | None) -> str | None:
         """Why a greeting is not one that is let in."""
         ours = self.settings
         if certified is not None and certified != hello.client:
             return f"its certificate is client {certified}'s, but it says that it is client {hello.client}"
+        if self.admission.refresh():
+            self._review()
+        if reason := self.admission.objection(hello.client, shown):
+            return reason
         if hello.protocol != PROTOCOL or hello.version != ours.version:
             theirs = f"fedshare {brief(hello.version, NAME)} (stream {hello.protocol})"
             return f"it runs {theirs}, the server fedshare {ours.version} (stream {PROTOCOL})"
@@ -339,7 +394,7 @@ class StreamServer:
         context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
         try:
             hello = parse(Hello, frame)
-            reason = self._objection(hello, tls.certified(context))
+            reason = self._objection(hello, tls.certified(context), tls.shown(context))
         except (FrameError, UserError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{context.peer()} sent {error}")
         if reason:

@@ -1,8 +1,10 @@
 """gRPC's connections from certificates, and who a caller is by its own."""
 
+from collections.abc import Callable
+
 import grpc
 
-from fedshare.errors import UserError
+from fedshare.errors import UserError, first_line
 from fedshare.keys import Identity, client_id_of
 from fedshare.stream.frames import FRAME_LIMIT
 
@@ -10,9 +12,46 @@ HANDSHAKE_DEADLINE = 5.0  # seconds for a caller to say anything
 IDLE_DEADLINE = 15.0  # seconds that a connection may be open without a call; a client's call lasts as long as it does
 
 
-def server_credentials(identity: Identity) -> grpc.ServerCredentials:
+class Renewed:
+    """An identity as it lies on disk now: who renews a certificate there need start nothing again.
+
+    What is half-written or damaged there is said once, and what was there before stays in use.
+    """
+
+    def __init__(self, identity: Identity, say: Callable[[str], None]) -> None:
+        self._identity, self._say = identity, say
+        self._complaint = ""
+
+    def now(self) -> Identity:
+        if self._identity.folder and self._identity.outdated():
+            try:
+                self._identity = Identity.load(self._identity.folder)
+            except (UserError, OSError) as error:
+                if (complaint := first_line(error)) != self._complaint:
+                    self._complaint = complaint
+                    self._say(f"{complaint}; the certificate that was there before stays in use")
+            else:
+                self._complaint = ""
+                self._say(f"{self._identity.folder}: the certificate of {self._identity.who} was renewed")
+        return self._identity
+
+
+def server_credentials(identity: Renewed) -> grpc.ServerCredentials:
     """Mutual TLS: a caller without a certificate of our authority does not get in."""
-    return grpc.ssl_server_credentials([(identity.key, identity.certificate)], identity.ca, require_client_auth=True)
+    used = identity.now()
+
+    def configured(one: Identity) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(one.key, one.certificate)], one.ca)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """Called before each handshake. None: nothing has changed."""
+        nonlocal used
+        if (found := identity.now()) is used:
+            return None
+        used = found
+        return configured(found)
+
+    return grpc.dynamic_ssl_server_credentials(configured(used), renewed, require_client_authentication=True)
 
 
 def channel(address: str, identity: Identity | None, heartbeat: float) -> grpc.Channel:
@@ -23,15 +62,22 @@ def channel(address: str, identity: Identity | None, heartbeat: float) -> grpc.C
     return grpc.secure_channel(address, credentials, options(heartbeat))
 
 
-def certified(context: grpc.aio.ServicerContext) -> int | None:
-    """The client that a caller's certificate names; None without TLS. Raises UserError where it names none."""
+def shown(context: grpc.aio.ServicerContext) -> bytes | None:
+    """The certificate of a caller; None without TLS. Raises UserError where it has none."""
     found = context.auth_context()
     if found.get("transport_security_type", [b""])[0] != b"ssl":
         return None
     certificates = found.get("x509_pem_cert")
     if not certificates:
         raise UserError("the caller has no certificate")
-    return client_id_of(certificates[0])
+    pem: bytes = certificates[0]
+    return pem
+
+
+def certified(context: grpc.aio.ServicerContext) -> int | None:
+    """The client that a caller's certificate names; None without TLS. Raises UserError where it names none."""
+    pem = shown(context)
+    return None if pem is None else client_id_of(pem)
 
 
 def options(heartbeat: float) -> list[tuple[str, int]]:

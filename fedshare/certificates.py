@@ -1,0 +1,244 @@
+"""Certificates and private keys in PEM: read, checked and signed.
+
+Who a client is stands in its certificate, as the URI `fedshare:client:3` (RFC 5280, section 4.2.1.6): a server asks the
+connection and need not believe a message.
+"""
+
+import hashlib
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedshare.errors import UserError
+
+CLOCK_SKEW = timedelta(minutes=5)
+RENEWAL = timedelta(days=30)  # a certificate with less left is to be renewed
+
+_CLIENT = re.compile("fedshare:client:(0|[1-9][0-9]{0,8})")
+_PURPOSES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
+_USES = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"]
+_USES += ["key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
+_Signer = tuple[x509.Name, ec.EllipticCurvePrivateKey]
+PublicKey = ec.EllipticCurvePublicKey
+_Subject = tuple[x509.Name, PublicKey]
+
+
+def authority(signer: _Signer, until: datetime) -> x509.Certificate:
+    """One that signs itself, and participants only."""
+    limits = x509.BasicConstraints(ca=True, path_length=0), _usage("key_cert_sign")
+    return signed(signer, (signer[0], signer[1].public_key()), until, *limits)
+
+
+def participant(
+    signer: _Signer, role: str, subject: _Subject, names: Iterable[x509.GeneralName], until: datetime
+) -> x509.Certificate:
+    """`role`: "server" or "client"."""
+    limits = x509.BasicConstraints(ca=False, path_length=None), _usage("digital_signature")
+    what = x509.ExtendedKeyUsage([_PURPOSES[role]]), x509.SubjectAlternativeName(names)
+    return signed(signer, subject, until, *limits, *what)
+
+
+def signed(signer: _Signer, subject: _Subject, until: datetime, *what: x509.ExtensionType) -> x509.Certificate:
+    """A certificate with the key identifiers that strict verifiers ask for."""
+    (issuer, signing), (name, key) = signer, subject
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(issuer).public_key(key)
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now() - CLOCK_SKEW).not_valid_after(until)
+    own = x509.SubjectKeyIdentifier.from_public_key(key)
+    above = x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key())
+    for extension in (*what, own, above):
+        critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(signing, hashes.SHA256())
+
+
+def verified(path: Path, authority: Path) -> x509.Certificate:
+    """The certificate at `path`, if the key beside it is its own and `authority` signed it."""
+    held = load(path)
+    if private_key(path.with_suffix(".key")).public_key() != held.public_key():
+        raise UserError(f"{path.with_suffix('.key')}: is not the key of {path.name}")
+    require_signed(held, path, authority)
+    return held
+
+
+def require_signed(certificate: x509.Certificate, path: Path, authority: Path) -> None:
+    try:
+        certificate.verify_directly_issued_by(load(authority))
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise UserError(f"{path}: was not signed by {authority}") from error
+
+
+def require_current(certificate: x509.Certificate, place: Path) -> None:
+    begin, end, today = certificate.not_valid_before_utc, certificate.not_valid_after_utc, now()
+    if not begin <= today <= end:
+        name = certificate.subject.rfc4514_string()
+        hint = "set the clock" if today < begin else "renew it with `fedshare keys`, or set the clock if it is wrong"
+        when = f"from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and the clock says {today:%Y-%m-%d %H:%M}"
+        raise UserError(f"{place}: the certificate of {name} is valid {when}; {hint}")
+
+
+def require_private(key: Path) -> None:
+    """Raise UserError where others than its owner can use a key.
+
+    One of root's may be read by a group of this process, as a service's must be. On a read-only mount the modes are the
+    affair of who made the mount: containers' secrets, systemd's credentials.
+    """
+    found, me = key.stat(), os.geteuid()
+    by_group = found.st_uid == 0 != me and found.st_gid in {os.getegid(), *os.getgroups()}
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & (0o037 if by_group else 0o077) or os.statvfs(key).f_flag & os.ST_RDONLY:
+        return
+    shown = shlex.quote(str(key))
+    own = f"chown {me} {shown} && " if me not in (0, found.st_uid) and not by_group else ""
+    chmod = f"chmod {'g=r,o=' if by_group else 'go='} {shown}"
+    raise UserError(f"{key}: others can use this private key (mode {mode:04o}): {own}{chmod}")
+
+
+def client_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> int | None:
+    """None unless it names exactly one client."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return None
+    found = [*filter(None, map(_CLIENT.fullmatch, names.get_values_for_type(x509.UniformResourceIdentifier)))]
+    return int(found[0][1]) if len(found) == 1 else None
+
+
+def client_name(client: int) -> x509.GeneralName:
+    return x509.UniformResourceIdentifier(f"fedshare:client:{client}")
+
+
+def client_id(pem: bytes) -> int | None:
+    """None unless the certificate can be read and names exactly one client."""
+    try:
+        return client_of(x509.load_pem_x509_certificate(pem))
+    except ValueError:
+        return None
+
+
+def fingerprint(key: PublicKey) -> str:
+    """Of a key, and so of each certificate that it ever has: SHA-256 in hex.
+
+    `openssl x509 -in FILE -pubkey -noout | openssl pkey -pubin -outform der | sha256sum` prints the same.
+    """
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(*form)).hexdigest()
+
+
+def fingerprints(pem: bytes) -> tuple[str, str]:
+    """Of the key of a certificate, and of the certificate itself."""
+    try:
+        found = x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        raise UserError("the peer's certificate must be one in PEM") from None
+    return fingerprint(public_key(found, "the peer's certificate")), found.fingerprint(hashes.SHA256()).hex()
+
+
+def public_key(certificate: x509.Certificate | x509.CertificateSigningRequest, path: Path | str) -> PublicKey:
+    """Raises UserError unless its key is on a curve that every participant's TLS knows."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)):
+        raise UserError(f"{path}: must have a key on the curve P-256 or P-384")
+    return key
+
+
+def load(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(read(path))
+    except ValueError as error:
+        raise UserError(f"{path}: must be a certificate in PEM") from error
+
+
+def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A participant's: it starts when nobody is there to say a passphrase."""
+    load = serialization.load_pem_private_key if path.suffix else serialization.load_ssh_private_key
+    try:
+        key = load(read(path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UserError(f"{path}: must be a private key in PEM, on an elliptic curve and without a passphrase")
+    return key
+
+
+def signing_key(path: Path, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:
+    """An authority's, which may have a passphrase."""
+    try:
+        key = serialization.load_pem_private_key(read(path), passphrase)
+    except TypeError as error:
+        wrong = "has no passphrase" if passphrase else "is encrypted: give --passphrase"
+        raise UserError(f"{path}: {wrong}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        wrong = "the passphrase is another, or it is damaged: it " if passphrase else ""
+        raise UserError(f"{path}: {wrong}must be a private key in PEM, on an elliptic curve") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UserError(f"{path}: must be a private key in PEM, on an elliptic curve")
+    return key
+
+
+def new_key(flower: bool = False, passphrase: bytes | None = None) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """A key, and how it is kept in a file. `flower`: in OpenSSH's form, which Flower reads."""
+    key = ec.generate_private_key(ec.SECP384R1() if flower else ec.SECP256R1())
+    form = serialization.PrivateFormat.OpenSSH if flower else serialization.PrivateFormat.PKCS8
+    cipher = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key, key.private_bytes(serialization.Encoding.PEM, form, cipher)
+
+
+def ssh_line(key: PublicKey, comment: str) -> bytes:
+    form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    return key.public_bytes(*form) + f" {comment}\n".encode()
+
+
+def soon(certificate: x509.Certificate) -> timedelta:
+    """How long before its end a certificate is to be renewed: 30 days, or a third of its life where that is short."""
+    return min(RENEWAL, (certificate.not_valid_after_utc - certificate.not_valid_before_utc) / 3)
+
+
+def ending(certificate: x509.Certificate) -> str | None:
+    """When it ends, in words, where that is soon or was."""
+    end, today = certificate.not_valid_after_utc, now()
+    if today > end:
+        return f"ended on {end:%Y-%m-%d}"
+    days, hours = divmod(int((end - today).total_seconds()) // 3600, 24)
+    left = f"{days} days" if days > 1 else f"{24 * days + hours} hours"
+    return f"ends in {left}" if end - today < soon(certificate) else None
+
+
+def ending_of(pem: bytes) -> str | None:
+    return ending(x509.load_pem_x509_certificate(pem))
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def pem_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def common_name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _usage(allowed: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{use: use == allowed for use in _USES})
+
+
+def now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
