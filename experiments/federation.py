@@ -31,6 +31,7 @@ from fedshare.simulation import Declared, Population
 
 from . import beginnings, build, compose, execute, trust
 from .environment import unfilled
+from .orders import NoOrders, Orders
 from .tracking import NoTracker, Watcher
 from .trust import Trust
 
@@ -151,10 +152,16 @@ def _new_folder(config: DictConfig) -> str:
     return next(name for name in names if not Path(name).exists())
 
 
-def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> None:
+def serve(
+    grid: Any,
+    run_config: RunConfig,
+    watcher: Watcher | None = None,
+    orders: Orders = NoOrders(),  # noqa: B008  # it holds nothing
+) -> None:
     """Run all rounds with the clients of `grid`, and leave a run's folder. Raises UserError and RunHalted.
 
-    `watcher` hears of each round, beside the config's own tracker, and why a client does not take part.
+    `watcher` hears of each round, beside the config's own tracker, and why a client does not take part. `orders` are
+    the operator's.
     """
     config = config_of(run_config)
     order = order_of(run_config, config)
@@ -187,7 +194,9 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
         refusal=watcher.refused if watcher else lambda reason: None,
         slack=order.slack,
         parts=len(here.scratch.shapes),
+        ready=orders.ready,
     )
+    orders.opens(order.folder)
     if not resuming:
         _gather(network)  # before anything is created
         with on_disk(folder.path, lambda: NOTHING):
@@ -203,7 +212,7 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
             _gather(network)
             folder.rewind(start.round if start else 0)
             folder.amend(OmegaConf.to_yaml(config))
-        execute.rounds(config, folder, network, here, start, None, watcher or NoTracker())
+        execute.rounds(config, folder, network, here, start, None, watcher or NoTracker(), orders)
 
 
 def _gather(network: FlowerNetwork) -> None:

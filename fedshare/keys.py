@@ -82,6 +82,17 @@ def client_id_of(pem: bytes) -> int:
     return client
 
 
+def described(pem: bytes) -> dict[str, str]:
+    """Serial number and SHA-256 of a certificate, in hex as openssl prints them, and when it ends (UTC)."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        return {}
+    until = certificate.not_valid_after_utc
+    fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
+    return {"serial": f"{certificate.serial_number:X}", "sha256": fingerprint, "not_after": f"{until:%Y-%m-%d %H:%M}"}
+
+
 def describe(folder: Path) -> list[tuple[str, datetime]]:
     """Each certificate in DIR, or in the folder of one participant, by name, and when it ends (UTC)."""
     clients = sorted(folder.glob("client-*/client.crt"), key=lambda path: (len(path.parent.name), path))

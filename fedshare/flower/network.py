@@ -38,7 +38,8 @@ class FlowerNetwork:
     node is asked who it is when it comes; then its client takes part whenever the Grid lists the node. A client that
     raises is absent from the round, or with ``on_error="halt"`` ends the run. `declared` takes down how many examples
     a client says it has, where the server does not know. `refusal` hears why a node does not take part. An answer may
-    be twice as large as is expected, and `slack` bytes; `parts` is how many tensors a whole model has.
+    be twice as large as is expected, and `slack` bytes; `parts` is how many tensors a whole model has. `ready` is
+    called before a round, and while clients are waited for: it raises where there is to be none.
     """
 
     remote = True
@@ -58,11 +59,12 @@ class FlowerNetwork:
         refusal: Callable[[str], None] = lambda reason: None,
         slack: int = wire.SLACK,
         parts: int = 0,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.attendance: dict[int, Attendance] = {}  # by client
         self.refused: dict[int, str] = {}  # by node: why it does not take part
         self._grid, self._terms, self._run, self._timeout = grid, terms, run, timeout
-        self._declared, self._refusal = declared, refusal
+        self._declared, self._refusal, self._ready = declared, refusal, ready
         self._halts = on_error == "halt"
         self._everyone, self._needed, self._patience, self._say = everyone, clients, patience, say
         self._wait: Callable[[float], None] = getattr(grid, "wait", lambda _: time.sleep(_POLL))
@@ -89,7 +91,9 @@ class FlowerNetwork:
         needed = (self._needed + 1) // 2 if self._begun else self._needed
         until = time.monotonic() + self._patience
         noted = time.monotonic() - _NOTES + 1.0
+        self._ready()
         while len(here := self._here()) < needed:
+            self._ready()
             names = ", ".join(map(str, here)) or "none"
             why = "".join(f"; node {node}: {reason}" for node, reason in sorted(self.refused.items()))
             if (left := until - time.monotonic()) <= 0:

@@ -20,6 +20,7 @@ _REFUSALS = {
     "weights": r"it starts from",
     "model": r"initial model",
     "data": r"(training|test|validation) examples",
+    "banned": r"the operator has banned",
     "client": r"there are \d+|it says that it is client",
     "malformed": r" sent ",
 }

@@ -122,6 +122,11 @@ def _plain(address: str) -> str:
     return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
+def address_of(peer: str) -> str:
+    """Of a peer as gRPC writes it."""
+    return _peer(peer)[0]
+
+
 def place_of(peer: str) -> str:
     """What counts as one address, of a peer as gRPC writes it."""
     return _place(_peer(peer)[0])

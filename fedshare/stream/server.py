@@ -9,8 +9,9 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -19,7 +20,7 @@ from fedshare._proto.stream_pb2 import Down, Farewell, Hello, Refusal, Up, Welco
 from fedshare.errors import NAME, UserError, brief
 from fedshare.keys import Identity
 from fedshare.stream import callers, descriptors, tls
-from fedshare.stream.callers import Callers, place_of
+from fedshare.stream.callers import Callers, address_of, place_of
 from fedshare.stream.frames import (
     MESSAGE_LIMIT,
     PROTOCOL,
@@ -58,6 +59,11 @@ class Settings:
     quiet: float = EVERY  # seconds in which the log says the same of a caller once
 
 
+class Record(Protocol):
+    def __call__(self, event: str, about: str, /, **what: str | int) -> None:
+        """`about`: a client or an address."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What became of the message with this ticket."""
@@ -88,6 +94,7 @@ class _Connection:
         self.context = context
         self.wake = asyncio.Event()
         self.last: Down | None = None  # what to say before hanging up
+        self.cut = asyncio.get_running_loop().create_future()  # done: hang up, whether or not that could be said
 
 
 class StreamServer:
@@ -101,12 +108,15 @@ class StreamServer:
         self.refused: dict[int, str] = {}  # the clients that were not let in, and why the last time
         self.say = say  # a line of its log
         self.refusal: Callable[[str], None] = lambda reason: None  # hears why somebody was not let in
+        self.record: Record = lambda event, about, **what: None  # hears who joined, is gone, or was refused
+        self.banned: Mapping[int, str] = {}  # the clients that the operator lets in no more, and why
         self._identity = identity
         self._epoch = secrets.token_bytes(8)
         self._clients: dict[int, _Client] = {}
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._tickets = 0
         self._present: frozenset[int] = frozenset()
+        self._suspended: Collection[int] = ()
         self._changed = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._server: grpc.aio.Server | None = None
@@ -134,12 +144,25 @@ class StreamServer:
         self.address = f"{self.address.rpartition(':')[0]}:{port}"
 
     def present(self) -> list[int]:
-        """The clients that are connected, or were a moment ago, sorted."""
-        return sorted(self._present)
+        """The clients that are connected, or were a moment ago, sorted; without those that are suspended."""
+        return sorted(self._present.difference(self._suspended))
+
+    def suspend(self, clients: Collection[int]) -> None:
+        """Count these, and no others, as not there; they stay connected."""
+        self._suspended = frozenset(clients)
+        self._changed.set()
+
+    def expel(self, client: int, reason: str) -> None:
+        """Cut off a client that is connected. It hears `reason`, and what it was to answer fails with that."""
+        self._loop.call_soon_threadsafe(self._expel, client, reason)
+
+    def connected(self) -> list[int]:
+        """The clients that are connected now, sorted."""
+        return sorted(client.id for client in list(self._clients.values()) if client.connection is not None)
 
     def connections(self) -> int:
         """How many clients are connected."""
-        return sum(client.connection is not None for client in list(self._clients.values()))
+        return len(self.connected())
 
     def wait_for_change(self, timeout: float) -> None:
         """Until somebody comes, goes or is refused."""
@@ -278,10 +301,11 @@ class StreamServer:
         await connection.context.write(Down(welcome=welcome).SerializeToString())
         self.refused.pop(client.id, None)
         self._note_change()
+        self.record("joined", f"client {client.id}", client=client.id, **_caller(connection.context))
         reader = asyncio.ensure_future(self._read(client, connection))
         writer = asyncio.ensure_future(self._write(client, connection))
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer, connection.cut}, return_when=asyncio.FIRST_COMPLETED)
             return reader.done() and reader.result()
         finally:
             reader.cancel()
@@ -294,12 +318,16 @@ class StreamServer:
             hello = await self._greeting(context)
             certified = tls.certified(context)
         except (FrameError, UserError) as error:
-            self._tally.say(place, f"{place} was refused: {'it sent ' * isinstance(error, FrameError)}{error}")
+            reason = f"{'it sent ' * isinstance(error, FrameError)}{error}"
+            self._tally.say(place, f"{place} was refused: {reason}")
+            self.record("refused", place, reason=reason, **_caller(context))
             raise
         if reason := self._objection(hello, certified):
             who = hello.client if certified is None else certified
             line = f"client {who} was refused: {reason}"
-            self._tally.say(place if certified is None else f"client {who}", line)
+            about = place if certified is None else f"client {who}"
+            self._tally.say(about, line)
+            self.record("refused", about, client=who, reason=reason, **_caller(context))
             if who in self.refused or len(self.refused) < REFUSED:
                 self.refused[who] = reason
             self._changed.set()
@@ -330,6 +358,8 @@ class StreamServer:
             return f"it runs {theirs}, the server fedshare {ours.version} (stream {PROTOCOL})"
         if hello.config and ours.config_sha256 and hello.config != ours.config_sha256:
             return f"its config is {brief(hello.config[:12])}, the server's {ours.config_sha256[:12]}"
+        if (why := self.banned.get(hello.client)) is not None:
+            return f"the operator has banned it{why and f': {why}'}"
         if ours.clients and hello.client >= ours.clients:
             return f"there are {ours.clients} clients, 0 to {ours.clients - 1}"
         return None
@@ -393,10 +423,24 @@ class StreamServer:
             hope = "" if gone else f"; absent if it is not back in {grace:g} s"
             line = f"client {client.id} is gone: {gone or 'the connection broke off'}{hope}"
             self._tally.say(f"client {client.id}", line, changes=True)
+            self.record("gone", f"client {client.id}", client=client.id, reason=gone or "the connection broke off")
         if gone:
             self._lose(client, gone)
         else:
             client.expiry = self._loop.call_later(grace, self._lose, client, f"gone since {grace:g} s ago")
+
+    def _expel(self, id: int, reason: str) -> None:
+        client = self._clients.get(id)
+        if client is None or client.absent:
+            return
+        if client.expiry:
+            client.expiry.cancel()
+        if connection := client.connection:
+            _hang_up(connection, _refusal(f"client {id} was refused: {reason}"))
+            self._loop.call_later(CLOSE_DEADLINE, _cut, connection)  # it may not read that
+            self._ended(client, connection, reason)
+        else:
+            self._lose(client, reason)
 
     def _lose(self, client: _Client, reason: str) -> None:
         client.absent = True
@@ -412,6 +456,16 @@ def _refusal(reason: str) -> Down:
 def _hang_up(connection: _Connection, last: Down) -> None:
     connection.last = last
     connection.wake.set()
+
+
+def _cut(connection: _Connection) -> None:
+    if not connection.cut.done():
+        connection.cut.set_result(None)
+
+
+def _caller(context: grpc.aio.ServicerContext) -> dict[str, str]:
+    """Where a call comes from, and its certificate, for the record."""
+    return {"address": address_of(context.peer())} | tls.shown(context)
 
 
 class _Door(grpc.GenericRpcHandler):
