@@ -11,7 +11,6 @@ from fedshare.errors import NAME, UserError, brief
 
 from .cli import Parser
 
-
 _POLL = 0.2  # seconds
 _EPILOG = """examples:
   fedshare admin runs/first status

@@ -160,10 +160,16 @@ def _deploy(command: str, arguments: list[str]) -> int:
     from .deploy_options import parser
 
     options = parser(command).parse_intermixed_args(arguments)
+    if command == "server":  # before gRPC is imported
+        from fedshare.stream import grpc_log
+
+        with grpc_log.captured():
+            from . import deploy
+
+            return deploy.server(options)
     from . import deploy
 
     run = {
-        "server": deploy.server,
         "client": deploy.client,
         "flower-run": deploy.flower_run,
         "keys": deploy.keys,

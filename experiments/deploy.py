@@ -78,6 +78,7 @@ def server(options: argparse.Namespace) -> int:
         stream = StreamServer(options.listen, identity, settings, say)
         if exporter:
             exporter.watch(stream.present, stream.connections)
+        stream.explain()
         stack.enter_context(desk)
         desk.serve(stream)
         stream.start()

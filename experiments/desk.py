@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fedshare import checkpoint, control
 from fedshare import audit as audits
+from fedshare import checkpoint, control
 from fedshare.audit import Audit
 from fedshare.errors import NAME, RunHalted, UserError, brief, first_line
 from fedshare.report.clock import say

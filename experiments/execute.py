@@ -188,7 +188,8 @@ def rounds(
 ) -> Best:
     """All rounds after `start`, wherever the clients are, who all have the model that the run began with.
 
-    `watcher` hears of them as the config's tracker does, and `orders` may ask for a checkpoint. Gives which round was the best on validation examples.
+    `watcher` hears of them as the config's tracker does, and `orders` may ask for a checkpoint. Gives which round was
+    the best on validation examples.
     """
     if start is None:
         with one_thread():

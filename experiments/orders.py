@@ -56,8 +56,7 @@ class Standing:
     def keep(self, banned: dict[int, str], suspended: dict[int, int]) -> None:
         """These, and no others; on disk when this returns. Raises OSError, and then those before hold."""
         if self._path is not None:
-            named = {"banned": banned, "suspended": suspended}
-            text = json.dumps({what: {str(client): of[client] for client in sorted(of)} for what, of in named.items()})
+            text = json.dumps({"banned": banned, "suspended": suspended}, sort_keys=True)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, f"{text}\n", mode=0o600)
         self.banned, self.suspended = banned, suspended

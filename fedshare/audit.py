@@ -19,6 +19,7 @@ from fedshare.files import append, writing
 from fedshare.seals import Seal
 from fedshare.stream.tally import Tally
 
+Entry = dict[str, str | int]
 NAME = "audit.jsonl"
 EVERY = 600.0  # seconds in which one client or address adds six entries at most, and all together `IN_ALL`
 IN_ALL = 100
@@ -39,7 +40,7 @@ class Audit:
             Tally(lambda line: self._add({"event": "more", "what": brief(line)}), every, in_all=most)
             for most in (IN_ALL, sys.maxsize)
         )
-        self._held: deque[dict[str, str | int]] = deque()
+        self._held: deque[Entry] = deque()
         self._dropped = 0
         self._wake = threading.Condition(threading.RLock())
         self._path: Path | None = None
@@ -64,7 +65,8 @@ class Audit:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o600)) as file:
                 if torn:
-                    cut = {"at": _now(), "event": "repaired", "bytes": len(torn), "cut": brief(torn.decode("latin-1"))}
+                    cut: Entry = {"at": _now(), "event": "repaired", "bytes": len(torn)}
+                    cut["cut"] = brief(torn.decode("latin-1"))
                     seal = Seal.over(cut, last)
                     file.seek(-len(torn), os.SEEK_END)
                     file.write(seal.to_line())
@@ -82,7 +84,7 @@ class Audit:
             inside = event in ("joined", "gone")
             tally = self._clients if inside else self._strangers
             if about is None or tally.admits(about, f"{event} {what}", changes=inside):
-                self._add({"event": event} | what)
+                self._add({"event": event, **what})
 
     def flush(self) -> None:
         """All that was noted is on disk when this returns. Raises OSError; does nothing before the log is opened."""
@@ -105,9 +107,9 @@ class Audit:
             self._thread.join()
         self.check()
 
-    def _add(self, what: dict[str, str | int]) -> None:
+    def _add(self, what: Entry) -> None:
         with self._wake:
-            self._held.append({"at": _now()} | what)
+            self._held.append({"at": _now(), **what})
             if len(self._held) > _HELD:
                 self._held.popleft()
                 self._dropped += 1
@@ -137,7 +139,7 @@ class Audit:
                     self._writing = False
                     self._wake.notify_all()
 
-    def _append(self, entries: list[dict[str, str | int]], dropped: int) -> None:
+    def _append(self, entries: list[Entry], dropped: int) -> None:
         assert self._path is not None
         if dropped:
             entries.insert(0, {"at": _now(), "event": "dropped", "entries": dropped})

@@ -170,7 +170,7 @@ def _short(path: Path) -> Iterator[str]:
 
 
 def _user(caller: socket.socket) -> int:
-    """The user at the other end; where the system does not say, the socket's mode has seen to it that it is this one."""
+    """The user at the other end; where the system does not say, the socket's mode let nobody else in."""
     if not hasattr(socket, "SO_PEERCRED"):
         return os.geteuid()
     credentials = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

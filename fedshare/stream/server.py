@@ -19,8 +19,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fedshare._proto.stream_pb2 import Down, Farewell, Hello, Refusal, Up, Welcome
 from fedshare.errors import NAME, UserError, brief
 from fedshare.keys import Identity
-from fedshare.stream import callers, descriptors, tls
-from fedshare.stream.callers import Callers, address_of, place_of
+from fedshare.stream import callers, descriptors, grpc_log, tls
+from fedshare.stream.callers import Callers, Peer, address_of, place_of
 from fedshare.stream.frames import (
     MESSAGE_LIMIT,
     PROTOCOL,
@@ -31,6 +31,7 @@ from fedshare.stream.frames import (
     filled,
     parse,
 )
+from fedshare.stream.handshakes import Handshakes
 from fedshare.stream.mailbox import Mailbox, Message
 from fedshare.stream.tally import EVERY, Tally
 
@@ -121,7 +122,9 @@ class StreamServer:
         self._loop = asyncio.new_event_loop()
         self._server: grpc.aio.Server | None = None
         self._closing = False
-        self._health = health.aio.HealthServicer()
+        self._health = _Health(self._speaks)
+        self._handshakes = Handshakes(self._connected, self._unheard)
+        self._port = 0
         self._tally = Tally(say, settings.quiet)
         self._thread = threading.Thread(target=self._loop.run_forever, name="stream", daemon=True)
 
@@ -202,6 +205,10 @@ class StreamServer:
             self._thread.join(CLOSE_DEADLINE)
             self._loop.close()
 
+    def explain(self) -> None:
+        """Say why handshakes fail, where this process reads gRPC's log: see `grpc_log.captured`."""
+        self._handshakes.informed = grpc_log.listen(self._handshakes.failed)
+
     # In the stream's own thread, all of it.
 
     async def _listen(self, room: int) -> int:
@@ -212,11 +219,14 @@ class StreamServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         try:
             if self._identity:
-                port = server.add_secure_port(self.address, tls.server_credentials(self._identity))
+                port = server.add_secure_port(
+                    self.address, tls.server_credentials(self._identity, self._handshakes.begins)
+                )
             else:
                 port = server.add_insecure_port(self.address)
         except RuntimeError:
             raise UserError(f"{self.address}: cannot listen there: is the port taken, or not this host's?") from None
+        self._port = port
         await server.start()
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
@@ -230,6 +240,7 @@ class StreamServer:
         if not self._closing:
             self._loop.call_later(callers.SWEEP, self._sweep)
             self._callers.sweep()
+            self._handshakes.sweep()
             self._tally.flush()
 
     async def _shut(self, farewell: str | None) -> None:
@@ -261,7 +272,22 @@ class StreamServer:
             client.forget(tickets)
             client.wake()
 
+    def _connected(self) -> set[Peer]:
+        return callers.connected(self._port)
+
+    def _speaks(self, context: grpc.aio.ServicerContext) -> None:
+        if self._identity:
+            self._handshakes.speaks(callers.peer_of(context.peer()))
+
+    def _unheard(self, peer: Peer | None, reason: str) -> None:
+        """A connection has ended before any call."""
+        place = callers.one_place(peer[0]) if peer else "others"
+        self._tally.say(place, f"{place}: {reason}")
+        self.record("refused", place, address=peer[0] if peer else "unknown", reason=reason)
+        self.refusal(reason)
+
     async def _connect(self, _: object, context: grpc.aio.ServicerContext) -> None:
+        self._speaks(context)
         try:
             hello = await self._hello(context)
             with self._callers.greeted(context.peer()):
@@ -366,6 +392,7 @@ class StreamServer:
 
     async def _ask(self, frame: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Say whether a caller would be let in, and let nobody in."""
+        self._speaks(context)
         context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
         try:
             hello = parse(Hello, frame)
@@ -456,6 +483,22 @@ def _refusal(reason: str) -> Down:
 def _hang_up(connection: _Connection, last: Down) -> None:
     connection.last = last
     connection.wake.set()
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Health checks, each of which `heard` is told of."""
+
+    def __init__(self, heard: Callable[[grpc.aio.ServicerContext], None]) -> None:
+        super().__init__()
+        self._heard = heard
+
+    async def Check(self, request, context):  # type: ignore[no-untyped-def]
+        self._heard(context)
+        return await super().Check(request, context)
+
+    async def Watch(self, request, context):  # type: ignore[no-untyped-def]
+        self._heard(context)
+        await super().Watch(request, context)
 
 
 def _cut(connection: _Connection) -> None:

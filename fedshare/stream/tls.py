@@ -1,5 +1,7 @@
 """gRPC's connections from certificates, and who a caller is by its own."""
 
+from collections.abc import Callable
+
 import grpc
 
 from fedshare.errors import UserError
@@ -10,9 +12,17 @@ HANDSHAKE_DEADLINE = 5.0  # seconds for a caller to say anything
 IDLE_DEADLINE = 15.0  # seconds that a connection may be open without a call; a client's call lasts as long as it does
 
 
-def server_credentials(identity: Identity) -> grpc.ServerCredentials:
-    """Mutual TLS: a caller without a certificate of our authority does not get in."""
-    return grpc.ssl_server_credentials([(identity.key, identity.certificate)], identity.ca, require_client_auth=True)
+def server_credentials(identity: Identity, begins: Callable[[], None]) -> grpc.ServerCredentials:
+    """Mutual TLS: a caller without a certificate of our authority does not get in.
+
+    `begins` is called before each handshake, in a thread of gRPC's, when the connection is there.
+    """
+    configured = grpc.ssl_server_certificate_configuration([(identity.key, identity.certificate)], identity.ca)
+
+    def same() -> None:
+        begins()
+
+    return grpc.dynamic_ssl_server_credentials(configured, same, require_client_authentication=True)
 
 
 def channel(address: str, identity: Identity | None, heartbeat: float) -> grpc.Channel:
