@@ -15,13 +15,13 @@ _FAILURES = {
 }
 _REFUSALS = {
     "handshake": r"^the (TLS handshake failed|connection ended)",
+    "banned": r"the operator has banned",
     "certificate": r"its certificate is|certificate must name|has no certificate",
     "version": r"it runs fedshare",
     "config": r"its config ",
     "weights": r"it starts from",
     "model": r"initial model",
     "data": r"(training|test|validation) examples",
-    "banned": r"the operator has banned",
     "client": r"there are \d+|it says that it is client",
     "malformed": r" sent ",
 }

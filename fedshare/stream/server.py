@@ -65,6 +65,9 @@ class Record(Protocol):
         """`about`: a client or an address."""
 
 
+def _unrecorded(event: str, about: str, /, **what: str | int) -> None: ...
+
+
 @dataclass(frozen=True)
 class Answer:
     """What became of the message with this ticket."""
@@ -109,7 +112,7 @@ class StreamServer:
         self.refused: dict[int, str] = {}  # the clients that were not let in, and why the last time
         self.say = say  # a line of its log
         self.refusal: Callable[[str], None] = lambda reason: None  # hears why somebody was not let in
-        self.record: Record = lambda event, about, **what: None  # hears who joined, is gone, or was refused
+        self.record: Record = _unrecorded  # hears who joined, is gone, or was refused
         self.banned: Mapping[int, str] = {}  # the clients that the operator lets in no more, and why
         self._identity = identity
         self._epoch = secrets.token_bytes(8)
@@ -344,9 +347,9 @@ class StreamServer:
             hello = await self._greeting(context)
             certified = tls.certified(context)
         except (FrameError, UserError) as error:
-            reason = f"{'it sent ' * isinstance(error, FrameError)}{error}"
-            self._tally.say(place, f"{place} was refused: {reason}")
-            self.record("refused", place, reason=reason, **_caller(context))
+            why = f"{'it sent ' * isinstance(error, FrameError)}{error}"
+            self._tally.say(place, f"{place} was refused: {why}")
+            self.record("refused", place, reason=why, **_caller(context))
             raise
         if reason := self._objection(hello, certified):
             who = hello.client if certified is None else certified
@@ -485,7 +488,7 @@ def _hang_up(connection: _Connection, last: Down) -> None:
     connection.wake.set()
 
 
-class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+class _Health(health.aio.HealthServicer):
     """Health checks, each of which `heard` is told of."""
 
     def __init__(self, heard: Callable[[grpc.aio.ServicerContext], None]) -> None:
