@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +48,19 @@ def admin(arguments: list[str]) -> int:
 
 def _wait(socket: Path, round: int | None, seconds: float) -> None:
     """Until the checkpoint of `round` is there, or else until the server has ended. Raises UserError."""
+    what = "the end of the server" if round is None else f"the checkpoint of round {round}"
     until = time.monotonic() + seconds
-    while True:
-        try:
+    while control.listens(socket):
+        with suppress(UserError):  # it may be about to end
             if round is not None and control.ask(socket, {"command": "status"})["checkpoint"] >= round:
                 print(f"the checkpoint of round {round} is written")
                 return
-            if round is None and not socket.is_socket():
-                print("the server has ended")
-                return
-        except UserError:
-            if socket.is_socket():
-                raise
-            raise UserError(f"{socket.parent}: the server has ended before the checkpoint of round {round}") from None
         if time.monotonic() >= until:
-            what = "the end of the server" if round is None else f"the checkpoint of round {round}"
             raise UserError(f"{socket.parent}: waited {seconds:g} s for {what}; it is still ordered")
         time.sleep(_POLL)
+    if round is not None:
+        raise UserError(f"{socket.parent}: the server has ended before {what} was seen")
+    print("the server has ended")
 
 
 def _status(answer: dict[str, Any]) -> list[str]:

@@ -196,7 +196,8 @@ def serve(
         parts=len(here.scratch.shapes),
         ready=orders.ready,
     )
-    orders.opens(order.folder)
+    with on_disk(folder.path, partial(execute.goes_on, folder, remote=True) if resuming else lambda: NOTHING):
+        orders.opens(order.folder)
     if not resuming:
         _gather(network)  # before anything is created
         with on_disk(folder.path, lambda: NOTHING):

@@ -100,6 +100,17 @@ class Control:
         caller.sendall(json.dumps(reply).encode() + b"\n")
 
 
+def listens(path: Path) -> bool:
+    """Whether a process does, busy or not."""
+    try:
+        _connected(path).close()
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
+
+
 def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     """What the server at `path` answers. Raises UserError where it refuses, or none is there."""
     line = json.dumps(request).encode() + b"\n"

@@ -200,7 +200,7 @@ def test_who_is_expelled_and_does_not_read_is_cut_off_all_the_same(monkeypatch: 
         server.send(0, [bytes(50_000_000)])
         guest.client._inbox.put(None)
         server.expel(0, "enough")
-        wait_until(connection.cut.done, "its connection is cut")
+        wait_until(connection.cut.is_set, "its connection is cut")
         assert server.connected() == []
 
 
@@ -304,8 +304,8 @@ def test_a_second_server_is_refused_and_a_killed_one_s_socket_is_not_in_the_way(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 @pytest.mark.parametrize("open_to_all", [False, True], ids=["by the mode", "by the kernel's word"])
 def test_another_user_is_refused(open_to_all: bool, path: Path) -> None:
-    program = "import os, sys; os.setuid(65534)\nfrom pathlib import Path\nfrom fedshare import control\n"
-    program += "print(control.ask(Path(sys.argv[1]), {'command': 'x'}))"
+    program = "import os, sys\nfrom pathlib import Path\nfrom fedshare import control\n"
+    program += "os.setuid(65534)\nprint(control.ask(Path(sys.argv[1]), {'command': 'x'}))"
     for folder in [path.parent, *path.parents]:
         if str(folder).startswith("/tmp/"):
             folder.chmod(0o755)

@@ -98,7 +98,7 @@ class _Connection:
         self.context = context
         self.wake = asyncio.Event()
         self.last: Down | None = None  # what to say before hanging up
-        self.cut = asyncio.get_running_loop().create_future()  # done: hang up, whether or not that could be said
+        self.cut = asyncio.Event()  # no more is said or heard
 
 
 class StreamServer:
@@ -159,7 +159,7 @@ class StreamServer:
         self._changed.set()
 
     def expel(self, client: int, reason: str) -> None:
-        """Cut off a client that is connected. It hears `reason`, and what it was to answer fails with that."""
+        """End the connection of a client at once; it hears why, and what it was to answer fails with that."""
         self._loop.call_soon_threadsafe(self._expel, client, reason)
 
     def connected(self) -> list[int]:
@@ -333,12 +333,13 @@ class StreamServer:
         self.record("joined", f"client {client.id}", client=client.id, **_caller(connection.context))
         reader = asyncio.ensure_future(self._read(client, connection))
         writer = asyncio.ensure_future(self._write(client, connection))
+        cut = asyncio.ensure_future(connection.cut.wait())
         try:
-            await asyncio.wait({reader, writer, connection.cut}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer, cut}, return_when=asyncio.FIRST_COMPLETED)
             return reader.done() and reader.result()
         finally:
-            reader.cancel()
-            writer.cancel()
+            for task in (reader, writer, cut):
+                task.cancel()
 
     async def _hello(self, context: grpc.aio.ServicerContext) -> Hello:
         """Who calls. Raises FrameError on what is no greeting, UserError on one that is not let in."""
@@ -466,11 +467,12 @@ class StreamServer:
         if client.expiry:
             client.expiry.cancel()
         if connection := client.connection:
+            self._ended(client, connection, reason)  # so that what it still sends counts no more
             _hang_up(connection, _refusal(f"client {id} was refused: {reason}"))
-            self._loop.call_later(CLOSE_DEADLINE, _cut, connection)  # it may not read that
-            self._ended(client, connection, reason)
+            self._loop.call_later(CLOSE_DEADLINE, connection.cut.set)  # though it hears nothing
         else:
             self._lose(client, reason)
+        self.refused[id] = reason
 
     def _lose(self, client: _Client, reason: str) -> None:
         client.absent = True
@@ -504,14 +506,9 @@ class _Health(health.aio.HealthServicer):
         await super().Watch(request, context)
 
 
-def _cut(connection: _Connection) -> None:
-    if not connection.cut.done():
-        connection.cut.set_result(None)
-
-
 def _caller(context: grpc.aio.ServicerContext) -> dict[str, str]:
     """Where a call comes from, and its certificate, for the record."""
-    return {"address": address_of(context.peer())} | tls.shown(context)
+    return {"address": address_of(context.peer())} | tls.described(context)
 
 
 class _Door(grpc.GenericRpcHandler):

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import grpc
 
+from fedshare import keys
 from fedshare.errors import UserError
-from fedshare.keys import Identity, client_id_of, described
+from fedshare.keys import Identity, client_id_of
 from fedshare.stream.frames import FRAME_LIMIT
 
 HANDSHAKE_DEADLINE = 5.0  # seconds for a caller to say anything
@@ -44,10 +45,10 @@ def certified(context: grpc.aio.ServicerContext) -> int | None:
     return client_id_of(certificates[0])
 
 
-def shown(context: grpc.aio.ServicerContext) -> dict[str, str]:
+def described(context: grpc.aio.ServicerContext) -> dict[str, str]:
     """What identifies a caller's certificate; nothing where it has shown none."""
     certificates = context.auth_context().get("x509_pem_cert")
-    return described(certificates[0]) if certificates else {}
+    return keys.described(certificates[0]) if certificates else {}
 
 
 def options(heartbeat: float) -> list[tuple[str, int]]:
