@@ -26,7 +26,7 @@ from fedshare.stream import server as server_module
 from world import PATIENCE
 
 SMALL = ["data=digits", "model=logistic", "partition.clients=3"]
-LONG = [*SMALL, "strategy=local", "rounds=40", "checkpoint_every=15", "client.batch_size=2", "client.epochs=3"]
+LONG = [*SMALL, "strategy=local", "rounds=16", "checkpoint_every=7", "client.batch_size=4"]
 
 
 def admin(*arguments: str | Path) -> int:
@@ -57,14 +57,14 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
         deployment.reach(2, server)
         assert admin(run, "status", "--json") == 0
         status = json.loads(capsys.readouterr().out)
-        assert (status["connected"], status["rounds"], status["banned"]) == ([0, 1, 2], 40, {})
+        assert (status["connected"], status["rounds"], status["banned"]) == ([0, 1, 2], 16, {})
         assert admin(run, "stop", "--wait", str(PATIENCE)) == 0
         assert server.wait() == 0, server.said
         after = deployment.rounds()
-        assert after < 40
+        assert after < 16
         assert f"stopped by the operator after round {after}; {run} keeps the rounds before; " in server.said
         clients[0].until(f"the run halted: stopped by the operator after round {after}")
-        assert (run / "checkpoints" / f"round-{after:06d}.json").exists() or after in _saved(run)
+        assert after in _saved(run)
         assert not (run / control.NAME).exists()
         assert admin(run, "status") == 2
         assert "no server is running there" in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     assert [entry["command"] for entry in entries(run, "operator")] == ["stop"]
     assert [entry["how"] for entry in entries(run, "ended")] == ["stopped by the operator", "done"]
     assert [entry["round"] for entry in entries(run, "began") + entries(run, "resumed")] == [0, after]
-    assert len(entries(run, "round")) == 40
+    assert len(entries(run, "round")) == 16
     with pytest.raises(SystemExit) as ended:
         cli.main(["verify", str(run)])
     assert ended.value.code == 0
