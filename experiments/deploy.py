@@ -80,7 +80,7 @@ def server(options: argparse.Namespace) -> int:
             exporter.watch(stream.present, stream.connections)
         stream.explain()
         stack.enter_context(desk)
-        desk.serve(stream)
+        desk.serve(stream, "" if options.app else str(run_config["folder"]))
         stream.start()
         say(f"listening on {stream.address}, {'mutual TLS' if identity else 'no TLS'}")
         farewell: str | None = None

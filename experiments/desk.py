@@ -66,9 +66,12 @@ class Desk:
                 with suppress(OSError):  # where it is empty
                     self._folder.path.rmdir()
 
-    def serve(self, stream: StreamServer) -> None:
-        """Before `stream` starts: hear of it, and have a say in whom it lets in."""
+    def serve(self, stream: StreamServer, folder: str = "") -> None:
+        """Before `stream` starts: hear of it, and have a say in whom it lets in, as was ordered in `folder`."""
         self._stream = stream
+        if folder:
+            self._standing.open(Path(folder) / orders.NAME)
+            self._rule()
         stream.record = self._record
         if self._other:
             stream.refusal = self._other.refused
