@@ -21,6 +21,7 @@ from fedshare import audit, control, memories
 from fedshare.control import Control
 from fedshare.errors import UserError
 from fedshare.experiments import cli, orders
+from fedshare.experiments.desk import Desk
 from fedshare.runs import RunFolder
 from fedshare.stream import server as server_module
 from world import PATIENCE
@@ -217,6 +218,17 @@ def test_who_is_banned_is_refused_and_who_is_suspended_stays_and_is_not_there() 
         assert down.refusal.reason == "client 1 was refused: the operator has banned it"
         assert server.connected() == [0, 1], "to cut it off is another thing"
         assert [guest.error for guest in guests] == [None, None]
+
+
+def test_a_ban_holds_before_a_server_that_resumes_listens(tmp_path: Path) -> None:
+    (tmp_path / "orders.json").write_text('{"banned": {"1": "why"}, "suspended": {"0": 0}}')
+    with serving(clients=2) as server:
+        Desk().serve(server, str(tmp_path))
+        guest = Guest(server.address, 1)
+        assert str(guest.end()) == f"{server.address}: client 1 was refused: the operator has banned it: why"
+        Guest(server.address, 0)
+        wait_until(lambda: server.connected() == [0], "client 0 is connected")
+        assert server.present() == []
 
 
 # The socket.
