@@ -30,6 +30,7 @@ _EPILOG = """examples:
   fedshare keys revoke keys 3
   fedshare server data=mnist partition.clients=4 --listen 0.0.0.0:9443 --keys keys
   fedshare client host.example.org:9443 --keys keys --id 0,1 --gpu auto
+  fedshare admin runs/A status
 """
 
 PASSPHRASE = "of the key: the first line of FILE, or asked for"
@@ -88,6 +89,10 @@ def _dispatch(arguments: list[str]) -> int:
         for line in keys(rest):
             print(line)
         return 0
+    if command == "admin":
+        from .admin import admin
+
+        return admin(rest)
     if command in ("server", "client", "flower-run", "doctor"):
         return _deploy(command, rest)
     options = _parser().parse_args(arguments)
@@ -121,12 +126,16 @@ def _dispatch(arguments: list[str]) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from fedshare.runs import RunFolder, verify
 
+    from .auditing import audited
     from .signing import signatures
 
     if len(options.runs) > 2:
         raise UserError(f"verify: takes one or two runs, not {len(options.runs)}")
     folders = [RunFolder.open(path) for path in options.runs]
     same, sentence = verify(*folders)
+    if same:
+        same, logged = audited(folders, options.audit)
+        sentence = f"{sentence}{logged}" if same else logged
     if same:
         same, signed = signatures(folders, options.key)
         sentence = f"{sentence}{signed}" if same else signed
@@ -158,10 +167,16 @@ def _deploy(command: str, arguments: list[str]) -> int:
     from .deploy_options import parser
 
     options = parser(command).parse_intermixed_args(arguments)
+    if command == "server":  # before gRPC is imported
+        from fedshare.stream import grpc_log
+
+        with grpc_log.captured():
+            from . import deploy
+
+            return deploy.server(options)
     from . import deploy
 
     run = {
-        "server": deploy.server,
         "client": deploy.client,
         "flower-run": deploy.flower_run,
         "doctor": deploy.doctor,
@@ -186,6 +201,7 @@ def _parser() -> Parser:
     verify = commands.add_parser("verify", help="say whether two runs are the same, or where they first differ")
     verify.add_argument("runs", nargs="+", metavar="RUN", help="one folder, which is held against itself, or two")
     verify.add_argument("--key", metavar="FILE", help="owner.pub: whether they are as this owner has signed them")
+    verify.add_argument("--audit", metavar="FILE", help="the audit log of the one run, where it lies elsewhere")
     sign = commands.add_parser("sign", help="sign a run, so that others can see that nobody has changed it")
     sign.add_argument("run", help="its folder")
     sign.add_argument("--key", metavar="FILE", required=True, help="owner.key, which `fedshare keys DIR --owner` makes")
@@ -217,5 +233,6 @@ def _parser() -> Parser:
     commands.add_parser("client", help="be one client, or all clients of this host", add_help=False)
     commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)
     commands.add_parser("keys", help="make certificates for a server and its clients, and revoke them", add_help=False)
+    commands.add_parser("admin", help="command a running server, or clear up clients' memories", add_help=False)
     commands.add_parser("doctor", help="say what stands in the way of a deployment", add_help=False)
     return parser

@@ -38,6 +38,8 @@ def server(options: argparse.Namespace) -> int:
     from fedshare.stream import descriptors
     from fedshare.stream.server import Settings, StreamServer
 
+    from .desk import Desk
+
     descriptors.raise_limit()
     identity = _identity(options.keys, "server", options.listen, options.insecure)
     if identity and identity.client_id is not None:
@@ -49,6 +51,7 @@ def server(options: argparse.Namespace) -> int:
         from .prometheus import Exporter
 
         exporter = Exporter()
+    desk = Desk(options.audit, exporter)
     if options.app:
         app = App.at(Path(options.app))
         run_config = config.run_config(options.run_config, app.config)
@@ -59,7 +62,7 @@ def server(options: argparse.Namespace) -> int:
         if options.run_config:
             raise UserError("--run-config: is for --app; a strategy takes GROUP=OPTION and KEY=VALUE")
         run_config, told, digest, clients = _ours(options)
-        run = partial(_our_server_app, exporter)
+        run = partial(_our_server_app, desk)
     settings = Settings(
         version=fedshare.__version__,
         config=json.dumps(told),
@@ -78,7 +81,9 @@ def server(options: argparse.Namespace) -> int:
         stream.admission = admission
         if exporter:
             exporter.watch(stream.present, stream.connections)
-            stream.refusal = exporter.refused
+        stream.explain()
+        stack.enter_context(desk)
+        desk.serve(stream, "" if options.app else str(run_config["folder"]))
         stream.start()
         say(f"listening on {stream.address}, {'mutual TLS' if identity else 'no TLS'}")
         farewell: str | None = None
@@ -91,18 +96,20 @@ def server(options: argparse.Namespace) -> int:
             farewell = ""
         except RunHalted as error:  # other errors are the operator's, who will start the server again: clients wait
             farewell = brief(str(error))
-            raise
+            if not desk.stopped:
+                raise
+            say(f"{error}{desk.goes_on}")
         finally:
             stream.close(farewell)
     return 0
 
 
-def _our_server_app(watcher):  # type: ignore[no-untyped-def]  # flwr's ServerApp, which stops at fedshare.flower
+def _our_server_app(desk):  # type: ignore[no-untyped-def]  # flwr's ServerApp, which stops at fedshare.flower
     from fedshare.flower.apps import server_app
 
     from .federation import serve
 
-    return server_app(partial(serve, watcher=watcher))
+    return server_app(partial(serve, watcher=desk, orders=desk))
 
 
 def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:

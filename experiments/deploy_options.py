@@ -67,6 +67,9 @@ def _server(made: Parser) -> None:
         "--metrics", metavar="[HOST:]PORT", help="numbers for Prometheus there; without HOST, for this machine alone"
     )
     made.add_argument(
+        "--audit", metavar="FILE", help="the audit log; without it audit.jsonl in the run's folder (--app: none)"
+    )
+    made.add_argument(
         "--callers",
         type=int,
         default=64,

@@ -42,6 +42,7 @@ from .beginnings import begin, check_streams, create, warn, warn_of_versions
 from .config import Pretraining, Root, check_complete, check_ranges
 from .headings import heading
 from .instantiate import make
+from .orders import NoOrders, Orders
 from .signals import terminable
 from .tracking import NoTracker, Tracker
 from .trust import Trust
@@ -187,10 +188,12 @@ def rounds(
     start: Checkpoint | None,
     group: str | None,
     watcher: Tracker = NoTracker(),  # noqa: B008  # frozen
+    orders: Orders = NoOrders(),  # noqa: B008  # it holds nothing
 ) -> Best:
     """All rounds after `start`, wherever the clients are, who all have the model that the run began with.
 
-    `watcher` hears of them as the config's tracker does. Gives which round was the best on validation examples.
+    `watcher` hears of them as the config's tracker does, and `orders` may ask for a checkpoint. Gives which round was
+    the best on validation examples.
     """
     if start is None:
         with one_thread():
@@ -236,7 +239,7 @@ def rounds(
                 weak = "weakened" in done.row
                 if best.see(done.row) and config.best is not None:
                     _keep_best(folder, network, done, best)
-                due = best.over or _due(done.number, config)
+                due = orders.due() or best.over or _due(done.number, config)
                 saved = {"save": _save(folder, network, done)} if due else {}
                 progress.row(done.row | {"seconds": done.row["seconds"] | saved})
                 if best.over:

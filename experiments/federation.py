@@ -32,6 +32,7 @@ from fedshare.simulation import Declared, Population
 
 from . import beginnings, build, compose, execute, trust
 from .environment import unfilled
+from .orders import NoOrders, Orders
 from .tracking import NoTracker, Watcher
 from .trust import Trust
 
@@ -152,10 +153,16 @@ def _new_folder(config: DictConfig) -> str:
     return next(name for name in names if not Path(name).exists())
 
 
-def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> None:
+def serve(
+    grid: Any,
+    run_config: RunConfig,
+    watcher: Watcher | None = None,
+    orders: Orders = NoOrders(),  # noqa: B008  # it holds nothing
+) -> None:
     """Run all rounds with the clients of `grid`, and leave a run's folder. Raises UserError and RunHalted.
 
-    `watcher` hears of each round, beside the config's own tracker, and why a client does not take part.
+    `watcher` hears of each round, beside the config's own tracker, and why a client does not take part. `orders` are
+    the operator's.
     """
     config = config_of(run_config)
     order = order_of(run_config, config)
@@ -191,7 +198,10 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
         slack=order.slack,
         parts=len(here.scratch.shapes),
         pace=build.pace(config),
+        ready=orders.ready,
     )
+    with on_disk(folder.path, partial(execute.goes_on, folder, remote=True) if resuming else lambda: NOTHING):
+        orders.opens(order.folder)
     if not resuming:
         _gather(network)  # before anything is created
         with on_disk(folder.path, lambda: NOTHING):
@@ -207,7 +217,7 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
             _gather(network)
             folder.rewind(start.round if start else 0)
             folder.amend(OmegaConf.to_yaml(config))
-        execute.rounds(config, folder, network, here, start, None, watcher or NoTracker())
+        execute.rounds(config, folder, network, here, start, None, watcher or NoTracker(), orders)
 
 
 def _gather(network: FlowerNetwork) -> None:

@@ -242,3 +242,14 @@ def _usage(allowed: str) -> x509.KeyUsage:
 
 def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def described(pem: bytes) -> dict[str, str]:
+    """Serial number and SHA-256 of a certificate, in hex as openssl prints them, and when it ends (UTC)."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        return {}
+    until = certificate.not_valid_after_utc
+    fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
+    return {"serial": f"{certificate.serial_number:X}", "sha256": fingerprint, "not_after": f"{until:%Y-%m-%d %H:%M}"}

@@ -32,6 +32,17 @@ class Seal:
         text = json.dumps([previous, covers], separators=(",", ":"), sort_keys=True)
         return cls(covers, _sha256(text.encode()))
 
+    @classmethod
+    def read(cls, line: bytes, previous: str) -> "Seal | None":
+        """The one that `line` is to the byte, behind the digest `previous`; None where it is none."""
+        try:
+            covers = json.loads(line)
+            del covers["seal"]
+            seal = cls.over(covers, previous)
+            return seal if seal.to_line() == line + b"\n" else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
     @property
     def round(self) -> int | None:
         """None where it is of a config."""
@@ -128,15 +139,11 @@ def _config(config: bytes, made_with: bytes) -> dict[str, str | int]:
 
 
 def _parsed(line: bytes, previous: str) -> Seal | None:
-    """The seal that `line` is to the byte, behind the digest `previous`."""
-    try:
-        covers = json.loads(line)
-        del covers["seal"]
-        seal = Seal.over(covers, previous)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    if (seal := Seal.read(line, previous)) is None:
         return None
+    covers = seal.covers
     whole = covers.keys() in ({"config", "made_with"}, {"round", "row"}) and type(covers.get("round", 0)) is int
-    return seal if whole and seal.to_line() == line + b"\n" else None
+    return seal if whole else None
 
 
 def _sha256(data: bytes) -> str:

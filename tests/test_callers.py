@@ -19,7 +19,8 @@ from fedshare.errors import RunHalted, UserError, exit_status
 from fedshare.experiments import cli
 from fedshare.stream import callers, descriptors, server, tls
 from fedshare.stream import client as client_module
-from fedshare.stream.callers import _peer, _place
+from fedshare.stream.callers import _peer
+from fedshare.stream.callers import one_place as _place
 from fedshare.stream.server import Settings, StreamServer
 from fedshare.stream.tally import Tally
 from world import PATIENCE

@@ -188,6 +188,8 @@ def test_failures_are_of_a_few_kinds(reason: str, kind: str) -> None:
         ("it has 7 training examples; allowed are 1 to 5", "data"),
         ("it joined this run with 7 test examples, and has 9 now", "data"),
         ("ipv4:127.0.0.1:3 sent no greeting", "malformed"),
+        ("the TLS handshake failed: its certificate has expired", "handshake"),
+        ("client 3 was refused: the operator has banned it: its config is odd", "banned"),
         ("any other", "other"),
     ],
 )

@@ -41,7 +41,8 @@ class FlowerNetwork:
     then its client takes part whenever the Grid lists the node. A client that raises is absent from the round, or with
     ``on_error="halt"`` ends the run. `declared` takes down how many examples a client says it has, where the server
     does not know. `refusal` hears why a node does not take part. An answer may be twice as large as is expected, and
-    `slack` bytes; `parts` is how many tensors a whole model has.
+    `slack` bytes; `parts` is how many tensors a whole model has. `ready` is called before a round,
+    and while clients are waited for: it raises where there is to be none.
     """
 
     remote = True
@@ -61,6 +62,7 @@ class FlowerNetwork:
         refusal: Callable[[str], None] = lambda reason: None,
         slack: int = wire.SLACK,
         parts: int = 0,
+        ready: Callable[[], None] = lambda: None,
         pace: Pace = Pace(),  # noqa: B008  # frozen
     ) -> None:
         self.attendance: dict[int, Attendance] = {}  # by client
@@ -71,7 +73,7 @@ class FlowerNetwork:
         self._suspensions = Suspensions(pace.suspend_after)
         self._suspended: dict[int, str] = {}
         self._round = 0  # the last
-        self._declared, self._refusal = declared, refusal
+        self._declared, self._refusal, self._ready = declared, refusal, ready
         self._halts = on_error == "halt"
         self._everyone, self._needed, self._patience, self._say = everyone, clients, patience, say
         self._wait: Callable[[float], None] = getattr(grid, "wait", lambda _: time.sleep(_POLL))
@@ -98,7 +100,9 @@ class FlowerNetwork:
         needed = (self._needed + 1) // 2 if self._begun else self._needed
         until = time.monotonic() + self._patience
         noted = time.monotonic() - _NOTES + 1.0
+        self._ready()
         while len(here := self._here()) < needed:
+            self._ready()
             names = ", ".join(map(str, here)) or "none"
             why = "".join(f"; node {node}: {reason}" for node, reason in sorted(self.refused.items()))
             if (left := until - time.monotonic()) <= 0:

@@ -1,6 +1,7 @@
 """A client's half of an exchange, on whatever brings it Flower's messages."""
 
 import hashlib
+import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from fedshare._proto.payload_pb2 import Attendance, Initial, Invitation, Leaf, R
 from fedshare.errors import UserError
 from fedshare.files import on_disk, private_folder, sweep, write_atomically
 from fedshare.flower.memory import Ledger, Memory
+from fedshare.memories import take_part
 from fedshare.network import Purpose
 from fedshare.simulation import Population
 from fedshare.tensors import Tensors
@@ -61,6 +63,7 @@ class Participant:
     device: str = "cpu"  # as people are told
     threads: int = 1  # one gives the bits of a simulation
     memories: dict[tuple[str, int], Memory] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)  # by run: the lock on what is remembered of it
 
     def attend(self, id: int, invitation: Invitation) -> Attendance:
         """Join a run, or say that it takes the server's initial model.
@@ -96,6 +99,7 @@ class Participant:
             private_folder(kept.parent)
             sweep(kept.parent, shared=True)
             write_atomically(kept, save({name: tensor.clone() for name, tensor in tensors.items()}), mode=0o600)
+        self._hold(initial.run.hex())
         return attendance
 
     def _on_disk(self, folder: Path, safe: str) -> AbstractContextManager[None]:
@@ -138,6 +142,7 @@ class Participant:
                 answer = self.population.answer(purpose, request.round, id, download, state, ledger)
             if purpose is Purpose.TRAIN:
                 memory.save(request.round, answer.state)
+                self._hold(request.run.hex())
         upload, tensors = wire.pack(answer.payload)
         leaves = [Leaf(path=path, sha256=bytes.fromhex(digest)) for path, digest in answer.digests.items()]
         return Reply(upload=upload, memory=leaves), tensors
@@ -146,10 +151,20 @@ class Participant:
         if (run, id) not in self.memories:
             for other in [key for key in self.memories if key[0] != run]:
                 del self.memories[other]  # that run is over here
+            for other_run in [held for held in self.held if held != run]:
+                os.close(self.held.pop(other_run))
             if (of_run := self.folder / run).exists():  # an older version left it open to others
                 private_folder(of_run)
+            self._hold(run)
             self.memories[run, id] = Memory(self._folder(run, id))
         return self.memories[run, id]
+
+    def _hold(self, run: str) -> None:
+        """Let nobody delete what is remembered, once there is something."""
+        if run not in self.held and (self.folder / run).exists():
+            descriptor = take_part(self.folder / run)
+            if descriptor is not None:
+                self.held[run] = descriptor
 
     def _folder(self, run: str, id: int) -> Path:
         return self.folder / run / f"client-{id}"

@@ -15,6 +15,8 @@ _FAILURES = {
     "unusable": r"NaN|has shape|is torch\.|claims |^metric |lacks |has unknown|, not |not to be read|^sent |^it sent ",
 }
 _REFUSALS = {
+    "handshake": r"^the (TLS handshake failed|connection ended)",
+    "banned": r"the operator has banned",
     "certificate": r"its certificate is|certificate must name|has no certificate",
     "version": r"it runs fedshare",
     "config": r"its config ",

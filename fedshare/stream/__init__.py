@@ -5,4 +5,4 @@ The only importer of grpc. What a message means is for others to say: here it is
 
 import os
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or gRPC's core writes lines of its own beside ours
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or gRPC's core writes lines of its own beside ours; see `grpc_log`

@@ -56,10 +56,10 @@ class Callers:
         waiting = [peer for peer in self._waiting if peer in found and peer not in self._greeted]
         self._waiting = waiting = waiting + [peer for peer in found if peer not in {*waiting, *self._greeted}]
         missing = max(0, self._clients - len(self._greeted))
-        of_one = Counter(_place(address) for address, _ in waiting)
+        of_one = Counter(one_place(address) for address, _ in waiting)
         in_all = len(waiting)
         for peer in waiting:
-            place = _place(peer[0])
+            place = one_place(peer[0])
             if of_one[place] > self._each + missing:
                 bound = f"{self._each + missing} of one address"
             elif in_all > self._in_all + missing:
@@ -72,6 +72,16 @@ class Callers:
             with suppress(OSError), _held(found[peer]) as one:  # it may be over already, or the number be another's
                 if _caller(one, self._port) == peer:
                     one.shutdown(socket.SHUT_RDWR)  # gRPC, which owns the descriptor, sees that it has ended
+
+
+def connected(port: int) -> set[Peer]:
+    """From where there are connections to `port`. Raises OSError where the system does not say."""
+    return set(_connections(port, os.listdir(_FOLDER)))
+
+
+def peer_of(text: str) -> Peer:
+    """Of one as gRPC writes it."""
+    return _peer(text)
 
 
 def _connections(port: int, names: list[str]) -> dict[Peer, int]:
@@ -122,12 +132,17 @@ def _plain(address: str) -> str:
     return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
+def address_of(peer: str) -> str:
+    """Of a peer as gRPC writes it."""
+    return _peer(peer)[0]
+
+
 def place_of(peer: str) -> str:
     """What counts as one address, of a peer as gRPC writes it."""
-    return _place(_peer(peer)[0])
+    return one_place(_peer(peer)[0])
 
 
-def _place(address: str) -> str:
+def one_place(address: str) -> str:
     """Of IPv6 the network: a single host has 2^64 addresses."""
     try:
         ip = ipaddress.ip_address(address)

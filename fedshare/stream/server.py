@@ -9,8 +9,9 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,8 +21,8 @@ from fedshare._proto.stream_pb2 import Down, Farewell, GivenUp, Hello, Refusal, 
 from fedshare.admission import Admission
 from fedshare.errors import NAME, UserError, brief
 from fedshare.keys import Identity
-from fedshare.stream import callers, descriptors, tls
-from fedshare.stream.callers import Callers, place_of
+from fedshare.stream import callers, descriptors, grpc_log, tls
+from fedshare.stream.callers import Callers, Peer, address_of, place_of
 from fedshare.stream.frames import (
     MESSAGE_LIMIT,
     PROTOCOL,
@@ -32,6 +33,7 @@ from fedshare.stream.frames import (
     filled,
     parse,
 )
+from fedshare.stream.handshakes import Handshakes
 from fedshare.stream.mailbox import Mailbox, Message
 from fedshare.stream.tally import EVERY, Tally
 
@@ -59,6 +61,14 @@ class Settings:
     reserve: int = 128  # file descriptors kept for files; the others are for connections
     quiet: float = EVERY  # seconds in which the log says the same of a caller once
     reminder: float = 86400.0  # seconds between two warnings of a certificate that ends soon
+
+
+class Record(Protocol):
+    def __call__(self, event: str, about: str, /, **what: str | int) -> None:
+        """`about`: a client or an address."""
+
+
+def _unrecorded(event: str, about: str, /, **what: str | int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -107,17 +117,22 @@ class StreamServer:
         self.say = say  # a line of its log
         self.refusal: Callable[[str], None] = lambda reason: None  # hears why somebody was not let in
         self.admission = Admission()  # the operator's lists; to be set before `start`
+        self.record: Record = _unrecorded  # hears who joined, is gone, or was refused
+        self.banned: Mapping[int, str] = {}  # the clients that the operator lets in no more, and why
         self._identity = tls.Renewed(identity, say) if identity else None
         self._epoch = secrets.token_bytes(8)
         self._clients: dict[int, _Client] = {}
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._tickets = 0
         self._present: frozenset[int] = frozenset()
+        self._suspended: Collection[int] = ()
         self._changed = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._server: grpc.aio.Server | None = None
         self._closing = False
-        self._health = health.aio.HealthServicer()
+        self._health = _Health(self._speaks)
+        self._handshakes = Handshakes(self._connected, self._unheard)
+        self._port = 0
         self._tally = Tally(say, settings.quiet)
         self._thread = threading.Thread(target=self._loop.run_forever, name="stream", daemon=True)
 
@@ -140,12 +155,25 @@ class StreamServer:
         self.address = f"{self.address.rpartition(':')[0]}:{port}"
 
     def present(self) -> list[int]:
-        """The clients that are connected, or were a moment ago, sorted."""
-        return sorted(self._present)
+        """The clients that are connected, or were a moment ago, sorted; without those that are suspended."""
+        return sorted(self._present.difference(self._suspended))
+
+    def suspend(self, clients: Collection[int]) -> None:
+        """Count these, and no others, as not there; they stay connected."""
+        self._suspended = frozenset(clients)
+        self._changed.set()
+
+    def expel(self, client: int, reason: str) -> None:
+        """End the connection of a client at once; it hears why, and what it was to answer fails with that."""
+        self._loop.call_soon_threadsafe(self._expel, client, reason)
+
+    def connected(self) -> list[int]:
+        """The clients that are connected now, sorted."""
+        return sorted(client.id for client in list(self._clients.values()) if client.connection is not None)
 
     def connections(self) -> int:
         """How many clients are connected."""
-        return sum(client.connection is not None for client in list(self._clients.values()))
+        return len(self.connected())
 
     def wait_for_change(self, timeout: float) -> None:
         """Until somebody comes, goes or is refused."""
@@ -176,10 +204,6 @@ class StreamServer:
         """Want no answers any more. What was not sent yet never will be."""
         self._loop.call_soon_threadsafe(self._forget, tickets)
 
-    def expel(self, client: int, reason: str) -> None:
-        """End the connection of a client at once; it hears why."""
-        self._loop.call_soon_threadsafe(self._expel, client, reason)
-
     def close(self, farewell: str | None = None) -> None:
         """Hang up. With `farewell` clients hear that the work is done, and why if not ""; without it they come back."""
         if self._loop.is_running():
@@ -188,6 +212,10 @@ class StreamServer:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(CLOSE_DEADLINE)
             self._loop.close()
+
+    def explain(self) -> None:
+        """Say why handshakes fail, where this process reads gRPC's log: see `grpc_log.captured`."""
+        self._handshakes.informed = grpc_log.listen(self._handshakes.failed)
 
     # In the stream's own thread, all of it.
 
@@ -199,11 +227,14 @@ class StreamServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         try:
             if self._identity:
-                port = server.add_secure_port(self.address, tls.server_credentials(self._identity))
+                port = server.add_secure_port(
+                    self.address, tls.server_credentials(self._identity, self._handshakes.begins)
+                )
             else:
                 port = server.add_insecure_port(self.address)
         except RuntimeError:
             raise UserError(f"{self.address}: cannot listen there: is the port taken, or not this host's?") from None
+        self._port = port
         await server.start()
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
@@ -218,6 +249,7 @@ class StreamServer:
         if not self._closing:
             self._loop.call_later(callers.SWEEP, self._sweep)
             self._callers.sweep()
+            self._handshakes.sweep()
             self._tally.flush()
             if self.admission.refresh():
                 self._review()
@@ -287,7 +319,22 @@ class StreamServer:
             client.forget(tickets)
             client.wake()
 
+    def _connected(self) -> set[Peer]:
+        return callers.connected(self._port)
+
+    def _speaks(self, context: grpc.aio.ServicerContext) -> None:
+        if self._identity:
+            self._handshakes.speaks(callers.peer_of(context.peer()))
+
+    def _unheard(self, peer: Peer | None, reason: str) -> None:
+        """A connection has ended before any call."""
+        place = callers.one_place(peer[0]) if peer else "others"
+        self._tally.say(place, f"{place}: {reason}")
+        self.record("refused", place, address=peer[0] if peer else "unknown", reason=reason)
+        self.refusal(reason)
+
     async def _connect(self, _: object, context: grpc.aio.ServicerContext) -> None:
+        self._speaks(context)
         try:
             hello = await self._hello(context)
             with self._callers.greeted(context.peer()):
@@ -328,6 +375,7 @@ class StreamServer:
         await connection.context.write(Down(welcome=welcome).SerializeToString())
         self.refused.pop(client.id, None)
         self._note_change()
+        self.record("joined", f"client {client.id}", client=client.id, **_caller(connection.context))
         reader = asyncio.ensure_future(self._read(client, connection))
         writer = asyncio.ensure_future(self._write(client, connection))
         cut = asyncio.ensure_future(connection.cut.wait())
@@ -345,12 +393,16 @@ class StreamServer:
             hello = await self._greeting(context)
             certified = tls.certified(context)
         except (FrameError, UserError) as error:
-            self._tally.say(place, f"{place} was refused: {'it sent ' * isinstance(error, FrameError)}{error}")
+            why = f"{'it sent ' * isinstance(error, FrameError)}{error}"
+            self._tally.say(place, f"{place} was refused: {why}")
+            self.record("refused", place, reason=why, **_caller(context))
             raise
         if reason := self._objection(hello, certified, tls.shown(context)):
             who = hello.client if certified is None else certified
             line = f"client {who} was refused: {reason}"
-            self._tally.say(place if certified is None else f"client {who}", line)
+            about = place if certified is None else f"client {who}"
+            self._tally.say(about, line)
+            self.record("refused", about, client=who, reason=reason, **_caller(context))
             if who in self.refused or len(self.refused) < REFUSED:
                 self.refused[who] = reason
             self._changed.set()
@@ -385,12 +437,15 @@ class StreamServer:
             return f"it runs {theirs}, the server fedshare {ours.version} (stream {PROTOCOL})"
         if hello.config and ours.config_sha256 and hello.config != ours.config_sha256:
             return f"its config is {brief(hello.config[:12])}, the server's {ours.config_sha256[:12]}"
+        if (why := self.banned.get(hello.client)) is not None:
+            return f"the operator has banned it{why and f': {why}'}"
         if ours.clients and hello.client >= ours.clients:
             return f"there are {ours.clients} clients, 0 to {ours.clients - 1}"
         return None
 
     async def _ask(self, frame: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Say whether a caller would be let in, and let nobody in."""
+        self._speaks(context)
         context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
         try:
             hello = parse(Hello, frame)
@@ -451,6 +506,7 @@ class StreamServer:
             hope = "" if gone else f"; absent if it is not back in {grace:g} s"
             line = f"client {client.id} is gone: {gone or 'the connection broke off'}{hope}"
             self._tally.say(f"client {client.id}", line, changes=True)
+            self.record("gone", f"client {client.id}", client=client.id, reason=gone or "the connection broke off")
         if gone:
             self._lose(client, gone)
         else:
@@ -470,6 +526,27 @@ def _refusal(reason: str) -> Down:
 def _hang_up(connection: _Connection, last: Down) -> None:
     connection.last = last
     connection.wake.set()
+
+
+class _Health(health.aio.HealthServicer):
+    """Health checks, each of which `heard` is told of."""
+
+    def __init__(self, heard: Callable[[grpc.aio.ServicerContext], None]) -> None:
+        super().__init__()
+        self._heard = heard
+
+    async def Check(self, request, context):  # type: ignore[no-untyped-def]
+        self._heard(context)
+        return await super().Check(request, context)
+
+    async def Watch(self, request, context):  # type: ignore[no-untyped-def]
+        self._heard(context)
+        await super().Watch(request, context)
+
+
+def _caller(context: grpc.aio.ServicerContext) -> dict[str, str]:
+    """Where a call comes from, and its certificate, for the record."""
+    return {"address": address_of(context.peer())} | tls.described(context)
 
 
 class _Door(grpc.GenericRpcHandler):

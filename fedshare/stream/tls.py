@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import grpc
 
+from fedshare import certificates
 from fedshare.errors import UserError, first_line
 from fedshare.keys import Identity, client_id_of
 from fedshare.stream.frames import FRAME_LIMIT
@@ -36,8 +37,11 @@ class Renewed:
         return self._identity
 
 
-def server_credentials(identity: Renewed) -> grpc.ServerCredentials:
-    """Mutual TLS: a caller without a certificate of our authority does not get in."""
+def server_credentials(identity: Renewed, begins: Callable[[], None]) -> grpc.ServerCredentials:
+    """Mutual TLS: a caller without a certificate of our authority does not get in.
+
+    `begins` is called before each handshake, in a thread of gRPC's, when the connection is there.
+    """
     used = identity.now()
 
     def configured(one: Identity) -> grpc.ServerCertificateConfiguration:
@@ -46,6 +50,7 @@ def server_credentials(identity: Renewed) -> grpc.ServerCredentials:
     def renewed() -> grpc.ServerCertificateConfiguration | None:
         """Called before each handshake. None: nothing has changed."""
         nonlocal used
+        begins()
         if (found := identity.now()) is used:
             return None
         used = found
@@ -67,10 +72,10 @@ def shown(context: grpc.aio.ServicerContext) -> bytes | None:
     found = context.auth_context()
     if found.get("transport_security_type", [b""])[0] != b"ssl":
         return None
-    certificates = found.get("x509_pem_cert")
-    if not certificates:
+    pems = found.get("x509_pem_cert")
+    if not pems:
         raise UserError("the caller has no certificate")
-    pem: bytes = certificates[0]
+    pem: bytes = pems[0]
     return pem
 
 
@@ -78,6 +83,12 @@ def certified(context: grpc.aio.ServicerContext) -> int | None:
     """The client that a caller's certificate names; None without TLS. Raises UserError where it names none."""
     pem = shown(context)
     return None if pem is None else client_id_of(pem)
+
+
+def described(context: grpc.aio.ServicerContext) -> dict[str, str]:
+    """What identifies a caller's certificate; nothing where it has shown none."""
+    pems = context.auth_context().get("x509_pem_cert")
+    return certificates.described(pems[0]) if pems else {}
 
 
 def options(heartbeat: float) -> list[tuple[str, int]]:

@@ -1,0 +1,335 @@
+"""The audit log: who joined and who was refused; what is altered shows, and nobody fills a disk with it."""
+
+import errno
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_stream import Guest, identity, pki, serving, until_present, wait_until
+
+import fedshare
+from deployed import Command, Deployment, eventually
+from fedshare import audit, keys
+from fedshare.audit import Audit
+from fedshare.errors import UserError
+from fedshare.experiments.desk import Desk
+from fedshare.stream import client as client_module
+from fedshare.stream import handshakes
+from fedshare.stream import server as server_module
+from world import PATIENCE
+
+__all__ = ["pki"]  # a fixture
+Entry = dict[str, Any]
+
+
+def entries(path: Path) -> list[Entry]:
+    return [dict(seal.covers) for seal in audit.read(path)]
+
+
+def events(path: Path) -> list[str]:
+    return [entry["event"] for entry in entries(path)]
+
+
+def log(path: Path, *whats: Entry) -> Path:
+    """A log with these entries, between those that any has."""
+    made = Audit()
+    made.open(path)
+    made.note("listening", address="127.0.0.1:1")
+    for what in whats:
+        made.note("round", **what)
+    made.note("ended", round=whats[-1]["round"])
+    made.close()
+    return path
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    return log(tmp_path / "audit.jsonl", {"round": 1, "digest": "ab"}, {"round": 2, "digest": "cd"})
+
+
+# What is altered shows.
+
+
+def test_a_log_goes_on_with_the_same_chain(whole: Path) -> None:
+    before = whole.read_bytes()
+    log(whole, {"round": 3})
+    assert whole.read_bytes().startswith(before)
+    assert events(whole) == ["listening", "round", "round", "ended", "listening", "round", "ended"]
+    assert audit.flaw(whole, 3) is None
+    assert whole.stat().st_mode & 0o777 == 0o600
+
+
+def test_any_flipped_bit_of_a_log_is_found(whole: Path) -> None:
+    data = whole.read_bytes()
+    for place in range(len(data) - 1):  # without its end, the last line is one that a kill cut short
+        changed = bytearray(data)
+        changed[place] ^= 1
+        whole.write_bytes(bytes(changed))
+        assert audit.flaw(whole, 2), f"byte {place}"
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda lines: lines[1:], "line 1 does not follow from the lines before: the log was altered"),
+        (lambda lines: [lines[0], lines[2], lines[1], lines[3]], "line 2 does not follow"),
+        (lambda lines: lines[:2] + lines[1:], "line 3 does not follow"),
+        (lambda lines: lines[:1], "its last lines are missing: it ends at round 0, and the run has 2"),
+        (lambda lines: [], "its last lines are missing"),
+    ],
+    ids=["removed", "moved", "repeated", "cut", "emptied"],
+)
+def test_what_is_altered_is_named(change: Callable[[list[str]], list[str]], found: str, whole: Path) -> None:
+    whole.write_text("".join(change(whole.read_text().splitlines(keepends=True))))
+    assert found in str(audit.flaw(whole, 2))
+
+
+def test_a_log_that_was_altered_is_not_gone_on_with(whole: Path) -> None:
+    altered = whole.read_text().replace('"digest":"ab"', '"digest":"ac"')
+    whole.write_text(altered)
+    with pytest.raises(UserError, match="line 2 does not follow from the lines before"):
+        Audit().open(whole)
+    assert whole.read_text() == altered
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40])
+def test_a_line_that_a_kill_cut_short_is_replaced_by_one_that_says_so(kept: int, whole: Path) -> None:
+    data = whole.read_bytes()
+    torn = data.splitlines(keepends=True)[-1][:kept]
+    whole.write_bytes(data[: data[:-1].rfind(b"\n") + 1] + torn)
+    log(whole, {"round": 3})
+    found = entries(whole)
+    assert [entry["event"] for entry in found][3:4] == (["repaired"] if kept else ["listening"])
+    assert not kept or (found[3]["bytes"], found[3]["cut"]) == (kept, torn.decode())
+    assert audit.flaw(whole, 3) is None
+
+
+# Nobody fills a disk.
+
+
+def test_strangers_add_a_bounded_number_of_lines_and_clients_are_all_entered(tmp_path: Path) -> None:
+    made = Audit()
+    made.open(tmp_path / "audit.jsonl")
+    for number in range(20_000):
+        place = f"192.0.2.{number % 250}"
+        made.note("refused", place, address=place, reason=f"reason {number}")
+    for client in range(500):
+        made.note("joined", f"client {client}", client=client)
+    made.close()
+    found = events(tmp_path / "audit.jsonl")
+    assert found.count("refused") == audit.IN_ALL
+    assert found.count("joined") == 500
+
+
+def test_one_who_is_refused_time_and_again_is_counted(tmp_path: Path) -> None:
+    made = Audit(every=0.2)
+    made.open(tmp_path / "audit.jsonl")
+    for _ in range(1000):
+        made.note("refused", "192.0.2.7", reason="another version")
+    eventually(lambda: "more" in events(tmp_path / "audit.jsonl"), "the count of the others")
+    made.close()
+    said = next(entry for entry in entries(tmp_path / "audit.jsonl") if entry["event"] == "more")["what"]
+    assert said.startswith("192.0.2.7: 999 more such lines in 0.2 s, the last: ")
+
+
+def test_what_is_noted_before_there_is_a_file_is_kept_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "_HELD", 5)
+    made = Audit()
+    for number in range(8):
+        made.note("round", round=number)
+    made.open(tmp_path / "audit.jsonl")
+    made.close()
+    found = entries(tmp_path / "audit.jsonl")
+    assert [(entry["event"], entry.get("entries", entry.get("round"))) for entry in found] == [
+        ("dropped", 3),
+        *[("round", number) for number in range(3, 8)],
+    ]
+
+
+def test_a_full_disk_ends_the_round_and_no_entry_follows_a_gap(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = whole.read_bytes()
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(audit, "append", full)
+    with pytest.raises(OSError, match="No space"), Desk(str(whole)) as desk:
+        desk.log({"round": 3, "digest": "ef"})
+    assert whole.read_bytes() == before
+
+
+# Over real sockets.
+
+
+@pytest.fixture
+def recorded() -> list[Entry]:
+    return []
+
+
+def test_who_joins_and_who_is_refused_is_recorded_with_the_certificate(pki: Path, recorded: list[Entry]) -> None:
+    with serving(identity(pki, "ours/server"), clients=2) as listening:
+        listening.record = lambda event, about, **what: recorded.append({"event": event, "about": about} | what)
+        guest = Guest(listening.address, 0, identity(pki, "ours/client-0"))
+        until_present(listening, 0)
+        Guest(listening.address, 0, identity(pki, "ours/client-1")).end()
+        guest.leave()
+        wait_until(lambda: len(recorded) == 3, f"three entries, not {recorded}")
+    about = keys.described(identity(pki, "ours/client-0").certificate)
+    assert about.keys() == {"serial", "sha256", "not_after"}
+    assert recorded[0] == {"event": "joined", "about": "client 0", "client": 0, "address": "127.0.0.1"} | about
+    refused = {"event": "refused", "about": "client 1", "client": 1, "address": "127.0.0.1"}
+    assert recorded[1] == refused | keys.described(identity(pki, "ours/client-1").certificate) | {
+        "reason": "its certificate is client 1's, but it says that it is client 0"
+    }
+    assert recorded[2] == {"event": "gone", "about": "client 0", "client": 0, "reason": "it left"}
+
+
+def shake(address: str, ca: Path, shown: Path | None = None, host: str = "localhost") -> None:
+    """One TLS handshake, by the standard library, as far as it gets."""
+    context = ssl.create_default_context(cafile=str(ca))
+    context.set_alpn_protocols(["h2"])
+    if shown:
+        context.load_cert_chain(shown / "client.crt", shown / "client.key")
+    host_and_port = address.rpartition(":")
+    with socket.create_connection((host_and_port[0], int(host_and_port[2])), 60) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname=host) as secure:
+                while secure.recv(100):
+                    pass
+        except OSError:
+            pass
+
+
+def plaintext(address: str, data: bytes) -> None:
+    host, _, number = address.rpartition(":")
+    with socket.create_connection((host, int(number)), 60) as plain:
+        plain.sendall(data)
+        try:
+            while plain.recv(100):
+                pass
+        except OSError:
+            pass
+
+
+def test_a_server_that_does_not_read_grpcs_log_says_from_where_all_the_same(pki: Path, recorded: list[Entry]) -> None:
+    said: list[str] = []
+    with serving(identity(pki, "ours/server"), say=said.append) as listening:
+        listening.record = lambda event, about, **what: recorded.append({"event": event} | what)
+        shake(listening.address, pki / "ours" / "ca" / "ca.crt")
+        wait_until(lambda: bool(recorded), "an entry")
+        Guest(listening.address, 0, identity(pki, "ours/client-0"))  # who is no stranger, and stays so
+        until_present(listening, 0)
+        plaintext(listening.address, b"GET / HTTP/1.1\r\n\r\n")
+        wait_until(lambda: len(recorded) == 3, "the second")
+    assert said[0] == f"127.0.0.1: {handshakes.UNKNOWN}"
+    assert [entry["event"] for entry in recorded] == ["refused", "joined", "refused"]
+    assert recorded[0] == {"event": "refused", "address": "127.0.0.1", "reason": handshakes.UNKNOWN}
+
+
+def test_a_flood_of_handshakes_is_looked_at_for_a_part_of_the_time_alone() -> None:
+    looks = 0
+
+    def found() -> set[tuple[str, int]]:
+        nonlocal looks
+        looks += 1
+        return {("192.0.2.7", looks)}
+
+    said: list[str] = []
+    one = handshakes.Handshakes(found, lambda peer, reason: said.append(reason))
+    one._next = float("inf")  # no time
+    for _ in range(1000):
+        one.begins()
+    assert looks == 0
+    one.informed = True
+    one.failed("it has no certificate")
+    one.sweep()
+    assert said == ["the TLS handshake failed: it has no certificate"]
+
+
+@pytest.fixture(scope="module")
+def strangers(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Command, Path, Deployment]]:
+    """A server of three clients that nobody joins, with a log of its own."""
+    folder = tmp_path_factory.mktemp("strangers")
+    with Deployment(folder, pki / "ours", "data=digits", "model=logistic", "partition.clients=2", "rounds=1") as made:
+        server = made.server("--audit", str(folder / "log.jsonl"))
+        server.until("listening on")
+        yield server, folder / "log.jsonl", made
+
+
+TLS: dict[str, tuple[Callable[[str, Path], None], str]] = {
+    "no certificate": (lambda to, pki: shake(to, pki / "ours/ca/ca.crt"), "it has no certificate"),
+    "another authority": (
+        lambda to, pki: shake(to, pki / "ours/ca/ca.crt", pki / "other/client-0"),
+        "another authority has signed its certificate",
+    ),
+    "expired": (
+        lambda to, pki: shake(to, pki / "ours/ca/ca.crt", pki / "old/client-0"),
+        "its certificate has expired",
+    ),
+    "plaintext": (lambda to, _: plaintext(to, b"GET / HTTP/1.1\r\n\r\n"), "it speaks no TLS"),
+    "gRPC in the clear": (lambda to, _: plaintext(to, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), "it speaks no TLS"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="each has an address of its own, which this host is on Linux alone")
+@pytest.mark.parametrize(("call", "reason"), TLS.values(), ids=TLS)
+def test_a_handshake_that_fails_is_logged_with_address_and_reason(
+    call: Callable[[str, Path], None],
+    reason: str,
+    strangers: tuple[Command, Path, Deployment],
+    pki: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, path, made = strangers
+    source = f"127.0.0.{10 + list(TLS.values()).index((call, reason))}"
+    connect = socket.create_connection
+    monkeypatch.setattr(socket, "create_connection", lambda to, wait: connect(to, wait, (source, 0)))
+    call(made.address, pki)
+    server.until(f"{source}: the TLS handshake failed: {reason}")
+    eventually(lambda: any(entry.get("address") == source for entry in entries(path)), "its entry")
+    (entry,) = [entry for entry in entries(path) if entry.get("address") == source]
+    assert (entry["event"], entry["reason"]) == ("refused", f"the TLS handshake failed: {reason}")
+    assert "I1" not in server.said, "no line of gRPC's own"
+
+
+def test_a_client_of_another_version_is_refused_in_a_line_on_both_sides(
+    strangers: tuple[Command, Path, Deployment], tmp_path: Path
+) -> None:
+    server, path, made = strangers
+    program = "import sys, fedshare; fedshare.__version__ = '0.0.9'\n"
+    program += "from fedshare.experiments.cli import main; main(sys.argv[1:])"
+    arguments = ("client", made.address, "--keys", str(made.keys), "--id", "1", "--gpu", "none")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE
+    )
+    reason = f"it runs fedshare 0.0.9 (stream 1), the server fedshare {fedshare.__version__} (stream 1)"
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"fedshare: {made.address}: client 1 was refused: {reason}"
+    assert "Traceback" not in done.stderr
+    server.until(f"client 1 was refused: {reason}")
+    eventually(lambda: any(entry.get("client") == 1 for entry in entries(path)), "its entry")
+    (entry,) = [entry for entry in entries(path) if entry.get("client") == 1]
+    assert entry["reason"] == reason
+    assert entry["serial"]
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(1, 2), (2, 1)], ids=["older client", "newer client"])
+def test_another_protocol_is_refused_by_name_in_both_directions(
+    mine: int, theirs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "PROTOCOL", mine)
+    monkeypatch.setattr(server_module, "PROTOCOL", theirs)
+    said: list[str] = []
+    with serving(say=said.append) as listening:
+        error = Guest(listening.address).end()
+        line = f"client 0 was refused: it runs fedshare 1 (stream {mine}), the server fedshare 1 (stream {theirs})"
+        assert str(error) == f"{listening.address}: {line}"
+        assert isinstance(error, UserError)
+        assert said == [line]
