@@ -29,6 +29,7 @@ _EPILOG = """examples:
   fedshare keys keys --server host.example.org --clients 4
   fedshare server data=mnist partition.clients=4 --listen 0.0.0.0:9443 --keys keys
   fedshare client host.example.org:9443 --keys keys --id 0,1 --gpu auto
+  fedshare gate --listen 0.0.0.0:9443 --keys keys --socket ~/gate
 """
 
 PASSPHRASE = "of the owner's key: the first line of FILE, or asked for"
@@ -81,7 +82,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         matrix(rest)
         return 0
-    if command in ("server", "client", "flower-run", "keys", "doctor"):
+    if command in ("server", "client", "gate", "flower-run", "keys", "doctor"):
         return _deploy(command, rest)
     options = _parser().parse_args(arguments)
     importable(getattr(options, "config_dir", None))
@@ -156,6 +157,7 @@ def _deploy(command: str, arguments: list[str]) -> int:
     run = {
         "server": deploy.server,
         "client": deploy.client,
+        "gate": deploy.gate,
         "flower-run": deploy.flower_run,
         "keys": deploy.keys,
         "doctor": deploy.doctor,
@@ -209,6 +211,7 @@ def _parser() -> Parser:
     commands.add_parser("pretrain", help="train a model on all data, for runs to start from", add_help=False)
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)
     commands.add_parser("client", help="be one client, or all clients of this host", add_help=False)
+    commands.add_parser("gate", help="one port for several runs, each with a server of its own", add_help=False)
     commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)
     commands.add_parser("keys", help="make an authority, and certificates for a server and its clients", add_help=False)
     commands.add_parser("doctor", help="say what stands in the way of a deployment", add_help=False)

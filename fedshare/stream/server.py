@@ -18,7 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fedshare._proto.stream_pb2 import Down, Farewell, Hello, Refusal, Up, Welcome
 from fedshare.errors import NAME, UserError, brief
 from fedshare.keys import Identity
-from fedshare.stream import callers, descriptors, tls
+from fedshare.stream import callers, descriptors, handover, tls
 from fedshare.stream.callers import Callers, place_of
 from fedshare.stream.frames import (
     MESSAGE_LIMIT,
@@ -56,6 +56,7 @@ class Settings:
     callers: int = 64  # connections of one address that have not greeted, beside one for each client still to come
     reserve: int = 128  # file descriptors kept for files; the others are for connections
     quiet: float = EVERY  # seconds in which the log says the same of a caller once
+    name: str = ""  # of the run: who asks for another is refused
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,17 @@ class _Connection:
 
 
 class StreamServer:
-    """Listens at `address` ("host:port"; port 0: any that is free) from `start` to `close`."""
+    """Listens at `address` ("host:port"; port 0: any that is free) from `start` to `close`.
+
+    At "unix:PATH" a gate connects, and tells whose calls it passes on.
+    """
 
     def __init__(
         self, address: str, identity: Identity | None, settings: Settings, say: Callable[[str], None] = print
     ) -> None:
         self.address = address
         self.settings = settings
+        self._gated = address.startswith("unix:")
         self.refused: dict[int, str] = {}  # the clients that were not let in, and why the last time
         self.say = say  # a line of its log
         self.refusal: Callable[[str], None] = lambda reason: None  # hears why somebody was not let in
@@ -121,7 +126,7 @@ class StreamServer:
         """Raises UserError where the address cannot be had, or file descriptors are too few for the clients."""
         ours = self.settings
         try:
-            room = descriptors.room(max(ours.clients, ours.awaited), ours.reserve)
+            room = descriptors.room(0 if self._gated else max(ours.clients, ours.awaited), ours.reserve)
         except UserError:
             self._loop.close()
             raise
@@ -131,7 +136,8 @@ class StreamServer:
         except BaseException:
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise
-        self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        if not self._gated:
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
 
     def present(self) -> list[int]:
         """The clients that are connected, or were a moment ago, sorted."""
@@ -182,18 +188,14 @@ class StreamServer:
     # In the stream's own thread, all of it.
 
     async def _listen(self, room: int) -> int:
-        server = grpc.aio.server(options=tls.server_options(self.settings.heartbeat, room))
-        connect = grpc.stream_stream_rpc_method_handler(self._connect)
-        ask = grpc.unary_unary_rpc_method_handler(self._ask)
+        options = tls.gated_options if self._gated else tls.server_options
+        server = grpc.aio.server(options=options(self.settings.heartbeat, room))
+        methods = self._connect, self._ask
+        first, second = map(handover.relayed, methods) if self._gated else methods
+        connect, ask = grpc.stream_stream_rpc_method_handler(first), grpc.unary_unary_rpc_method_handler(second)
         server.add_generic_rpc_handlers((_Door({METHOD: connect, ASK: ask}),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        try:
-            if self._identity:
-                port = server.add_secure_port(self.address, tls.server_credentials(self._identity))
-            else:
-                port = server.add_insecure_port(self.address)
-        except RuntimeError:
-            raise UserError(f"{self.address}: cannot listen there: is the port taken, or not this host's?") from None
+        port = tls.listen(server, self.address, self._identity)
         await server.start()
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
@@ -296,7 +298,7 @@ class StreamServer:
         except (FrameError, UserError) as error:
             self._tally.say(place, f"{place} was refused: {'it sent ' * isinstance(error, FrameError)}{error}")
             raise
-        if reason := self._objection(hello, certified):
+        if reason := handover.elsewhere(context, self.settings.name) or self._objection(hello, certified):
             who = hello.client if certified is None else certified
             line = f"client {who} was refused: {reason}"
             self._tally.say(place if certified is None else f"client {who}", line)
@@ -339,7 +341,8 @@ class StreamServer:
         context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
         try:
             hello = parse(Hello, frame)
-            reason = self._objection(hello, tls.certified(context))
+            certified = tls.certified(context)
+            reason = handover.elsewhere(context, self.settings.name) or self._objection(hello, certified)
         except (FrameError, UserError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{context.peer()} sent {error}")
         if reason:
