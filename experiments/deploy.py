@@ -154,7 +154,7 @@ def client(options: argparse.Namespace) -> int:
     split(options.server)
     check_ranges(options)
     if options.run:
-        sockets.run_name(options.run)
+        sockets.run_name(options.run, "--run ")
     importable(options.config_dir)
     ids = _ids(options)
     gpus = [] if options.gpu == "none" else devices.visible_gpus(os.environ)

@@ -54,7 +54,7 @@ def address(options: argparse.Namespace, clients: int) -> Iterator[str]:
 def check(options: argparse.Namespace) -> None:
     """Raise UserError where the flags of a server do not go together."""
     if options.name:
-        sockets.run_name(options.name)
+        sockets.run_name(options.name, "--name ")
     if not options.gate:
         options.listen = options.listen or LISTEN
         return

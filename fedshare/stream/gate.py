@@ -5,6 +5,7 @@ started again. Frames pass as they are, one at a time each way: who reads slowly
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -178,6 +179,7 @@ class Gate:
 
     async def _ask(self, frame: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Whether a caller would be let in, as the server of the run says."""
+        context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
         try:
             run = self._run_of(context)
             metadata = grpc.aio.Metadata(*handover.told(context), (handover.RUN, run))

@@ -20,11 +20,11 @@ _RUN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LONGEST = 103  # bytes of a socket's path; Linux takes 107
 
 
-def run_name(name: str) -> str:
-    """`name`, where a run may have it. Raises UserError."""
+def run_name(name: str, flag: str = "") -> str:
+    """`name`, where a run may have it; else raises UserError, which begins with `flag`."""
     if not _RUN.fullmatch(name):
         allowed = "1 to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or digit"
-        raise UserError(f"{brief(name, NAME)!r}: is no name of a run; must be {allowed}")
+        raise UserError(f"{flag}{brief(name, NAME)!r}: is no name of a run; must be {allowed}")
     return name
 
 
@@ -39,7 +39,9 @@ def folder(path: Path | str) -> Path:
     if found.st_uid != os.geteuid():
         raise UserError(f"{path}: belongs to another user; gate and servers run as one user, whose folder it is")
     if mode := stat.S_IMODE(found.st_mode) & 0o077:
-        raise UserError(f"{path}: others can use this folder (mode {mode | 0o700:04o}): chmod 0700 {path}")
+        raise UserError(
+            f"{path}: others can use this folder (mode {mode | 0o700:04o}): chmod 0700 {path}, or take another"
+        )
     return place
 
 
