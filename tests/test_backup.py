@@ -13,12 +13,13 @@ import pytest
 import world
 from deployed import Command, Deployment, assert_equal, certificates, lines, simulated
 from fedshare import checkpoint, marks
+from fedshare.experiments import cli
 from fedshare.keys import Identity
 from fedshare.runs import RunFolder, verify
 from world import PATIENCE
 
-LONG = ["data=digits", "model=logistic", "partition.clients=3", "strategy=local", "rounds=24", "checkpoint_every=4"]
-LONG += ["client.batch_size=2", "client.epochs=3"]
+LONG = ["data=digits", "model=logistic", "partition.clients=3", "strategy=local", "rounds=60", "checkpoint_every=10"]
+LONG += ["client.batch_size=8", "client.epochs=1"]
 STEPS = ("saving the server", "saving a client", "checking", "restoring the server", "going on", "restoring a client")
 
 
@@ -85,13 +86,13 @@ def saved(hosts: Hosts, backup: Path, program: Path, *clients: int, then: Callab
     server = hosts.server()
     for id in range(3):
         hosts.client(id)
-    hosts.reach(9, server)
+    hosts.reach(21, server)
     where = {"RUN": hosts.run, "KEYS": hosts.keys}
     type_in("saving the server", program, STATE=hosts.folder / "state", BACKUP=backup, **where)
     for id in clients:
         type_in("saving a client", program, STATE=hosts.state(id), BACKUP=backup / f"client-{id}")
     then()
-    assert lines(backup / "run" / "metrics.jsonl") < 24, f"the run was over before it was copied:\n{server.said}"
+    assert lines(backup / "run" / "metrics.jsonl") < 60, f"the run was over before it was copied:\n{server.said}"
     assert "whole: " in type_in("checking", program, BACKUP=backup)
     return checkpoint.rounds(backup / "run" / "checkpoints")[0]
 
@@ -174,11 +175,17 @@ def test_a_restored_authority_renews_and_makes_certificates_that_all_accept(
     assert re.fullmatch(r"\S+/server: made server\.crt for .*new\.example\.org.*\n", said), "the rest is as it was"
 
 
-def test_a_copy_in_the_wrong_order_is_found(tmp_path: Path, undisturbed: Path) -> None:
+def test_a_copy_in_the_wrong_order_is_found_and_not_gone_on_with(
+    tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = shutil.copytree(undisturbed, tmp_path / "copy")
     for name in ("digests.jsonl", "metrics.jsonl", "seals.jsonl"):  # copied before the checkpoints were
         path = copy / name
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:40]))
     same, sentence = verify(RunFolder(copy))
     assert not same
     assert "digests.jsonl has no line for this checkpoint" in sentence
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["resume", str(copy)])
+    assert ended.value.code == 2
+    assert "its digests.jsonl does not lead to the checkpoint of round 60" in capsys.readouterr().err

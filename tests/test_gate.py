@@ -401,10 +401,10 @@ def test_flags_that_do_not_go_together_are_one_line(
 
 # As processes.
 
-SMALL = ["data=digits", "model=logistic", "partition.clients=2", "client.batch_size=2", "client.epochs=3"]
+SMALL = ["data=digits", "model=logistic", "partition.clients=2", "client.batch_size=4", "client.epochs=1", "rounds=30"]
 RUNS = {
-    "first": [*SMALL, "strategy=local", "rounds=12", "checkpoint_every=3"],
-    "second": [*SMALL, "strategy=fedavg", "rounds=12", "checkpoint_every=3", "seed=1"],
+    "first": [*SMALL, "strategy=local", "checkpoint_every=5"],
+    "second": [*SMALL, "strategy=fedavg", "checkpoint_every=5", "seed=1"],
 }
 """Two runs of two clients."""
 
@@ -449,15 +449,18 @@ def test_two_runs_at_one_port_end_as_simulated_though_gate_and_a_server_are_kill
         for name in RUNS:
             hosts[name].until("waiting for")
         door = gate()
-        reach("first", 5, servers["first"])
+        reach("first", 7, servers["first"])
         servers["first"].kill()  # past a checkpoint; the other run does not notice
-        assert servers["second"].wait() == 0, servers["second"].said
-        hosts["first"].until("no run 'first' here yet")
+        known = hosts["first"].said.count("no run 'first' here yet")
+        hosts["first"].until("no run 'first' here yet", known + 1)
         servers["first"] = server("first")
-        assert servers["first"].wait() == 0, servers["first"].said
+        for one in servers.values():
+            assert one.wait() == 0, one.said
         for host in hosts.values():
             host.until("waiting for the next run", 2)
-        assert "broke off" not in servers["second"].said.partition("is back")[2]
+        gone, _, rest = servers["second"].said.partition("is back")
+        assert "client 0 is gone: the connection broke off" in gone, "the gate was killed as it ran"
+        assert "broke off" not in rest, "and not disturbed by the end of the other run's server"
         door.signal(signal.SIGTERM)
         assert door.wait() == 130, door.said
     finally:
