@@ -127,13 +127,21 @@ class Deployment:
 
 
 @contextmanager
-def deployed(level: str, folder: Path, counted: bool = False) -> Iterator[Deployment]:
-    """A server of this process, and its clients, one process each; between them a counting proxy, where asked for."""
-    identity = Identity.load(folder / "keys" / "server")
-    server = StreamServer(f"{HOST}:0", identity, Settings(fedshare.__version__, clients=CLIENTS))
+def deployed(
+    level: str, folder: Path, counted: bool = False, gate: tuple[str, str] | None = None
+) -> Iterator[Deployment]:
+    """A server of this process, and its clients, one process each; between them a counting proxy, where asked for.
+
+    `gate`: the address of a gate between them, and the server's own behind it.
+    """
+    identity = None if gate else Identity.load(folder / "keys" / "server")
+    listen = gate[1] if gate else f"{HOST}:0"
+    server = StreamServer(
+        listen, identity, Settings(fedshare.__version__, clients=CLIENTS, name="bench" if gate else "")
+    )
     server.start()
     proxy = Proxy(int(server.address.rpartition(":")[2])) if counted else None
-    address = f"{HOST}:{proxy.port}" if proxy else server.address
+    address = f"{HOST}:{proxy.port}" if proxy else gate[0] if gate else server.address
     clients = [SPAWN.Process(target=client, args=(level, address, id, str(folder))) for id in range(CLIENTS)]
     try:
         for each in clients:

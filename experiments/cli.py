@@ -31,6 +31,7 @@ _EPILOG = """examples:
   fedshare server data=mnist partition.clients=4 --listen 0.0.0.0:9443 --keys keys
   fedshare client host.example.org:9443 --keys keys --id 0,1 --gpu auto
   fedshare admin runs/A status
+  fedshare gate --listen 0.0.0.0:9443 --keys keys --socket ~/gate
 """
 
 PASSPHRASE = "of the key: the first line of FILE, or asked for"
@@ -93,7 +94,7 @@ def _dispatch(arguments: list[str]) -> int:
         from .admin import admin
 
         return admin(rest)
-    if command in ("server", "client", "flower-run", "doctor"):
+    if command in ("server", "client", "gate", "flower-run", "doctor"):
         return _deploy(command, rest)
     options = _parser().parse_args(arguments)
     importable(getattr(options, "config_dir", None))
@@ -178,6 +179,7 @@ def _deploy(command: str, arguments: list[str]) -> int:
 
     run = {
         "client": deploy.client,
+        "gate": deploy.gate,
         "flower-run": deploy.flower_run,
         "doctor": deploy.doctor,
     }[command]
@@ -231,6 +233,7 @@ def _parser() -> Parser:
     commands.add_parser("pretrain", help="train a model on all data, for runs to start from", add_help=False)
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)
     commands.add_parser("client", help="be one client, or all clients of this host", add_help=False)
+    commands.add_parser("gate", help="one port for several runs, each with a server of its own", add_help=False)
     commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)
     commands.add_parser("keys", help="make certificates for a server and its clients, and revoke them", add_help=False)
     commands.add_parser("admin", help="command a running server, or clear up clients' memories", add_help=False)

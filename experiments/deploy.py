@@ -18,6 +18,7 @@ from fedshare import devices, marks
 from fedshare.errors import RunHalted, UserError, brief
 from fedshare.keys import Identity, place
 from fedshare.report.clock import say, tell
+from fedshare.stream import sockets
 from fedshare.stream.client import StreamClient
 from fedshare.stream.diagnose import NotYet, is_local, split
 
@@ -38,10 +39,12 @@ def server(options: argparse.Namespace) -> int:
     from fedshare.stream import descriptors
     from fedshare.stream.server import Settings, StreamServer
 
+    from . import gate as gates
     from .desk import Desk
 
     descriptors.raise_limit()
-    identity = _identity(options.keys, "server", options.listen, options.insecure)
+    gates.check(options)
+    identity = None if options.gate else _identity(options.keys, "server", options.listen, options.insecure)
     if identity and identity.client_id is not None:
         raise UserError(f"--keys {options.keys}: that is client {identity.client_id}'s folder, not the server's")
     check_ranges(options)
@@ -72,12 +75,14 @@ def server(options: argparse.Namespace) -> int:
         grace=options.grace,
         awaited=options.clients or 0,
         callers=options.callers,
+        name=options.name or "",
     )
     with ExitStack() as stack:
         if exporter:
             say(f"metrics at {exporter.listen(options.metrics)}")
             stack.callback(exporter.close)
-        stream = StreamServer(options.listen, identity, settings, say)
+        address = stack.enter_context(gates.address(options, max(clients, options.clients or 0)))
+        stream = StreamServer(address, identity, settings, say)
         stream.admission = admission
         if exporter:
             exporter.watch(stream.present, stream.connections)
@@ -85,7 +90,8 @@ def server(options: argparse.Namespace) -> int:
         stack.enter_context(desk)
         desk.serve(stream, "" if options.app else str(run_config["folder"]))
         stream.start()
-        say(f"listening on {stream.address}, {'mutual TLS' if identity else 'no TLS'}")
+        security = f"run {options.name} of the gate" if options.gate else "mutual TLS" if identity else "no TLS"
+        say(f"listening on {stream.address}, {security}")
         farewell: str | None = None
         try:
             with terminable():
@@ -156,6 +162,8 @@ def client(options: argparse.Namespace) -> int:
     """Be the clients of this host: this process the one, or the parent of several."""
     split(options.server)
     check_ranges(options)
+    if options.run:
+        sockets.run_name(options.run, "--run ")
     importable(options.config_dir)
     ids = _ids(options)
     gpus = [] if options.gpu == "none" else devices.visible_gpus(os.environ)
@@ -180,7 +188,7 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
     digest, admit = ("", None) if options.app else _insisted(options)
 
     def load(run_config):  # type: ignore[no-untyped-def]  # flwr's ClientApp
-        tell(f"connected to {options.server} as client {id}")
+        tell(f"connected to {options.server} as client {id}" + f" of run {options.run}" * bool(options.run))
         if admit is None:
             app = App.at(Path(options.app)).client()
         else:
@@ -202,6 +210,7 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
             patience=options.patience,
             heartbeat=options.heartbeat,
             say=tell,
+            run=options.run or "",
         )
 
     node_config: _Config = {"device": place.device, "place": str(place), "threads": place.threads}
@@ -256,6 +265,7 @@ def _command(options: argparse.Namespace, id: int, place: devices.Place) -> list
         "--weights": options.weights,
         "--data": options.data,
         "--app": options.app,
+        "--run": options.run,
         "--gpu-memory": place.memory,
     }
     for flag, value in given.items():
@@ -297,6 +307,14 @@ def _identity(keys: str | None, name: str, address: str, insecure: bool) -> Iden
     if insecure or is_local(split(address)[0]):
         return None
     raise UserError(f"{address}: off this machine it takes TLS: --keys DIR (`fedshare keys` makes one), or --insecure")
+
+
+def gate(options: argparse.Namespace) -> int:
+    """Be the port of several runs."""
+    from .gate import gate
+
+    check_ranges(options)
+    return gate(options, _identity(options.keys, "server", options.listen, options.insecure))
 
 
 def flower_run(options: argparse.Namespace) -> int:

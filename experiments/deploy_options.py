@@ -18,7 +18,13 @@ def parser(command: str) -> Parser:
     made = Parser(
         prog=f"fedshare {command}", formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    {"server": _server, "client": _client, "flower-run": _flower_run, "doctor": _doctor}[command](made)
+    {
+        "server": _server,
+        "client": _client,
+        "gate": _gate,
+        "flower-run": _flower_run,
+        "doctor": _doctor,
+    }[command](made)
     return made
 
 
@@ -46,7 +52,13 @@ def _server(made: Parser) -> None:
     made.add_argument("-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`")
     add_config_dir(made)
     add_trust(made)
-    made.add_argument("--listen", default="127.0.0.1:9443", metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces")
+    made.add_argument(
+        "--listen", metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces; without it and --gate: 127.0.0.1:9443"
+    )
+    made.add_argument("--name", metavar="NAME", help="of the run: clients that ask for another are refused")
+    made.add_argument(
+        "--gate", metavar="FOLDER", help="listen for the gate whose --socket this is, under --name, at no port"
+    )
     made.add_argument(
         "--clients",
         type=int,
@@ -69,13 +81,7 @@ def _server(made: Parser) -> None:
     made.add_argument(
         "--audit", metavar="FILE", help="the audit log; without it audit.jsonl in the run's folder (--app: none)"
     )
-    made.add_argument(
-        "--callers",
-        type=int,
-        default=64,
-        metavar="N",
-        help="connections of one address that have not said yet which client they are, beside those still to come",
-    )
+    _callers(made)
     made.add_argument(
         "--slack",
         type=float,
@@ -86,6 +92,25 @@ def _server(made: Parser) -> None:
     _app(made, "a folder with anybody's Flower app: run its ServerApp")
     made.add_argument("-c", "--run-config", **_PAIRS, help=f"for --app: {_FORM}")
     _connection(made)
+
+
+def _gate(made: Parser) -> None:
+    made.add_argument("--listen", required=True, metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces")
+    made.add_argument(
+        "--socket", required=True, metavar="FOLDER", help="where servers of runs listen: made, for this user alone"
+    )
+    _callers(made)
+    _connection(made)
+
+
+def _callers(made: Parser) -> None:
+    made.add_argument(
+        "--callers",
+        type=int,
+        default=64,
+        metavar="N",
+        help="connections of one address that have not said yet which client they are, beside those still to come",
+    )
 
 
 def _client(made: Parser) -> None:
@@ -115,6 +140,7 @@ def _client(made: Parser) -> None:
     made.add_argument(
         "--patience", type=float, default=600.0, metavar="S", help="seconds to wait for a server that is away"
     )
+    _run(made)
     made.add_argument("--stay", action="store_true", help="when a run is over, wait for the next")
     _app(made, "a folder with anybody's Flower app: be its ClientApp")
     made.add_argument("--node-config", **_PAIRS, help=f"for --app: what only this host's nodes are told: {_FORM}")
@@ -137,10 +163,15 @@ def _doctor(made: Parser) -> None:
     made.add_argument("-cn", "--config-name", metavar="NAME", help="a preset, as for `fedshare run`")
     add_config_dir(made)
     made.add_argument("--id", type=int, help="which client")
+    _run(made)
     made.add_argument("--listen", metavar="HOST:PORT", help="whether a server could listen there")
     made.add_argument("--keys", metavar="DIR", help=_TLS)
     made.add_argument("--state", metavar="DIR", help="where clients remember; else as for `fedshare client`")
     made.add_argument("--insecure", action="store_true", help="no TLS")
+
+
+def _run(made: Parser) -> None:
+    made.add_argument("--run", metavar="NAME", help="the run to take part in, where several are at one port")
 
 
 def _app(made: Parser, help: str) -> None:

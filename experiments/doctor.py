@@ -176,7 +176,7 @@ def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
         return
     identity = _identity(options)
     id = options.id if identity is None or identity.client_id is None else identity.client_id
-    answer = ask(options.server, identity, id or 0, fedshare.__version__, digest, HEALTH_SECONDS)
+    answer = ask(options.server, identity, id or 0, fedshare.__version__, digest, HEALTH_SECONDS, options.run or "")
     yield FAILED if answer.refusal else OK, f"{options.server}: {answer.refusal or f'would let client {id or 0} in'}"
     if abs(answer.ahead) > answer.doubt + SKEW:
         yield WARNING, f"clock: {abs(answer.ahead):.0f} s {'ahead of' if answer.ahead > 0 else 'behind'} the server's"

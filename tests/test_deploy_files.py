@@ -16,6 +16,7 @@ import world
 from fedshare.errors import SYSTEM, UserError
 from fedshare.experiments import compose
 from fedshare.experiments.deploy_options import parser
+from fedshare.experiments.gate import check
 from fedshare.flower.private import why_no_grpc_fleet
 
 DEPLOY = world.ROOT / "deploy"
@@ -45,7 +46,11 @@ def started(name: str, **environment: str) -> list[str]:
         if lone := re.fullmatch(r"\$(\w+)", word):
             words += shlex.split(variables[lone[1]])
         else:
-            words.append(re.sub(r"\$\{(\w+)\}", lambda match: variables[match[1]], word).replace("%S", "/var/lib"))
+            words.append(
+                re.sub(r"\$\{(\w+)\}", lambda match: variables[match[1]], word)
+                .replace("%S", "/var/lib")
+                .replace("%t", "/run")
+            )
     return words
 
 
@@ -85,6 +90,21 @@ def test_the_client_unit_is_one_client_that_stays() -> None:
     assert options.overrides == []
 
 
+def test_the_units_of_runs_meet_that_of_their_gate() -> None:
+    _, command, *arguments = started("fedshare-gate.service", FEDSHARE_OPTIONS="--callers 128")
+    gate = parser(command).parse_intermixed_args(arguments)
+    assert (command, gate.listen, gate.keys, gate.callers) == ("gate", "0.0.0.0:9443", "/run/credentials", 128)
+    _, command, *arguments = started("fedshare-run@.service", FEDSHARE_CONFIG="data=mnist rounds=50")
+    run = parser(command).parse_intermixed_args(arguments)
+    assert (command, run.name, run.resume) == ("server", "3", "/var/lib/fedshare-run-3/run")
+    assert run.overrides == ["data=mnist", "rounds=50"]
+    assert run.gate == gate.socket == "/run/fedshare/runs"
+    check(run)
+    units = [dict(settings(name)) for name in ("fedshare-gate.service", "fedshare-run@.service")]
+    for key in ("User", "RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve"):
+        assert units[0][key] == units[1][key]
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_what_is_started_again(name: str) -> None:
     found = dict(settings(name))
@@ -97,9 +117,12 @@ def test_what_is_started_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_credentials_are_what_an_identity_is_made_of(name: str) -> None:
-    role = "server" if "server" in name else "client"
-    place = "server" if role == "server" else "client-3"
     found = {value for key, value in settings(name) if key == "LoadCredential"}
+    if "run" in name:
+        assert not found  # the gate has them
+        return
+    role = "client" if "client" in name else "server"
+    place = "client-3" if role == "client" else "server"
     assert found == {f"{file}:/etc/fedshare/keys/{place}/{file}" for file in ("ca.crt", f"{role}.crt", f"{role}.key")}
 
 

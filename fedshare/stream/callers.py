@@ -27,7 +27,8 @@ class Callers:
     """
 
     def __init__(self, port: int, clients: int, each: int, in_all: int, most: int, tally: Tally) -> None:
-        self._port, self._clients, self._each, self._in_all, self._most = port, clients, each, in_all, most
+        self._port, self._each, self._in_all, self._most = port, each, in_all, most
+        self.clients = clients
         self._tally = tally
         self._greeted = Counter[Peer]()  # how many streams of a connection have
         self._waiting: list[Peer] = []  # those without, by when they were first seen
@@ -55,7 +56,7 @@ class Callers:
             self._tally.say("connections", line)
         waiting = [peer for peer in self._waiting if peer in found and peer not in self._greeted]
         self._waiting = waiting = waiting + [peer for peer in found if peer not in {*waiting, *self._greeted}]
-        missing = max(0, self._clients - len(self._greeted))
+        missing = max(0, self.clients - len(self._greeted))
         of_one = Counter(one_place(address) for address, _ in waiting)
         in_all = len(waiting)
         for peer in waiting:

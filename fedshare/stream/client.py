@@ -16,7 +16,7 @@ import grpc
 from fedshare._proto.stream_pb2 import Down, Hello, Leave, Up, Welcome
 from fedshare.errors import RunHalted, UserError, brief
 from fedshare.keys import Identity
-from fedshare.stream import tls
+from fedshare.stream import handover, tls
 from fedshare.stream.diagnose import NotYet, reach
 from fedshare.stream.frames import (
     MESSAGE_LIMIT,
@@ -72,6 +72,7 @@ class StreamClient:
     """Client `id` of the server at `address`.
 
     `patience`: seconds to go on trying when the server cannot be reached. `say` is told, in a line, what is waited for.
+    `run`: which run to take part in, where a gate has several or the server's has a name; without it the only one.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class StreamClient:
         heartbeat: float = 10.0,
         limit: int = MESSAGE_LIMIT,
         say: Callable[[str], None] = print,
+        run: str = "",
     ) -> None:
+        self.run_name = run
         self.address, self.id = address, id
         self._renewed = tls.Renewed(identity, say) if identity else None
         self._patience, self._heartbeat, self._limit = patience, heartbeat, limit
@@ -157,7 +160,7 @@ class StreamClient:
                 except grpc.RpcError as error:
                     if error.code() not in _TRANSIENT:
                         raise UserError(f"{self.address}: {brief(error.details() or error.code().name)}") from None
-                    reason = "the connection broke off"
+                    reason = handover.wait_for(error) or "the connection broke off"
                 except NotYet as error:
                     reason = str(error).removeprefix(f"{self.address}: ")
                 except FrameError as error:
@@ -183,7 +186,8 @@ class StreamClient:
                 self._diagnose(identity)
                 raise NotYet(f"{self.address}: no gRPC connection in {CONNECT_DEADLINE:g} s")
             outbox: queue.SimpleQueue[_Reply | None] = queue.SimpleQueue()
-            call = channel.stream_stream(METHOD, _serialize, _as_they_are)(self._frames(outbox))
+            connect = channel.stream_stream(METHOD, _serialize, _as_they_are)
+            call = connect(self._frames(outbox), metadata=handover.asking(self.run_name))
             try:
                 return self._listen(call, outbox)
             finally:
@@ -222,6 +226,8 @@ class StreamClient:
                     self._hello.received = whole[0]
                     self._inbox.put(_Arrived(self._hello.epoch, *whole))
             elif kind == "welcome":
+                # It stays with this run: while its server is away, another may be the only one.
+                self.run_name = self.run_name or handover.arrived(call.initial_metadata())
                 self._welcomed(down.welcome, outbox)
             elif kind == "given_up":
                 self._given_up = down.given_up.message

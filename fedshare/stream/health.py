@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fedshare._proto.stream_pb2 import Down, Hello
 from fedshare.errors import brief
 from fedshare.keys import Identity
-from fedshare.stream import tls
+from fedshare.stream import handover, tls
 from fedshare.stream.diagnose import NotYet
 from fedshare.stream.frames import PROTOCOL
 from fedshare.stream.server import ASK, SERVICE
@@ -40,7 +40,13 @@ class Answer:
 
 
 def ask(
-    address: str, identity: Identity | None, client: int, version: str, config_sha256: str, deadline: float
+    address: str,
+    identity: Identity | None,
+    client: int,
+    version: str,
+    config_sha256: str,
+    deadline: float,
+    run: str = "",
 ) -> Answer:
     """Whether the server would let a client in; none that is connected is disturbed. Raises NotYet as `health` does."""
     hello = Hello(protocol=PROTOCOL, client=client, version=version, config=config_sha256)
@@ -48,7 +54,7 @@ def ask(
         call = channel.unary_unary(ASK, Hello.SerializeToString, Down.FromString)
         before = time.time()
         try:
-            down, state = call.with_call(hello, timeout=deadline, wait_for_ready=True)
+            down, state = call.with_call(hello, timeout=deadline, wait_for_ready=True, metadata=handover.asking(run))
         except grpc.RpcError as error:
             raise _said_nothing(address, error, deadline) from None
         after = time.time()

@@ -21,7 +21,7 @@ from fedshare._proto.stream_pb2 import Down, Farewell, GivenUp, Hello, Refusal, 
 from fedshare.admission import Admission
 from fedshare.errors import NAME, UserError, brief
 from fedshare.keys import Identity
-from fedshare.stream import callers, descriptors, grpc_log, tls
+from fedshare.stream import callers, descriptors, grpc_log, handover, tls
 from fedshare.stream.callers import Callers, Peer, address_of, place_of
 from fedshare.stream.frames import (
     MESSAGE_LIMIT,
@@ -61,6 +61,7 @@ class Settings:
     reserve: int = 128  # file descriptors kept for files; the others are for connections
     quiet: float = EVERY  # seconds in which the log says the same of a caller once
     reminder: float = 86400.0  # seconds between two warnings of a certificate that ends soon
+    name: str = ""  # of the run: who asks for another is refused
 
 
 class Record(Protocol):
@@ -106,13 +107,17 @@ class _Connection:
 
 
 class StreamServer:
-    """Listens at `address` ("host:port"; port 0: any that is free) from `start` to `close`."""
+    """Listens at `address` ("host:port"; port 0: any that is free) from `start` to `close`.
+
+    At "unix:PATH" a gate connects, and tells whose calls it passes on.
+    """
 
     def __init__(
         self, address: str, identity: Identity | None, settings: Settings, say: Callable[[str], None] = print
     ) -> None:
         self.address = address
         self.settings = settings
+        self._gated = address.startswith("unix:")
         self.refused: dict[int, str] = {}  # the clients that were not let in, and why the last time
         self.say = say  # a line of its log
         self.refusal: Callable[[str], None] = lambda reason: None  # hears why somebody was not let in
@@ -142,7 +147,7 @@ class StreamServer:
         """Raises UserError where the address cannot be had, or file descriptors are too few for the clients."""
         ours = self.settings
         try:
-            room = descriptors.room(max(ours.clients, ours.awaited), ours.reserve)
+            room = descriptors.room(0 if self._gated else max(ours.clients, ours.awaited), ours.reserve)
         except UserError:
             self._loop.close()
             raise
@@ -152,7 +157,8 @@ class StreamServer:
         except BaseException:
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise
-        self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        if not self._gated:
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
 
     def present(self) -> list[int]:
         """The clients that are connected, or were a moment ago, sorted; without those that are suspended."""
@@ -220,21 +226,14 @@ class StreamServer:
     # In the stream's own thread, all of it.
 
     async def _listen(self, room: int) -> int:
-        server = grpc.aio.server(options=tls.server_options(self.settings.heartbeat, room))
-        connect = grpc.stream_stream_rpc_method_handler(self._connect)
-        ask = grpc.unary_unary_rpc_method_handler(self._ask)
+        options = tls.gated_options if self._gated else tls.server_options
+        server = grpc.aio.server(options=options(self.settings.heartbeat, room))
+        methods = self._connect, self._ask
+        first, second = map(handover.relayed, methods) if self._gated else methods
+        connect, ask = grpc.stream_stream_rpc_method_handler(first), grpc.unary_unary_rpc_method_handler(second)
         server.add_generic_rpc_handlers((_Door({METHOD: connect, ASK: ask}),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        try:
-            if self._identity:
-                port = server.add_secure_port(
-                    self.address, tls.server_credentials(self._identity, self._handshakes.begins)
-                )
-            else:
-                port = server.add_insecure_port(self.address)
-        except RuntimeError:
-            raise UserError(f"{self.address}: cannot listen there: is the port taken, or not this host's?") from None
-        self._port = port
+        self._port = port = tls.listen(server, self.address, self._identity, self._handshakes.begins)
         await server.start()
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
@@ -397,7 +396,8 @@ class StreamServer:
             self._tally.say(place, f"{place} was refused: {why}")
             self.record("refused", place, reason=why, **_caller(context))
             raise
-        if reason := self._objection(hello, certified, tls.shown(context)):
+        reason = handover.elsewhere(context, self.settings.name)
+        if reason := reason or self._objection(hello, certified, tls.shown(context)):
             who = hello.client if certified is None else certified
             line = f"client {who} was refused: {reason}"
             about = place if certified is None else f"client {who}"
@@ -449,7 +449,8 @@ class StreamServer:
         context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
         try:
             hello = parse(Hello, frame)
-            reason = self._objection(hello, tls.certified(context), tls.shown(context))
+            reason = handover.elsewhere(context, self.settings.name)
+            reason = reason or self._objection(hello, tls.certified(context), tls.shown(context))
         except (FrameError, UserError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{context.peer()} sent {error}")
         if reason:

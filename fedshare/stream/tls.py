@@ -8,6 +8,7 @@ from fedshare import certificates
 from fedshare.errors import UserError, first_line
 from fedshare.keys import Identity, client_id_of
 from fedshare.stream.frames import FRAME_LIMIT
+from fedshare.stream.handover import METADATA_LIMIT
 
 HANDSHAKE_DEADLINE = 5.0  # seconds for a caller to say anything
 IDLE_DEADLINE = 15.0  # seconds that a connection may be open without a call; a client's call lasts as long as it does
@@ -67,6 +68,18 @@ def channel(address: str, identity: Identity | None, heartbeat: float) -> grpc.C
     return grpc.secure_channel(address, credentials, options(heartbeat))
 
 
+def listen(
+    server: grpc.aio.Server, address: str, identity: Renewed | None, begins: Callable[[], None] = lambda: None
+) -> int:
+    """Let `server` listen; the port. `begins` is as for `server_credentials`. Raises UserError."""
+    try:
+        if identity:
+            return int(server.add_secure_port(address, server_credentials(identity, begins)))
+        return int(server.add_insecure_port(address))
+    except RuntimeError:
+        raise UserError(f"{address}: cannot listen there: is the port taken, or not this host's?") from None
+
+
 def shown(context: grpc.aio.ServicerContext) -> bytes | None:
     """The certificate of a caller; None without TLS. Raises UserError where it has none."""
     found = context.auth_context()
@@ -109,6 +122,13 @@ def options(heartbeat: float) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.use_local_subchannel_pool", 1),  # or the clients of one process would share a connection
     ]
+
+
+def gated_options(heartbeat: float, connections: int) -> list[tuple[str, int]]:
+    """Of a server behind a gate: all its clients come by one connection, which stays when none is there."""
+    drop = {"grpc.max_metadata_size", "grpc.max_connection_idle_ms", "grpc.max_concurrent_streams"}
+    kept = [(name, value) for name, value in server_options(heartbeat, connections) if name not in drop]
+    return [*kept, ("grpc.max_metadata_size", METADATA_LIMIT)]
 
 
 def server_options(heartbeat: float, connections: int) -> list[tuple[str, int]]:
