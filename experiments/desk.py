@@ -179,10 +179,10 @@ class Desk:
             if command == "status":
                 return self._status(request)
             try:
-                self._open()
                 answer = commands[command](request)
             except OSError as error:
                 raise UserError(f"{error.filename}: {error.strerror}: nothing was done") from error
+            self._open()  # also where the run has not begun, but not for a command that was refused
             said = {name: value for name, value in request.items() if name in ("client", "rounds", "reason")}
             self._audit.note("operator", command=str(command), user=user, login=_login(user), **said)
         self._audit.flush()
