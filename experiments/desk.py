@@ -104,8 +104,9 @@ class Desk:
 
     def ready(self) -> None:
         self._audit.check()
-        if self._stopping:
-            self.stopped = True
+        with self._lock:  # which a command holds until it is entered in the log
+            self.stopped = self._stopping
+        if self.stopped:
             after = f"after round {self._round}" if self._round else "before its first round"
             raise RunHalted(f"stopped by the operator {after}")
 
@@ -179,14 +180,14 @@ class Desk:
             if command == "status":
                 return self._status(request)
             try:
-                self._open()
                 answer = commands[command](request)
             except OSError as error:
                 raise UserError(f"{error.filename}: {error.strerror}: nothing was done") from error
+            self._open()  # also where the run has not begun, but not for a command that was refused
             said = {name: value for name, value in request.items() if name in ("client", "rounds", "reason")}
             self._audit.note("operator", command=str(command), user=user, login=_login(user), **said)
+            say(f"the operator: {answer['said']}")
         self._audit.flush()
-        say(f"the operator: {answer['said']}")
         return answer
 
     def _client(self, request: dict[str, Any]) -> int:

@@ -151,7 +151,7 @@ def test_a_client_is_suspended_and_another_banned_for_good(
     assert audit.flaw(run / "audit.jsonl", deployment.rounds()) is None
 
 
-def test_a_run_that_waits_for_its_clients_is_stopped_at_once_and_leaves_nothing(keys: Path, tmp_path: Path) -> None:
+def test_a_run_that_waits_for_its_clients_is_stopped_at_once_and_leaves_no_run(keys: Path, tmp_path: Path) -> None:
     with Deployment(tmp_path, keys, *SMALL) as deployment:
         server = deployment.server()
         server.until("waiting for 3 clients")
