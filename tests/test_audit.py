@@ -14,7 +14,7 @@ from test_stream import Guest, identity, pki, serving, until_present, wait_until
 
 import fedshare
 from deployed import Command, Deployment, eventually
-from fedshare import audit, keys
+from fedshare import audit, certificates
 from fedshare.audit import Audit
 from fedshare.errors import UserError
 from fedshare.experiments.desk import Desk
@@ -181,11 +181,11 @@ def test_who_joins_and_who_is_refused_is_recorded_with_the_certificate(pki: Path
         Guest(listening.address, 0, identity(pki, "ours/client-1")).end()
         guest.leave()
         wait_until(lambda: len(recorded) == 3, f"three entries, not {recorded}")
-    about = keys.described(identity(pki, "ours/client-0").certificate)
+    about = certificates.described(identity(pki, "ours/client-0").certificate)
     assert about.keys() == {"serial", "sha256", "not_after"}
     assert recorded[0] == {"event": "joined", "about": "client 0", "client": 0, "address": "127.0.0.1"} | about
     refused = {"event": "refused", "about": "client 1", "client": 1, "address": "127.0.0.1"}
-    assert recorded[1] == refused | keys.described(identity(pki, "ours/client-1").certificate) | {
+    assert recorded[1] == refused | certificates.described(identity(pki, "ours/client-1").certificate) | {
         "reason": "its certificate is client 1's, but it says that it is client 0"
     }
     assert recorded[2] == {"event": "gone", "about": "client 0", "client": 0, "reason": "it left"}
