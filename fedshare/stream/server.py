@@ -205,9 +205,10 @@ class StreamServer:
 
     def _sweep(self) -> None:
         if not self._closing:
-            self._loop.call_later(callers.SWEEP, self._sweep)
+            began = self._loop.time()
             self._callers.sweep()
             self._tally.flush()
+            self._loop.call_later(max(callers.SWEEP, callers.SHARE * (self._loop.time() - began)), self._sweep)
 
     async def _shut(self, farewell: str | None) -> None:
         assert self._server is not None
