@@ -5,10 +5,12 @@ gRPC runs in a thread of its own; whoever uses a `StreamServer` never waits for 
 
 import asyncio
 import contextlib
+import itertools
 import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -105,7 +107,9 @@ class StreamServer:
         self._epoch = secrets.token_bytes(8)
         self._clients: dict[int, _Client] = {}
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        self._tickets = 0
+        self._tickets = itertools.count(1)
+        self._sent: deque[tuple[int, Message]] = deque()  # what the stream's thread has not seen yet
+        self._told = False  # that there is some
         self._present: frozenset[int] = frozenset()
         self._changed = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -151,10 +155,12 @@ class StreamServer:
 
         `limit`: the bytes that the answer may have; without it those of the settings.
         """
-        self._tickets += 1
-        message = Message(self._tickets, filled(buffers), limit=limit)
-        self._loop.call_soon_threadsafe(self._enqueue, client, message)
-        return self._tickets
+        message = Message(next(self._tickets), filled(buffers), limit=limit)
+        self._sent.append((client, message))
+        if not self._told:  # once for many: each time costs a system call, and a change of threads
+            self._told = True
+            self._loop.call_soon_threadsafe(self._take)
+        return message.ticket
 
     def receive(self, timeout: float) -> list[Answer]:
         """The answers that have come, and at least one unless there is none in `timeout` seconds."""
@@ -225,6 +231,11 @@ class StreamServer:
     def _note_change(self) -> None:
         self._present = frozenset(client.id for client in self._clients.values() if not client.absent)
         self._changed.set()
+
+    def _take(self) -> None:
+        self._told = False  # first: whoever sends from now on tells again
+        while self._sent:
+            self._enqueue(*self._sent.popleft())
 
     def _enqueue(self, id: int, message: Message) -> None:
         client = self._clients.get(id)
@@ -381,7 +392,8 @@ class StreamServer:
                 continue
             if message := client.answered():
                 self._answers.put(Answer(message.ticket, client.id, whole[1]))
-            client.wake()
+            if client.current:
+                client.wake()
         return False
 
     def _ended(self, client: _Client, connection: _Connection, gone: str | None) -> None:
