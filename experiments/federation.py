@@ -24,6 +24,7 @@ from fedshare.errors import UserError, first_line
 from fedshare.files import on_disk, write_atomically
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
+from fedshare.garbage import settled
 from fedshare.report.attendance import attendance_table
 from fedshare.report.clock import say
 from fedshare.runs import NOTHING, RunFolder
@@ -188,22 +189,23 @@ def serve(grid: Any, run_config: RunConfig, watcher: Watcher | None = None) -> N
         slack=order.slack,
         parts=len(here.scratch.shapes),
     )
-    if not resuming:
-        _gather(network)  # before anything is created
-        with on_disk(folder.path, lambda: NOTHING):
-            if declared is not None:
-                declared.keep(folder.declared)
-            beginnings.create(folder, config, here)
-    with on_disk(folder.path, partial(execute.goes_on, folder, remote=True)), folder.lock():
-        write_atomically(folder.path / RUN_ID, run.hex() + "\n")
-        start = _start(folder, config) if resuming else None
-        if resuming:
-            if declared is not None:
-                declared.keep(folder.declared)
-            _gather(network)
-            folder.rewind(start.round if start else 0)
-            folder.amend(OmegaConf.to_yaml(config))
-        execute.rounds(config, folder, network, here, start, None, watcher or NoTracker())
+    with settled():
+        if not resuming:
+            _gather(network)  # before anything is created
+            with on_disk(folder.path, lambda: NOTHING):
+                if declared is not None:
+                    declared.keep(folder.declared)
+                beginnings.create(folder, config, here)
+        with on_disk(folder.path, partial(execute.goes_on, folder, remote=True)), folder.lock():
+            write_atomically(folder.path / RUN_ID, run.hex() + "\n")
+            start = _start(folder, config) if resuming else None
+            if resuming:
+                if declared is not None:
+                    declared.keep(folder.declared)
+                _gather(network)
+                folder.rewind(start.round if start else 0)
+                folder.amend(OmegaConf.to_yaml(config))
+            execute.rounds(config, folder, network, here, start, None, watcher or NoTracker())
 
 
 def _gather(network: FlowerNetwork) -> None:
