@@ -56,7 +56,7 @@ def unseal(body: bytearray, most: int | None = None) -> Letter:
             raise ValueError(f"its envelope wants {start} bytes; at most {most} are taken")
         if start > len(body):
             raise ValueError(f"its envelope wants {start} bytes, and it has {len(body)}")
-        envelope = Envelope.FromString(bytes(body[_HEAD:start]))
+        envelope = Envelope.FromString(bytes(memoryview(body)[_HEAD:start]))
         if start + sum(envelope.arrays) != len(body):
             raise ValueError(f"its arrays want {sum(envelope.arrays)} bytes, and it has {len(body) - start}")
         if envelope.error_code:

@@ -79,10 +79,11 @@ def records_to_bytes(records: RecordDict) -> bytes:
 
 def records_from_bytes(data: bytes) -> RecordDict:
     records = RecordDict()
+    values = records.__dict__["_data"]
     for item in RecordDictProto.FromString(data).items:
         if (kind := item.WhichOneof("value")) not in _READERS:
             raise ValueError(f"a record of the unknown kind {kind}")
-        records[item.key] = _READERS[kind](getattr(item, kind))
+        values[item.key] = _READERS[kind](getattr(item, kind))
     return records
 
 
