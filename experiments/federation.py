@@ -24,6 +24,7 @@ from fedshare.errors import UserError, first_line
 from fedshare.files import on_disk, write_atomically
 from fedshare.flower.network import FlowerNetwork
 from fedshare.flower.participant import Terms
+from fedshare.garbage import settled
 from fedshare.pace import Pace
 from fedshare.report.attendance import attendance_table
 from fedshare.report.clock import say
@@ -202,22 +203,23 @@ def serve(
     )
     with on_disk(folder.path, partial(execute.goes_on, folder, remote=True) if resuming else lambda: NOTHING):
         orders.opens(order.folder)
-    if not resuming:
-        _gather(network)  # before anything is created
-        with on_disk(folder.path, lambda: NOTHING):
-            if declared is not None:
-                declared.keep(folder.declared)
-            beginnings.create(folder, config, here)
-    with on_disk(folder.path, partial(execute.goes_on, folder, remote=True)), folder.lock():
-        write_atomically(folder.path / RUN_ID, run.hex() + "\n")
-        start = _start(folder, config) if resuming else None
-        if resuming:
-            if declared is not None:
-                declared.keep(folder.declared)
-            _gather(network)
-            folder.rewind(start.round if start else 0)
-            folder.amend(OmegaConf.to_yaml(config))
-        execute.rounds(config, folder, network, here, start, None, watcher or NoTracker(), orders)
+    with settled():
+        if not resuming:
+            _gather(network)  # before anything is created
+            with on_disk(folder.path, lambda: NOTHING):
+                if declared is not None:
+                    declared.keep(folder.declared)
+                beginnings.create(folder, config, here)
+        with on_disk(folder.path, partial(execute.goes_on, folder, remote=True)), folder.lock():
+            write_atomically(folder.path / RUN_ID, run.hex() + "\n")
+            start = _start(folder, config) if resuming else None
+            if resuming:
+                if declared is not None:
+                    declared.keep(folder.declared)
+                _gather(network)
+                folder.rewind(start.round if start else 0)
+                folder.amend(OmegaConf.to_yaml(config))
+            execute.rounds(config, folder, network, here, start, None, watcher or NoTracker(), orders)
 
 
 def _gather(network: FlowerNetwork) -> None:

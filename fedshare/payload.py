@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedshare.tensors import Tensors, is_finite
+from fedshare.tensors import Tensors, all_finite, is_finite
 
 UNKNOWN = 10**12  # the most test examples of a client of whom nobody knows how many it has
 
@@ -97,7 +97,9 @@ def evaluation_flaw(
         if not 0 <= (examples := int(sums["examples"])) <= most:
             return f"{'' if group == 'sums' else f'{group}: '}claims {examples} examples, not 0 to {most}"
         for name, tensor in sums.items():
-            if not tensor.is_floating_point() and not (tensor.min() >= 0 and (tensor.ndim or tensor <= examples)):
+            if not tensor.is_floating_point() and not (
+                tensor.min().item() >= 0 if tensor.ndim else 0 <= tensor.item() <= examples
+            ):
                 return f"{group}: {name} is {str(tensor.tolist())[:40]}, not 0 to {examples}"
     return None
 
@@ -109,7 +111,7 @@ def _unlike(tensor: object, like: Tensor, finite: bool = True) -> str | None:
         return f"has shape {list(tensor.shape)}, not {list(like.shape)}"
     if tensor.dtype != like.dtype:
         return f"is {tensor.dtype}, not {like.dtype}"
-    return None if not finite or tensor.isfinite().all() else "holds NaN or infinity"
+    return None if not finite or all_finite(tensor) else "holds NaN or infinity"
 
 
 def _count(metrics: dict[str, float], least: int, most: int) -> str | None:

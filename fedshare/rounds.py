@@ -109,7 +109,9 @@ def run_server(
             strategy, state, round, answers, downloads, network.absent(), schedule, watch
         )
         clock.lap("aggregate")
-        link = Link.extend(digest, round, digests(state), network.digests())
+        # Not of those whose upload was dropped: what they say of themselves is anybody's, and counts for nothing.
+        memories = {client: leaves for client, leaves in network.digests().items() if client not in dropped}
+        link = Link.extend(digest, round, digests(state), memories)
         digest = link.digest
         clock.lap("digest")
         row = _row(strategy, state, round, uploads, dropped, digest)

@@ -1,6 +1,7 @@
 """Arithmetic on named tensors, so that a strategy's lines read as its paper's formulas."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -52,6 +53,13 @@ def mean(items: Sequence[Tensors], weights: Sequence[float] | None = None) -> Te
 def is_finite(value: object) -> bool:
     """Whether it is a number that can be computed with: sums of many such numbers are finite, too."""
     return isinstance(value, float | int) and -_HUGE < value < _HUGE  # of ints, those beyond the floats are not
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether it holds neither NaN nor infinity."""
+    if tensor.is_floating_point() and tensor.numel():  # in one pass and without a copy: both ends are NaN where any is
+        return all(math.isfinite(float(end)) for end in tensor.detach().aminmax())
+    return bool(tensor.isfinite().all())
 
 
 def digest(tensor: Tensor) -> str:

@@ -29,8 +29,10 @@ DTYPES = {
     10: torch.int64,
 }
 _NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+# Numpy has no bfloat16, and what is called bool has to be looked at.
+_NUMPY = {d: torch.empty(0, dtype=d).numpy().dtype for d in DTYPES.values() if d not in (torch.bfloat16, torch.bool)}
 MOST_TENSORS = 100_000
-MOST_DIMENSIONS = 32
+MOST_DIMENSIONS = 32  # as many as any numpy takes
 FACTOR = 2  # how much larger than expected a message may be,
 SLACK = 1 << 20  # and how many bytes beside
 _METRICS, _LONGEST_METRIC = 100, 80  # nothing says which metrics there will be
@@ -90,21 +92,15 @@ def unpack(contents: Contents, data: bytes | bytearray, limits: Limits | None = 
         raise ValueError(f"it holds {len(contents.layout)} tensors; at most {MOST_TENSORS} are taken")
     tensors: dict[str, Tensors] = {group: {} for group in contents.empty_groups}
     own = data if isinstance(data, bytearray) else bytearray(data)  # tensors may be written to, bytes may not
-    memory = torch.frombuffer(own, dtype=torch.uint8) if own else torch.empty(0, dtype=torch.uint8)
     position, group = 0, ""
     for entry in contents.layout:
-        group = entry.group or group
-        dtype, shape, size = _described(entry)
+        group, name = entry.group or group, entry.name
+        dtype, shape, size = _described(entry, name)
         if position + size > len(data):
             raise ValueError(f"its tensors want at least {position + size} bytes, and it has {len(data)}")
-        piece = memory[position : position + size]
-        if dtype == torch.bool and (piece > 1).any():  # torch takes any byte for a bool, and then computes with it
-            raise ValueError(f"{entry.name!r:.60} is of type bool and holds other bytes than 0 and 1")
-        if position % dtype.itemsize:
-            piece = piece.clone()
-        if entry.name in tensors.setdefault(group, {}):
-            raise ValueError(f"{group!r:.60}: {entry.name!r:.60} stands in it twice")
-        tensors[group][entry.name] = piece.view(dtype).view(shape)
+        if name in tensors.setdefault(group, {}):
+            raise ValueError(f"{group!r:.60}: {name!r:.60} stands in it twice")
+        tensors[group][name] = _taken(own, position, shape, dtype, name)
         position += size
     if position != len(data):
         raise ValueError(f"its tensors want {position} bytes, and it has {len(data)}")
@@ -123,28 +119,41 @@ def _check(contents: Contents, limits: Limits) -> None:
     for what, (count, most) in counts.items():
         if count > most:
             raise ValueError(f"it holds {count} {what}; at most {most} are taken")
-    names = [*contents.empty_groups, *(name for entry in contents.layout for name in (entry.group, entry.name))]
-    if (longest := max(map(len, names), default=0)) > limits.name:
+    longest = max(map(len, contents.empty_groups), default=0)
+    for entry in contents.layout:
+        longest = max(longest, len(entry.group), len(entry.name))
+    if longest > limits.name:
         raise ValueError(f"a name in it has {longest} characters; at most {limits.name} are taken")
     for metric in contents.metrics:  # by these names they are written down
-        if not metric.name.isprintable() or len(metric.name) > _LONGEST_METRIC:
-            raise ValueError(
-                f"a metric in it is named {metric.name!r:.60}; at most {_LONGEST_METRIC} characters are taken"
-            )
+        name = metric.name
+        if not name.isprintable() or len(name) > _LONGEST_METRIC:
+            raise ValueError(f"a metric in it is named {name!r:.60}; at most {_LONGEST_METRIC} characters are taken")
 
 
-def _described(entry: Entry) -> tuple[torch.dtype, list[int], int]:
+def _described(entry: Entry, name: str) -> tuple[torch.dtype, list[int], int]:
+    """Type, shape and bytes."""
     if (dtype := DTYPES.get(entry.dtype)) is None:
-        raise ValueError(f"{entry.name!r:.60} is of type number {entry.dtype}, which does not exist")
-    if len(entry.shape) > MOST_DIMENSIONS:
-        raise ValueError(f"{entry.name!r:.60} has {len(entry.shape)} dimensions; at most {MOST_DIMENSIONS} are taken")
+        raise ValueError(f"{name!r:.60} is of type number {entry.dtype}, which does not exist")
     shape = list(entry.shape)
-    memory = (
-        math.prod(max(1, length) for length in shape) * dtype.itemsize
-    )  # max: beside a 0, no bytes would be lacking
-    if memory >= 1 << 63:
-        raise ValueError(f"{entry.name!r:.60} has a shape beyond all memory")
-    return dtype, shape, math.prod(shape) * dtype.itemsize
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"{name!r:.60} has {len(shape)} dimensions; at most {MOST_DIMENSIONS} are taken")
+    count, size = math.prod(shape), dtype.itemsize
+    if (count or math.prod(filter(None, shape))) * size >= 1 << 63:  # beside a 0, no bytes would be lacking
+        raise ValueError(f"{name!r:.60} has a shape beyond all memory")
+    return dtype, shape, count * size
+
+
+def _taken(data: bytearray, position: int, shape: list[int], dtype: torch.dtype, name: str) -> Tensor:
+    """A tensor on the same memory, where its numbers lie there as their type wants it."""
+    if not (count := math.prod(shape)):
+        return torch.empty(shape, dtype=dtype)
+    aligned, kind = position % dtype.itemsize == 0, _NUMPY.get(dtype)
+    if aligned and kind:  # a third of the time that torch's own way takes
+        return torch.from_numpy(np.ndarray(shape, kind, data, position))
+    piece = torch.frombuffer(data, dtype=torch.uint8, count=count * dtype.itemsize, offset=position)
+    if dtype == torch.bool and (piece > 1).any():  # torch takes any byte for a bool, and then computes with it
+        raise ValueError(f"{name!r:.60} is of type bool and holds other bytes than 0 and 1")
+    return (piece if aligned else piece.clone()).view(dtype).view(shape)
 
 
 def _as_bytes(tensor: Tensor) -> np.ndarray:

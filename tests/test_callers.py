@@ -19,7 +19,7 @@ from fedshare.errors import RunHalted, UserError, exit_status
 from fedshare.experiments import cli
 from fedshare.stream import callers, descriptors, server, tls
 from fedshare.stream import client as client_module
-from fedshare.stream.callers import _peer
+from fedshare.stream.callers import Callers, _peer
 from fedshare.stream.callers import one_place as _place
 from fedshare.stream.server import Settings, StreamServer
 from fedshare.stream.tally import Tally
@@ -182,6 +182,38 @@ def test_looking_at_connections_takes_one_descriptor_of_its_own(monkeypatch: pyt
         monkeypatch.setattr(callers.socket, "socket", counted)
         wait_until(lambda: open_of(strangers) <= 5, "all but few are closed")
     assert most == [1]
+
+
+class _Counted(tuple[str, int]):
+    """A peer that counts how often it is looked up."""
+
+    looks = 0
+
+    def __hash__(self) -> int:
+        _Counted.looks += 1
+        return super().__hash__()
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+def test_a_look_at_a_crowd_takes_each_connection_a_few_times(greeted: bool) -> None:
+    """A thousand that came at once were looked at a million times, and meanwhile nobody was let in."""
+    looks = []
+    for count in (200, 400):
+        crowd = Callers(0, count, 64, 512, 10_000, Tally(lambda line: None))
+        peers = [_Counted(("192.0.2.1", port)) for port in range(count)]
+        for peer in peers[: count // 2 if greeted else 0]:
+            crowd._greeted[peer] += 1
+        _Counted.looks = 0
+        crowd._limit(dict.fromkeys(peers, -1))
+        looks.append(_Counted.looks)
+    assert looks[1] < 3 * looks[0]
+
+
+def test_who_has_hung_up_is_forgotten() -> None:
+    crowd = Callers(0, 2, 64, 512, 10_000, Tally(lambda line: None))
+    with crowd.greeted("ipv4:192.0.2.1:1"), crowd.greeted("ipv4:192.0.2.1:1"), crowd.greeted("ipv4:192.0.2.1:2"):
+        assert len(crowd._greeted) == 2
+    assert not crowd._greeted
 
 
 def test_clients_beyond_the_limit_are_refused_before_anything_listens() -> None:

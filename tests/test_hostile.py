@@ -341,6 +341,27 @@ def test_an_aggregate_of_no_use_halts_its_own_round_and_names_who_moved_it(name:
     assert "\n" not in said
 
 
+class Without(Hostile):
+    """The same simulation, in which there is no such client."""
+
+    def client_ids(self) -> list[int]:
+        return [id for id in super().client_ids() if id != LIAR]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ditto", "fedcac"])
+def test_a_client_whose_uploads_are_all_dropped_changes_no_digest(name: str) -> None:
+    """Not by what it says of its memory either, which anybody may make."""
+    links = []
+    for kind in (Hostile, Without):
+        made = world.build(name)
+        network = kind(Simulation(lambda made=made: made), filled(math.nan), Purpose.TRAIN)
+        state = made.strategy.init(made.scratch.initial)
+        rounds = list(run_server(made.strategy, network, state, Schedule(rounds=3, seed=0)))
+        assert all(str(LIAR) in done.row["dropped"] for done in rounds) == (kind is Hostile)
+        links.append([done.link for done in rounds])
+    assert links[0] == links[1]
+
+
 def test_overflow_in_the_average_itself_is_found() -> None:
     """All weights at the largest float: their mean may be beyond it."""
     good = {"params": {"w": torch.zeros(2, dtype=torch.float64)}}

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +19,7 @@ from fedshare._proto.payload_pb2 import Contents, Envelope
 from fedshare.flower import private
 from fedshare.flower.envelope import LARGE, seal, unseal
 from fedshare.flower.grid import reply
+from fedshare.flower.records import unwrap, wrap
 from fedshare.flower.stream import StreamGrid
 from fedshare.payload import Payload
 from fedshare.stream.server import Answer, Settings
@@ -212,6 +215,27 @@ def test_sealing_copies_no_large_array_and_changes_no_message() -> None:
     assert [id(piece) for piece in pieces[1:]] == [id(data) for data in large if len(data) >= LARGE]
     assert len(pieces[0]) < 4 * LARGE
     assert list(sent.content.items()) == list(full().items())
+
+
+def test_what_many_are_asked_is_written_down_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    write = private.records_to_bytes
+    monkeypatch.setattr(private, "records_to_bytes", lambda records: made.append(records) or write(records))
+    content = wrap(b"head", bytes(10_000))
+    private.enter_run()
+    letters = [unseal(sealed(Message(content, node, "train", group_id=str(node)))) for node in (2, 3)]
+    assert len(made) == 1
+    assert [letter.group for letter in letters] == ["2", "3"]
+    assert [unwrap(letter.content) for letter in letters if letter.content] == [(b"head", bytes(10_000))] * 2
+
+
+@pytest.mark.parametrize("tensors", [b"", bytes(100), bytes(10_000)])
+def test_flower_reads_what_we_write_and_we_what_it_does(tensors: bytes) -> None:
+    records = RecordDict(dict(wrap(b"head", tensors)))
+    records["numbers"] = MetricRecord({"a": 1, "b": [0.5, 1.5], "c": 2**64 - 1})
+    records["settings"] = ConfigRecord({"a": True, "b": ["x", "y"], "c": b"z", "d": [b"1"], "e": [False], "f": -1})
+    data = recorddict_to_proto(records).SerializeToString()
+    assert private.records_from_bytes(data) == recorddict_from_proto(RecordDictProto.FromString(data)) == records
 
 
 def test_an_error_comes_back() -> None:

@@ -8,6 +8,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from fedshare._proto.payload_pb2 import Envelope
 from fedshare.errors import first_line
 from fedshare.flower import private
+from fedshare.flower.records import Shared
 from fedshare.stream.frames import Buffer
 
 LARGE = 4096  # bytes from which an array travels behind the envelope
@@ -32,12 +33,19 @@ def seal(message: Message) -> list[Buffer]:
     if message.has_error():
         envelope.error_code, envelope.error_reason = message.error.code, message.error.reason or ""
     else:
-        light = RecordDict()
-        for name, record in message.content.items():
-            light[name] = _lightened(record, envelope, large) if isinstance(record, ArrayRecord) else record
-        envelope.content = private.records_to_bytes(light)
+        content = message.content
+        envelope.content, sizes, large = content.once(_written) if isinstance(content, Shared) else _written(content)
+        envelope.arrays.extend(sizes)
     head = envelope.SerializeToString()
     return [len(head).to_bytes(_HEAD, "little") + head, *large]
+
+
+def _written(content: RecordDict) -> tuple[bytes, list[int], list[Buffer]]:
+    """Records without the bytes of large arrays, the sizes of these or 0, and these."""
+    light, sizes, large = RecordDict(), list[int](), list[Buffer]()
+    for name, record in content.items():
+        light[name] = _lightened(record, sizes, large) if isinstance(record, ArrayRecord) else record
+    return private.records_to_bytes(light), sizes, large
 
 
 def unseal(body: bytearray, most: int | None = None) -> Letter:
@@ -48,7 +56,7 @@ def unseal(body: bytearray, most: int | None = None) -> Letter:
             raise ValueError(f"its envelope wants {start} bytes; at most {most} are taken")
         if start > len(body):
             raise ValueError(f"its envelope wants {start} bytes, and it has {len(body)}")
-        envelope = Envelope.FromString(bytes(body[_HEAD:start]))
+        envelope = Envelope.FromString(bytes(memoryview(body)[_HEAD:start]))
         if start + sum(envelope.arrays) != len(body):
             raise ValueError(f"its arrays want {sum(envelope.arrays)} bytes, and it has {len(body) - start}")
         if envelope.error_code:
@@ -60,14 +68,14 @@ def unseal(body: bytearray, most: int | None = None) -> Letter:
     return Letter(envelope.type, envelope.group, content, None)
 
 
-def _lightened(record: ArrayRecord, envelope: Envelope, large: list[Buffer]) -> ArrayRecord:
+def _lightened(record: ArrayRecord, sizes: list[int], large: list[Buffer]) -> ArrayRecord:
     light = {}
     for name, array in record.items():
         if len(array.data) < LARGE:
-            envelope.arrays.append(0)
+            sizes.append(0)
             light[name] = array
         else:
-            envelope.arrays.append(len(array.data))
+            sizes.append(len(array.data))
             large.append(array.data)
             light[name] = Array(array.dtype, array.shape, array.stype, b"")
     return ArrayRecord(light)

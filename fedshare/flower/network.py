@@ -253,14 +253,18 @@ class FlowerNetwork:
 
     def _requests(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> Iterable[RecordDict]:
         last: tuple[Payload, Contents, bytes] | None = None
+        made: dict[int, RecordDict] = {}  # of the last download, by what its client remembers: messages share them
+        terms = self._terms.short
         for client, download in downloads.items():
             if last is None or not same_tensors(last[0], download) or last[0].metrics != download.metrics:
                 contents, data = wire.pack(download)
-                last = (download, contents, bytes(data))  # bytes, which all messages can share
-            request = Request(round=round, base=self._versions.get(client, 0), keep=self._kept)
-            request.run, request.terms = self._run, self._terms.short
-            request.download.CopyFrom(last[1])
-            yield wrap(request.SerializeToString(), last[2])
+                last, made = (download, contents, bytes(data)), {}
+            base = self._versions.get(client, 0)
+            if base not in made:
+                request = Request(round=round, base=base, keep=self._kept, run=self._run, terms=terms)
+                request.download.CopyFrom(last[1])
+                made[base] = wrap(request.SerializeToString(), last[2])
+            yield made[base]
 
     def _collect(
         self, purpose: Purpose, waiting: dict[str, int], began: float, answers: Collection[int]

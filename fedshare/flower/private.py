@@ -4,13 +4,16 @@ The one place where its next release may break us.
 """
 
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from traceback import walk_stack
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
+from flwr.common.serde import metric_record_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo as NodeInfo
+from flwr.proto.recorddict_pb2 import ArrayRecord as ArrayRecordProto
+from flwr.proto.recorddict_pb2 import ConfigRecord as ConfigRecordProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run as Run
@@ -62,9 +65,11 @@ def number(message: Message, id: str) -> None:
 
 def received(metadata: Metadata, content: RecordDict | None, error: Error | None) -> Message:
     """A message as its receiver gets it."""
-    if error is not None:
-        return Message(metadata=metadata, error=error)  # type: ignore[call-overload]
-    return Message(metadata=metadata, content=content)  # type: ignore[call-overload]
+    # Not by its constructor, which is made for many ways and checks each.
+    message = Message.__new__(Message)
+    metadata.delivered_at = ""
+    message.__dict__.update(_metadata=metadata, _content=content, _error=error)
+    return message
 
 
 def records_to_bytes(records: RecordDict) -> bytes:
@@ -73,7 +78,41 @@ def records_to_bytes(records: RecordDict) -> bytes:
 
 
 def records_from_bytes(data: bytes) -> RecordDict:
-    return recorddict_from_proto(RecordDictProto.FromString(data))
+    records = RecordDict()
+    values = records.__dict__["_data"]
+    for item in RecordDictProto.FromString(data).items:
+        if (kind := item.WhichOneof("value")) not in _READERS:
+            raise ValueError(f"a record of the unknown kind {kind}")
+        values[item.key] = _READERS[kind](getattr(item, kind))
+    return records
+
+
+def _array_record(proto: ArrayRecordProto) -> ArrayRecord:
+    record = ArrayRecord()
+    values = record.__dict__["_data"]
+    for item in proto.items:
+        values[item.key] = array = Array.__new__(Array)
+        of = item.value
+        array.__dict__.update(dtype=of.dtype, shape=tuple(of.shape), stype=of.stype, data=of.data)
+    return record
+
+
+def _config_record(proto: ConfigRecordProto) -> ConfigRecord:
+    record = ConfigRecord()
+    values = record.__dict__["_data"]
+    for item in proto.items:
+        kind = item.value.WhichOneof("value")
+        value = getattr(item.value, kind)
+        values[item.key] = list(value.vals) if kind.endswith("_list") else value
+    return record
+
+
+# Flower's own readers make each array twice, and check each type that protobuf has given.
+_READERS: dict[str, Callable[[Any], ArrayRecord | ConfigRecord | MetricRecord]] = {
+    "array_record": _array_record,
+    "config_record": _config_record,
+    "metric_record": metric_record_from_proto,
+}
 
 
 def copied(message: Message) -> Message:

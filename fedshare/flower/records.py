@@ -1,13 +1,29 @@
 """What crosses between our two apps, as Flower's records: one of bytes, and one flat array."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 _NAME = "fedshare"
 _TENSORS = "tensors"
 
+T = TypeVar("T")
 
-def wrap(head: bytes, tensors: bytes | bytearray = b"") -> RecordDict:
-    content = RecordDict({_NAME: ConfigRecord({"": head})})
+
+class Shared(RecordDict):
+    """Records that nobody changes any more: many messages may have them, and they are written down once."""
+
+    def once(self, make: Callable[[RecordDict], T]) -> T:
+        """What `make`, always the same function, makes of them."""
+        kept: dict[str, Any] = self.__dict__
+        if "_made" not in kept:
+            kept["_made"] = make(self)
+        return cast(T, kept["_made"])
+
+
+def wrap(head: bytes, tensors: bytes | bytearray = b"") -> Shared:
+    content = Shared({_NAME: ConfigRecord({"": head})})
     if tensors:  # one array, not one a tensor: on Flower's own way each is several requests
         flat = Array(dtype="uint8", shape=(len(tensors),), stype="raw", data=bytes(tensors))
         content[_TENSORS] = ArrayRecord({"": flat})

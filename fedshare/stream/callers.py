@@ -14,7 +14,8 @@ from urllib.parse import unquote
 
 from fedshare.stream.tally import Tally
 
-SWEEP = 0.25  # seconds between two looks at who is connected
+SWEEP = 0.25  # seconds between two looks at who is connected,
+SHARE = 10  # and at least so many times as many as a look takes: clients are to be heard meanwhile
 _FOLDER = "/dev/fd"  # where a system has none, deadlines and gRPC's count of connections are all there is
 Peer = tuple[str, int]  # address and port
 
@@ -41,7 +42,9 @@ class Callers:
         try:
             yield
         finally:
-            self._greeted -= Counter([known])  # which forgets who has none left
+            self._greeted[known] -= 1
+            if not self._greeted[known]:
+                del self._greeted[known]
 
     def sweep(self) -> None:
         with suppress(OSError):
@@ -55,7 +58,8 @@ class Callers:
             line = f"all {self._most} connections are taken for which there are file descriptors: raise RLIMIT_NOFILE"
             self._tally.say("connections", line)
         waiting = [peer for peer in self._waiting if peer in found and peer not in self._greeted]
-        self._waiting = waiting = waiting + [peer for peer in found if peer not in {*waiting, *self._greeted}]
+        known = {*waiting, *self._greeted}
+        self._waiting = waiting = waiting + [peer for peer in found if peer not in known]
         missing = max(0, self.clients - len(self._greeted))
         of_one = Counter(one_place(address) for address, _ in waiting)
         in_all = len(waiting)

@@ -33,6 +33,9 @@ def chunks(number: int, buffers: Sequence[Buffer]) -> Iterator[Chunk]:
     Made as they are asked for: a message of gigabytes is never copied as a whole.
     """
     size = sum(len(buffer) for buffer in buffers)
+    if size <= CHUNK:
+        yield Chunk(message=number, size=size, data=b"".join(buffers))
+        return
     first, rest, room = True, list[bytes](), CHUNK
     for buffer in buffers:
         view = memoryview(buffer)

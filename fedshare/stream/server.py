@@ -5,10 +5,12 @@ gRPC runs in a thread of its own; whoever uses a `StreamServer` never waits for 
 
 import asyncio
 import contextlib
+import itertools
 import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -128,7 +130,9 @@ class StreamServer:
         self._epoch = secrets.token_bytes(8)
         self._clients: dict[int, _Client] = {}
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        self._tickets = 0
+        self._tickets = itertools.count(1)
+        self._sent: deque[tuple[int, Message]] = deque()  # what the stream's thread has not seen yet
+        self._told = False  # that there is some
         self._present: frozenset[int] = frozenset()
         self._suspended: Collection[int] = ()
         self._changed = threading.Event()
@@ -191,10 +195,12 @@ class StreamServer:
 
         `limit`: the bytes that the answer may have; without it those of the settings.
         """
-        self._tickets += 1
-        message = Message(self._tickets, filled(buffers), limit=limit)
-        self._loop.call_soon_threadsafe(self._enqueue, client, message)
-        return self._tickets
+        message = Message(next(self._tickets), filled(buffers), limit=limit)
+        self._sent.append((client, message))
+        if not self._told:  # once for many: each time costs a system call, and a change of threads
+            self._told = True
+            self._loop.call_soon_threadsafe(self._take)
+        return message.ticket
 
     def receive(self, timeout: float) -> list[Answer]:
         """The answers that have come, and at least one unless there is none in `timeout` seconds."""
@@ -246,12 +252,13 @@ class StreamServer:
 
     def _sweep(self) -> None:
         if not self._closing:
-            self._loop.call_later(callers.SWEEP, self._sweep)
+            began = self._loop.time()
             self._callers.sweep()
             self._handshakes.sweep()
             self._tally.flush()
             if self.admission.refresh():
                 self._review()
+            self._loop.call_later(max(callers.SWEEP, callers.SHARE * (self._loop.time() - began)), self._sweep)
 
     def _review(self) -> None:
         """Expel who is connected and would not be let in any more."""
@@ -304,6 +311,11 @@ class StreamServer:
     def _note_change(self) -> None:
         self._present = frozenset(client.id for client in self._clients.values() if not client.absent)
         self._changed.set()
+
+    def _take(self) -> None:
+        self._told = False  # first: whoever sends from now on tells again
+        while self._sent:
+            self._enqueue(*self._sent.popleft())
 
     def _enqueue(self, id: int, message: Message) -> None:
         client = self._clients.get(id)
@@ -494,7 +506,8 @@ class StreamServer:
                 continue
             if message := client.answered():
                 self._answers.put(Answer(message.ticket, client.id, whole[1]))
-            client.wake()
+            if client.current:
+                client.wake()
         return False
 
     def _ended(self, client: _Client, connection: _Connection, gone: str | None) -> None:

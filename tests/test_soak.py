@@ -1,0 +1,21 @@
+"""A minute of the soak: everything is killed among hostile clients, and the honest ones' run keeps its bits."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from world import ROOT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads Linux's /proc")
+def test_a_minute_among_hostile_clients_in_which_everything_is_killed_costs_no_bit(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "deploy" / "soak"), "--minutes", "1", "--seed", "17"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    for part in (r"kill -9 .*honest client \d+, host of the honest \d+, .*server \d", "none was dropped or untested"):
+        assert re.search(part, done.stdout), done.stdout
+    assert "taken        0 uploads of the hostile clients" in done.stdout
