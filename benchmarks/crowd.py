@@ -71,8 +71,9 @@ def recorded(clients: int, folder: str) -> Callable[[int, bytearray], bytes]:
         if kind in known:
             return known[kind]
         letter, node = unseal(body), node_of(client)
-        config = {"partition-id": client, "num-partitions": clients, "state-dir": folder}
+        config: dict[str, Any] = {"partition-id": client, "num-partitions": clients, "state-dir": folder}
         context = Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
+        assert letter.content is not None
         said = ask(app, arrived(node, "", letter.type, letter.group, letter.content), context)
         assert not said.has_error(), said.error.reason
         given = b"".join(seal(said))

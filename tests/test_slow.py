@@ -291,7 +291,9 @@ def test_who_sends_a_byte_now_and_then_is_left_out_and_changes_nothing(
     suspended = in_rounds(done, "suspended")
     assert {round: int(why.rpartition(" ")[2]) for round, why in suspended.items()} == again
     assert suspended[3] == f"missed 2 rounds in a row ({silent}); asked again in round 4"
-    assert in_rounds(done, "untested") == {round: "suspended" if round in again else silent for round in range(1, 13)}
+    untested = in_rounds(done, "untested")
+    assert untested.pop(1, silent) == silent  # a short answer may dribble through while the others are still at it
+    assert untested == {round: "suspended" if round in again else silent for round in range(2, 13)}
     assert all(one.row["absent"] == [] and one.row["clients"] == [0, 1, 2] for one in done)
     assert sum("client 3 is suspended" in line for line in here.log) == 3, here.log
     begun = here.proxies[SLOW].passed[UP]
