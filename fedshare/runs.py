@@ -317,16 +317,27 @@ def _check_checkpoint(run: RunFolder, links: list[Link], round: int) -> str | No
     try:
         loaded = checkpoint.load(run.checkpoints, round)
     except UserError as error:
-        return _contradiction(links[:round], *memories) or str(error)
-    if wrong := _contradiction(links[:round], *memories, remote=loaded.remote):
+        return _contradiction(links[:round], *memories, _unrecorded(run, links[:round])) or str(error)
+    if wrong := _contradiction(links[:round], *memories, _unrecorded(run, links[:round]), remote=loaded.remote):
         return wrong
     return None if loaded.digest == links[round - 1].digest else "its checkpoint is of another run"
 
 
+def _unrecorded(run: RunFolder, links: list[Link]) -> set[str]:
+    """The clients whose newest memory no link tells of: the upload that came with it was dropped."""
+    told = {client: link.round for link in links for client in link.clients}
+    rows = run.rows()[: len(links)]
+    return {client for row in rows for client in row.get("dropped", ()) if row["round"] > told.get(client, 0)}
+
+
 def _contradiction(
-    links: list[Link], server: dict[str, Any], clients: dict[int, dict[str, Any]], remote: bool = False
+    links: list[Link],
+    server: dict[str, Any],
+    clients: dict[int, dict[str, Any]],
+    unrecorded: set[str],
+    remote: bool = False,
 ) -> str | None:
-    """The first part of these memories whose digest is not the one recorded."""
+    """The first part of these memories, but for those of `unrecorded` clients, whose digest is not the one recorded."""
     recorded: dict[str, chain.Leaves] = {}
     for link in links:
         # Of a memory that its client keeps, only the round is known here.
@@ -337,7 +348,7 @@ def _contradiction(
     found = {str(client): digests(state) for client, state in clients.items()}
     if remote:  # beside it stands what is held against a client, of which no digest tells
         found = {str(c): digests({"round": state.get("round")}) for c, state in clients.items() if str(c) in recorded}
-    for client in sorted(recorded.keys() | found.keys(), key=int):
+    for client in sorted((recorded.keys() | found.keys()) - unrecorded, key=int):
         if path := next(chain.differences(recorded.get(client, {}), found.get(client, {})), None):
             return f"client {client}: {path}"
     path = next(chain.differences(links[-1].server, digests(server)), None)

@@ -115,6 +115,18 @@ def test_a_shorter_run_is_said_to_be_one(run: Runs, tmp_path: Path, capsys: pyte
     assert "equal up to round 3" in capsys.readouterr().out
 
 
+def test_a_run_is_whole_whose_last_upload_of_a_client_was_dropped(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    """What such a client remembers is in the checkpoint, and no link tells of it."""
+    spoilt = run("strategy=ditto", "attack=non_finite", "attack.adversaries=[1]", "clients_per_round=6")
+    assert all("1" in row["dropped"] for row in spoilt.rows())
+    last = checkpoint.latest(spoilt.checkpoints, print)
+    assert last is not None
+    assert last.clients[1]
+    capsys.readouterr()
+    assert fedshare("verify", str(spoilt.path)) == 0
+    assert capsys.readouterr().out.startswith("whole: 5 rounds")
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "local"])
 @pytest.mark.parametrize("moment", ["train", "save"])
 def test_kill_9_then_resume_gives_the_same_bits(run: Runs, tmp_path: Path, strategy: str, moment: str) -> None:
