@@ -115,7 +115,9 @@ def test_a_shorter_run_is_said_to_be_one(run: Runs, tmp_path: Path, capsys: pyte
     assert "equal up to round 3" in capsys.readouterr().out
 
 
-def test_a_run_is_whole_whose_last_upload_of_a_client_was_dropped(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_whole_whose_last_upload_of_a_client_was_dropped(
+    run: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What such a client remembers is in the checkpoint, and no link tells of it."""
     spoilt = run("strategy=ditto", "attack=non_finite", "attack.adversaries=[1]", "clients_per_round=6")
     assert all("1" in row["dropped"] for row in spoilt.rows())
