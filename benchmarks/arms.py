@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedshare.experiments.compose import resolved
+from fedshare.experiments.config.compose import resolved
 from fedshare.runs import RunFolder
 
 

@@ -11,6 +11,8 @@ model's size on the bare stream.
 """
 
 import argparse
+import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -34,6 +36,25 @@ CONFIG = json.dumps({"overrides": " ".join(f"key{i}=value{i}" for i in range(200
 # One server and its clients, of whatever fedshare is on the path.
 
 
+OLDER = {  # where a checkout of fedshare 0.2 has what is asked for here
+    "fedshare.training.scratch": "fedshare.scratch",
+    "fedshare.identity.keys": "fedshare.keys",
+    "fedshare.transport.flower": "fedshare.flower",
+    **{f"fedshare.transport.flower.{name}": f"fedshare.flower.{name}" for name in ("apps", "envelope", "grid")},
+    **{f"fedshare.transport.flower.{name}": f"fedshare.flower.{name}" for name in ("inprocess", "network")},
+    **{f"fedshare.transport.flower.{name}": f"fedshare.flower.{name}" for name in ("participant", "stream")},
+    "fedshare.transport.stream": "fedshare.stream",
+    **{f"fedshare.transport.stream.{name}": f"fedshare.stream.{name}" for name in ("server", "frames")},
+}
+
+
+def by_new_names() -> None:
+    """Let an older checkout's modules be found by the names that they have in this one."""
+    if importlib.util.find_spec("fedshare.transport") is None:
+        for new, old in OLDER.items():
+            sys.modules[new] = importlib.import_module(old)
+
+
 def population(clients: int) -> Any:
     import torch
     from torch import nn
@@ -41,9 +62,9 @@ def population(clients: int) -> Any:
     from fedshare import seeds
     from fedshare.client import Training
     from fedshare.data.dataset import Examples
-    from fedshare.scratch import Scratch
     from fedshare.simulation import Part, Population
     from fedshare.strategies.fedavg import FedAvg
+    from fedshare.training.scratch import Scratch
 
     one = Examples(torch.zeros(1, 64), torch.zeros(1, dtype=torch.long))
     training = Training(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
@@ -54,13 +75,13 @@ def population(clients: int) -> Any:
 
 def recorded(clients: int, folder: str) -> Callable[[int, bytearray], bytes]:
     """Answers of a real ClientApp: of each client when it is asked who it is, of the first for all when it trains."""
-    from flwr.app import Context, RecordDict
+    from flwr.app import Context, RecordDict, UserConfig
 
-    from fedshare.flower import private
-    from fedshare.flower.apps import client_app
-    from fedshare.flower.envelope import seal, unseal
-    from fedshare.flower.grid import arrived, node_of
-    from fedshare.flower.inprocess import ask
+    from fedshare.transport.flower import private
+    from fedshare.transport.flower.apps import client_app
+    from fedshare.transport.flower.envelope import seal, unseal
+    from fedshare.transport.flower.grid import arrived, node_of
+    from fedshare.transport.flower.inprocess import ask
 
     app = client_app(lambda run_config, node_config: ("", population(clients)))
     private.enter_run()
@@ -71,7 +92,7 @@ def recorded(clients: int, folder: str) -> Callable[[int, bytearray], bytes]:
         if kind in known:
             return known[kind]
         letter, node = unseal(body), node_of(client)
-        config: dict[str, Any] = {"partition-id": client, "num-partitions": clients, "state-dir": folder}
+        config: UserConfig = {"partition-id": client, "num-partitions": clients, "state-dir": folder}
         context = Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
         assert letter.content is not None
         said = ask(app, arrived(node, "", letter.type, letter.group, letter.content), context)
@@ -88,6 +109,7 @@ def clients(address: str, keys: str, bare: bool, orders: Connection) -> None:
     """Be as many clients as the orders say, with numbers from 0; without `keys` in the clear."""
     import fedshare
 
+    by_new_names()
     sys.path.insert(0, str(HERE.parent))
     from light import Crowd, Light
 
@@ -119,11 +141,13 @@ def _context(keys: str, id: int) -> ssl.SSLContext:
 def serve(most: int, keys: str, bare: bool) -> None:
     """Obey the lines of stdin: "grow N", "rounds N"; answer each with a line of JSON."""
     import fedshare
-    from fedshare.keys import Identity
-    from fedshare.stream.server import Settings, StreamServer
+
+    by_new_names()
+    from fedshare.identity.keys import Identity
+    from fedshare.transport.stream.server import Settings, StreamServer
 
     try:
-        from fedshare.stream import descriptors
+        from fedshare.transport.stream import descriptors
 
         descriptors.raise_limit()
     except ImportError:  # an older one
@@ -186,19 +210,23 @@ def on_stream(server: Any) -> Any:
 
 
 def on_network(server: Any, most: int) -> Any:
-    from fedshare.flower.network import FlowerNetwork
-    from fedshare.flower.participant import Terms
-    from fedshare.flower.stream import StreamGrid
     from fedshare.rounds import Schedule, run_server
+    from fedshare.transport.flower.network import FlowerNetwork
+    from fedshare.transport.flower.participant import Terms
+    from fedshare.transport.flower.stream import StreamGrid
 
     made = population(most)
     network = FlowerNetwork(
         StreamGrid(server), Terms.of("", made), bytes(8), WAIT, most, FIRST, WAIT, say=lambda line: None
     )
-    state = made.strategy.init(made.scratch.initial)
+    init: Any = made.strategy.init
+    try:
+        state = init(made.scratch.initial, most)
+    except TypeError:  # an older one
+        state = init(made.scratch.initial)
     rounds = run_server(made.strategy, network, state, Schedule(rounds=10**6, seed=0))
     with suppress(ImportError):  # an older one
-        from fedshare.garbage import settled
+        from fedshare.machine.garbage import settled
 
         settled().__enter__()  # as `fedshare server` plays its rounds
     order, count = (yield), 0
@@ -295,7 +323,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         keys = ""
         if options.tls:
-            from fedshare import keys as authority
+            from fedshare.identity import keys as authority
 
             keys = f"{folder}/keys"
             authority.make(Path(keys), [HOST], options.clients, 1)

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import fedshare
-from fedshare.flower.load import App
-from fedshare.flower.stream import StreamGrid, live
-from fedshare.keys import Identity
-from fedshare.stream.client import StreamClient
-from fedshare.stream.server import Settings, StreamServer
+from fedshare.identity.keys import Identity
+from fedshare.transport.flower.load import App
+from fedshare.transport.flower.stream import StreamGrid, live
+from fedshare.transport.stream.client import StreamClient
+from fedshare.transport.stream.server import Settings, StreamServer
 
 HOST, CLIENTS, WAIT = "127.0.0.1", 2, 60.0  # WAIT: seconds for clients to come, and for a round
 APP = Path(__file__).parent / "echo"
@@ -38,7 +38,7 @@ def client(level: str, address: str, id: int, folder: str) -> None:
     else:
         import trivial  # not above: the other levels do without torch
 
-        from fedshare.flower.apps import client_app
+        from fedshare.transport.flower.apps import client_app
 
         app = client_app(lambda run_config, node_config: ("", trivial.population(CLIENTS)))
         live(stream, lambda _: app, {"state-dir": str(Path(folder) / "state")})
@@ -70,20 +70,20 @@ def on_grid(server: StreamServer) -> Prepare:
 def on_network(server: StreamServer) -> Prepare:
     import trivial
 
-    from fedshare.flower.network import FlowerNetwork
-    from fedshare.flower.participant import Terms
     from fedshare.network import Purpose
     from fedshare.payload import Payload
+    from fedshare.transport.flower.network import FlowerNetwork
+    from fedshare.transport.flower.participant import Terms
 
     terms = Terms.of("", trivial.population(CLIENTS))
     network = FlowerNetwork(StreamGrid(server), terms, bytes(8), WAIT, CLIENTS, CLIENTS, WAIT, say=lambda line: None)
     network.client_ids()
 
     def once(payload: Payload) -> None:
-        answers = network.exchange(Purpose.TRAIN, 1, dict.fromkeys(range(CLIENTS), payload))
-        if absent := network.absent():
-            raise RuntimeError(f"no answer: {absent}")
-        if any(answer.nbytes != payload.nbytes for answer in answers.values()):
+        exchange = network.exchange(Purpose.TRAIN, 1, dict.fromkeys(range(CLIENTS), payload))
+        if exchange.absent:
+            raise RuntimeError(f"no answer: {exchange.absent}")
+        if any(answer.nbytes != payload.nbytes for answer in exchange.answers.values()):
             raise RuntimeError("a client did not send back what it got")
 
     return lambda size, tensors: partial(once, trivial.payload(size, tensors))

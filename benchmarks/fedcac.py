@@ -26,7 +26,8 @@ import torch
 from memory import peak_of
 from torch import Tensor
 
-from fedshare import masks, seeds
+from fedshare import seeds
+from fedshare.forms import masks
 from fedshare.payload import Payload
 from fedshare.strategies.fedcac import FedCAC, collaborators, overlaps
 from fedshare.tensors import Tensors, mean

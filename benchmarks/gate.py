@@ -21,8 +21,8 @@ from statistics import median
 from echoes import CLIENTS, HOST, deployed
 from stream import resident, seconds
 
-from fedshare import keys
-from fedshare.stream import sockets
+from fedshare.identity import keys
+from fedshare.transport.stream import sockets
 
 LARGE = 40_000_000  # bytes
 WAYS = ("direct", "gate")

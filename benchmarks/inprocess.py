@@ -23,11 +23,11 @@ import trivial
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedshare.flower.apps import client_app
-from fedshare.flower.inprocess import InProcessGrid
-from fedshare.flower.network import FlowerNetwork
-from fedshare.flower.participant import Terms
 from fedshare.network import Purpose
+from fedshare.transport.flower.apps import client_app
+from fedshare.transport.flower.inprocess import InProcessGrid
+from fedshare.transport.flower.network import FlowerNetwork
+from fedshare.transport.flower.participant import Terms
 
 sys.path.append(str(Path(__file__).parent / "echo"))
 from echo.client_app import app as echo

@@ -33,9 +33,9 @@ from memory import peak_of
 from torch import Tensor
 
 from fedshare import seeds
-from fedshare.devices import cores
 from fedshare.directions import PROBES, Entry, Origin
 from fedshare.directions.perturb import accumulate, displace, draw, settle
+from fedshare.machine.devices import cores
 from fedshare.models.text_transformer import TextTransformer
 
 KINDS = ("numpy", "numba") if find_spec("numba") else ("numpy",)

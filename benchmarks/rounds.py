@@ -22,10 +22,10 @@ from fedshare.data.dataset import Examples
 from fedshare.models import CNN, MLP, Logistic
 from fedshare.network import Purpose
 from fedshare.rounds import sample
-from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.strategies.fedavg import FedAvg
 from fedshare.tensors import mean
+from fedshare.training.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ def measure(name: str, workers: int, repeat: int) -> None:
     workload = WORKLOADS[name]
     shares, model = workload.shares(), workload.module()
     with Simulation(partial(build, name)) as here, Simulation(partial(build, name), workers) as parallel:
-        state = here.population.strategy.init(here.population.scratch.initial)
+        state = here.population.strategy.init(here.population.scratch.initial, here.population.clients)
 
         def fedshare_round(network: Simulation, round: int, chosen: list[int]) -> None:
             strategy = network.population.strategy
-            downloads = {client: strategy.download(state, client) for client in chosen}
-            strategy.aggregate(state, round, network.exchange(Purpose.TRAIN, round, downloads))  # type: ignore[arg-type]
+            downloads = {client: strategy.download(state, client, Purpose.TRAIN) for client in chosen}
+            strategy.aggregate(state, round, network.exchange(Purpose.TRAIN, round, downloads).answers)  # type: ignore[arg-type]
 
         ways: dict[str, Callable[[int, list[int]], None]] = {
             "plain loop": lambda round, chosen: plain_round(workload, model, shares, chosen),

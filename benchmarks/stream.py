@@ -21,8 +21,8 @@ from typing import Any
 
 from echoes import APP, CLIENTS, HOST, LEVELS, Once, deployed
 
-from fedshare import keys
-from fedshare.flower.private import why_no_grpc_fleet
+from fedshare.identity import keys
+from fedshare.transport.flower.private import why_no_grpc_fleet
 
 SIZES = {"40 MB, 1 tensor": (40_000_000, 1), "400 KB, 1 tensor": (400_000, 1), "400 KB, 100 tensors": (400_000, 100)}
 

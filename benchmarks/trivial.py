@@ -6,36 +6,33 @@ from torch import nn
 from fedshare.client import Client, Training
 from fedshare.data.dataset import Examples
 from fedshare.payload import Payload
-from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population
 from fedshare.state import State
-from fedshare.strategy import Strategy
+from fedshare.strategy import Purpose, Strategy
 from fedshare.tensors import Tensors
+from fedshare.training.scratch import Scratch
 
 
-class Mailbox(nn.Module):
-    """A model of one number, that also holds the last download."""
+class One(nn.Module):
+    """A model of one number."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.download = Payload()
 
 
 class Echo(Strategy):
-    def init(self, params: Tensors) -> State:
+    def init(self, params: Tensors, clients: int) -> State:
         return {"params": params}
 
-    def download(self, state: State, client_id: int) -> Payload:
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload:
         return Payload({"params": state["params"]})
 
     def apply(self, client: Client, download: Payload) -> None:
-        assert isinstance(client.model, Mailbox)
-        client.model.download = download
+        pass
 
-    def train(self, client: Client, round: int) -> Payload:
-        assert isinstance(client.model, Mailbox)
-        return client.model.download
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
+        return download
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         return state
@@ -44,7 +41,7 @@ class Echo(Strategy):
 def population(clients: int) -> Population:
     one = Examples(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
     training = Training(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-    return Population(Echo(), Scratch(Mailbox()), training, [Part(one, one)] * clients, 0)
+    return Population(Echo(), Scratch(One()), training, [Part(one, one)] * clients, 0)
 
 
 def payload(size: int, tensors: int = 1) -> Payload:

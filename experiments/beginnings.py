@@ -11,10 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 import fedshare
 from fedshare import seeds
 from fedshare.errors import UserError
+from fedshare.experiments.config import build
 from fedshare.runs import RunFolder, initial_flaw
 from fedshare.simulation import Population
-
-from . import build
 
 _STREAMS = (0, 2)  # the version since which random streams are what they are
 

@@ -2,16 +2,16 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import fedshare
 from fedshare.errors import UserError, exit_status
-from fedshare.extras import root_cause
-
-from .own import add_config_dir, add_trust, importable
+from fedshare.experiments.config.own import add_config_dir, add_trust, importable
+from fedshare.experiments.options import PASSPHRASE, Parser
+from fedshare.machine.extras import root_cause
 
 if TYPE_CHECKING:
-    from .trust import Trust
+    from fedshare.experiments.config.trust import Trust
 
 _EPILOG = """examples:
   fedshare demo
@@ -33,8 +33,6 @@ _EPILOG = """examples:
   fedshare admin runs/A status
   fedshare gate --listen 0.0.0.0:9443 --keys keys --socket ~/gate
 """
-
-PASSPHRASE = "of the key: the first line of FILE, or asked for"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,38 +58,31 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(exit_status(error))
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
-
-
 def _dispatch(arguments: list[str]) -> int:
     command, *rest = arguments or [""]
     if command in ("run", "demo"):  # hydra reads the rest
-        from .run import run
+        from fedshare.experiments.commands.run import run
 
         run(rest, "demo" if command == "demo" else "config")
         return 0
     if command == "pretrain":  # and here
-        from .pretrain import main as pretrain
+        from fedshare.experiments.commands.pretrain import main as pretrain
 
         pretrain(rest)
         return 0
     if command == "matrix":  # and here
-        from .matrix import matrix
+        from fedshare.experiments.commands.matrix import matrix
 
         matrix(rest)
         return 0
     if command == "keys":
-        from .keys import keys
+        from fedshare.experiments.commands.keys import keys
 
         for line in keys(rest):
             print(line)
         return 0
     if command == "admin":
-        from .admin import admin
+        from fedshare.experiments.commands.admin import admin
 
         return admin(rest)
     if command in ("server", "client", "gate", "flower-run", "doctor"):
@@ -104,20 +95,20 @@ def _dispatch(arguments: list[str]) -> int:
         resume(options.run, options.rounds, _trusted(options))
         return 0
     if options.command == "export":
-        from .export import export
+        from fedshare.experiments.commands.export import export
 
         export(options.run, options.file, options.client, _trusted(options))
         return 0
     if options.command in ("ledger", "replay", "undo"):
         return _ledger(options)
     if options.command == "compare":
-        from .compare import compare
+        from fedshare.experiments.commands.compare import compare
 
         compare(options.runs, options.into)
         return 0
     if options.command == "sign":
-        from .passphrase import passphrase
-        from .signing import sign
+        from fedshare.experiments.commands.passphrase import passphrase
+        from fedshare.experiments.commands.signing import sign
 
         sign(options.run, options.key, passphrase(options.passphrase))
         return 0
@@ -125,10 +116,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from fedshare.experiments.commands.signing import signatures
+    from fedshare.experiments.hosts.auditing import audited
     from fedshare.runs import RunFolder, verify
-
-    from .auditing import audited
-    from .signing import signatures
 
     if len(options.runs) > 2:
         raise UserError(f"verify: takes one or two runs, not {len(options.runs)}")
@@ -146,11 +136,11 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _ledger(options: argparse.Namespace) -> int:
     if options.command == "ledger":
-        from .ledger_summary import ledger
+        from fedshare.experiments.commands.ledger_summary import ledger
 
         ledger(options.run)
         return 0
-    from .ledgers import replay, undo
+    from fedshare.experiments.commands.ledgers import replay, undo
 
     if options.command == "replay":
         return 0 if replay(options.run, options.round, options.into, _trusted(options)) else 1
@@ -159,23 +149,23 @@ def _ledger(options: argparse.Namespace) -> int:
 
 
 def _trusted(options: argparse.Namespace) -> "Trust":
-    from .trust import Trust
+    from fedshare.experiments.config.trust import Trust
 
     return Trust.of(options.trust, options.config_dir)
 
 
 def _deploy(command: str, arguments: list[str]) -> int:
-    from .deploy_options import parser
+    from fedshare.experiments.hosts.deploy_options import parser
 
     options = parser(command).parse_intermixed_args(arguments)
     if command == "server":  # before gRPC is imported
-        from fedshare.stream import grpc_log
+        from fedshare.transport.stream import grpc_log
 
         with grpc_log.captured():
-            from . import deploy
+            from fedshare.experiments.hosts import deploy
 
             return deploy.server(options)
-    from . import deploy
+    from fedshare.experiments.hosts import deploy
 
     run = {
         "client": deploy.client,

@@ -13,39 +13,40 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from safetensors.torch import save as save_tensors
 
-from fedshare import checkpoint, devices
 from fedshare.attacks import Attack
 from fedshare.attacks.colluding import Colluding
+from fedshare.attacks.liar import Liars
 from fedshare.attacks.update import CHANGE, MODEL
-from fedshare.best import Best
-from fedshare.chain import START
-from fedshare.checkpoint import Checkpoint
 from fedshare.data.partition import counted_from_one, left_out, table
 from fedshare.errors import RunHalted, UserError, first_line
-from fedshare.files import on_disk, write_atomically
-from fedshare.network import Network
+from fedshare.experiments.config import build, older, trust
+from fedshare.experiments.config.instantiate import make
+from fedshare.experiments.config.schema import Pretraining, Root, check_complete, check_ranges
+from fedshare.experiments.config.trust import Trust
+from fedshare.experiments.hosts.orders import NoOrders, Orders
+from fedshare.ledger.transcript import kept
+from fedshare.machine import devices
+from fedshare.machine.files import on_disk, write_atomically
+from fedshare.machine.threads import one_thread
+from fedshare.network import Heard, Network
+from fedshare.report.best import Best
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Progress
 from fedshare.report.plots import partition_plot, progress_plot
+from fedshare.report.robustness import observed
 from fedshare.report.rows import caution, evaluations
 from fedshare.report.summary import summary
-from fedshare.robustness import observed
 from fedshare.rounds import Round, run_server
-from fedshare.runs import Row, RunFolder, records_flaw
+from fedshare.rounds.chain import START
+from fedshare.runs import Row, RunFolder, checkpoint, records_flaw
+from fedshare.runs.checkpoint import Checkpoint
 from fedshare.simulation import Partitioned, Population, Simulation
 from fedshare.state import State, copied, nbytes
-from fedshare.strategy import Strategy
-from fedshare.threads import one_thread
 
-from . import build, trust
 from .beginnings import begin, check_streams, create, warn, warn_of_versions
-from .config import Pretraining, Root, check_complete, check_ranges
 from .headings import heading
-from .instantiate import make
-from .orders import NoOrders, Orders
 from .signals import terminable
 from .tracking import NoTracker, Tracker
-from .trust import Trust
 
 # Keys that older versions had not, and what they did without them.
 MEANT = {
@@ -64,7 +65,7 @@ MEANT = {
     "deadline_floor": 0.0,
     "suspend_after": None,
     "quorum": 1.0,
-    "schedule": {"_target_": "fedshare.rates.Constant"},
+    "schedule": {"_target_": "fedshare.training.rates.Constant"},
     "task": {"_target_": "fedshare.tasks.Classification"},
     "attack": {"_target_": "fedshare.attacks.Attack", "adversaries": 0},
 }
@@ -132,6 +133,7 @@ def stored(
         config = OmegaConf.create(text)
         if not isinstance(config, DictConfig):
             raise ValueError("it holds no keys")
+        older.renew(config)
         if trusted is not None and not folder.is_ours(text):
             trust.check(config, trusted, f"{folder.path}, whose config this user did not write")
         for key, meant in MEANT.items() if root is Root else ():
@@ -197,13 +199,13 @@ def rounds(
     """
     if start is None:
         with one_thread():
-            state = population.strategy.init(population.scratch.initial)
+            state = population.strategy.init(population.scratch.initial, population.clients)
         digest, first = START, 1
     else:
         state, digest, first = start.server, start.digest, start.round + 1
-        network.recall(start.clients, start.round)
-        network.kept(checkpoint.rounds(folder.checkpoints)[-1])
-    _open_ledger(folder, population.strategy, state)
+        network.memories.recall(start.clients, start.round)
+        network.memories.keep(checkpoint.rounds(folder.checkpoints)[-1])
+    _open_ledger(folder, state)
     _draw_partition(population, folder, config.name)
     said = [build.ignored(config, population)]
     if isinstance(parts := population.shares, Partitioned):
@@ -217,19 +219,21 @@ def rounds(
     tests = evaluations(folder.rows())
     before = tests[-1] if tests else None
     about = caution(*_tests(population)) if config.evaluate_every else ""
-    told: dict[str, Any] = {"metric": metric, "before": before, "about": about, "times": network.remote}
+    told: dict[str, Any] = {"metric": metric, "before": before, "about": about, "times": network.memories.remote}
     with terminable(), Progress(config.rounds, first, header, **told) as progress:
-        network.watch(lambda purpose, *counts: progress.heard(purpose.value, *counts))
         plain: Any = OmegaConf.to_container(config)
         for tracker in trackers:
             tracker.start(plain, config.name, group, folder.path, progress.note)
         try:
             weak = "weakened" in (folder.rows() or [{}])[-1]
-            coming = played(config, network, population, state, first - 1, digest)
+            coming = played(
+                *(config, network, population, state, first - 1, digest),
+                heard=lambda purpose, *counts: progress.heard(purpose.value, *counts),
+            )
             for done in () if best.over else _keeping(coming, folder, network):
                 state = done.state
                 folder.append(done.row, done.link)
-                _commit(folder, population.strategy, done)
+                _commit(folder, done)
                 for tracker in trackers:
                     tracker.log(done.row)
                 for client, reason in done.row["dropped"].items():
@@ -250,7 +254,7 @@ def rounds(
             with suppress(Exception):  # why it ended is to be heard, not that it cannot be drawn either
                 if isinstance(error, KeyboardInterrupt):
                     last = next(iter(checkpoint.rounds(folder.checkpoints)), 0)
-                    how = _again(folder, network.remote)
+                    how = _again(folder, network.memories.remote)
                     progress.note(f"stopped; {how} goes on after round {last}, its last checkpoint")
                 for tracker in trackers:
                     tracker.finish(False)
@@ -287,9 +291,9 @@ def _keeping(coming: Iterator[Round], folder: RunFolder, network: Network) -> It
         for done in coming:
             last = None
             yield done
-            if nbytes(memories := network.remember()) <= _TWICE:
+            if nbytes(memories := network.memories.remember()) <= _TWICE:
                 # Now, and a copy: the next round changes what the clients remember.
-                last = Checkpoint(done.number, done.link.digest, done.state, copied(memories), network.remote)
+                last = Checkpoint(done.number, done.link.digest, done.state, copied(memories), network.memories.remote)
     except RunHalted:
         if last is not None and checkpoint.rounds(folder.checkpoints)[:1] != [last.round]:
             checkpoint.save(folder.checkpoints, last)
@@ -306,7 +310,7 @@ def best_of(config: DictConfig, population: Population, rows: list[dict[str, Any
 
 
 def _keep_best(folder: RunFolder, network: Network, done: Round, best: Best) -> None:
-    kept = Checkpoint(done.number, done.link.digest, done.state, network.remember(), network.remote)
+    kept = Checkpoint(done.number, done.link.digest, done.state, network.memories.remember(), network.memories.remote)
     checkpoint.save(folder.best, kept, keep=1)
     if "params" in done.state:
         about = {"round": str(best.round), "metric": best.metric, "validation": repr(best.value)}
@@ -315,32 +319,38 @@ def _keep_best(folder: RunFolder, network: Network, done: Round, best: Best) -> 
 
 
 def played(
-    config: DictConfig, network: Network, population: Population, state: State, start: int = 0, digest: str = START
+    config: DictConfig,
+    network: Network,
+    population: Population,
+    state: State,
+    start: int = 0,
+    digest: str = START,
+    heard: Heard | None = None,
 ) -> Iterator[Round]:
     """The rounds after `start` with the config's adversaries, and in each row what is seen of them."""
-    liars = population.adversaries
-    if liars:
-        _check_collusion(population, state, config.rounds)
-        network = Colluding(
-            network, population.strategy, population.attack, liars, population.scratch.initial, config.seed
-        )
+    liars = population.liars.ids
+    if isinstance(population.liars, Liars) and liars:
+        attack = population.liars.attack
+        _check_collusion(population, attack, state, config.rounds)
+        network = Colluding(network, population.strategy, attack, liars, population.scratch.initial, config.seed)
     schedule = build.schedule(config, population)
     account = build.account(population.scratch)
-    for done in run_server(population.strategy, network, state, schedule, start, digest, account, population.task):
+    strategy, task = population.strategy, population.task
+    for done in run_server(strategy, network, state, schedule, start, digest, account, task, heard):
         yield replace(done, row=done.row | observed(done.row, liars))
 
 
-def _check_collusion(population: Population, state: State, rounds: int) -> None:
+def _check_collusion(population: Population, attack: Attack, state: State, rounds: int) -> None:
     """Raise UserError where adversaries answer what others say of a model, and nobody says anything of one."""
-    uploads = population.strategy.expects(state, population.adversaries[0])
+    uploads = population.strategy.expects(state, population.liars.ids[0])
     told = not uploads or {MODEL, CHANGE} & uploads.keys()
-    if not told and any(type(population.attack.at(r)).collude is not Attack.collude for r in range(1, rounds + 1)):
+    if not told and any(type(attack.at(r)).collude is not Attack.collude for r in range(1, rounds + 1)):
         raise UserError(f"attack: answers what others upload of a model, and the strategy uploads {', '.join(uploads)}")
 
 
-def _open_ledger(folder: RunFolder, strategy: Strategy, state: State) -> None:
+def _open_ledger(folder: RunFolder, state: State) -> None:
     """Begin the run's ledger, if it has one, or see that it leads to where the run goes on."""
-    if (found := strategy.ledger(state)) is None:
+    if (found := kept(state)) is None:
         return
     manifest, transcript = found
     if transcript.round == 0:
@@ -349,8 +359,8 @@ def _open_ledger(folder: RunFolder, strategy: Strategy, state: State) -> None:
         raise UserError(f"{folder.ledger.path}: does not lead to the checkpoint's round {transcript.round}")
 
 
-def _commit(folder: RunFolder, strategy: Strategy, done: Round) -> None:
-    found = strategy.ledger(done.state)
+def _commit(folder: RunFolder, done: Round) -> None:
+    found = kept(done.state)
     if found and found[1].round == done.number:  # else nobody was heard
         folder.ledger.append(found[1].last, found[1].head)
 
@@ -371,9 +381,9 @@ def _draw_partition(population: Population, folder: RunFolder, name: str) -> Non
 
 def _save(folder: RunFolder, network: Network, done: Round) -> float:
     began = time.perf_counter()
-    memories = network.remember()
-    checkpoint.save(folder.checkpoints, Checkpoint(done.number, done.link.digest, done.state, memories, network.remote))
-    network.kept(checkpoint.rounds(folder.checkpoints)[-1])
+    memories, remote = network.memories.remember(), network.memories.remote
+    checkpoint.save(folder.checkpoints, Checkpoint(done.number, done.link.digest, done.state, memories, remote))
+    network.memories.keep(checkpoint.rounds(folder.checkpoints)[-1])
     return time.perf_counter() - began
 
 

@@ -1,7 +1,7 @@
 """The Flower app that `flwr run`, `fedshare server`, `fedshare client` and `fedshare flower-run` load."""
 
-from fedshare.experiments.federation import population, serve
-from fedshare.flower import apps
+from fedshare.experiments.hosts.federation import population, serve
+from fedshare.transport.flower import apps
 
 server_app = apps.server_app(serve)
 client_app = apps.client_app(population)

@@ -1,7 +1,5 @@
 """A participant: its model, its data, what it remembers, and how it trains and is tested."""
 
-import hashlib
-import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -9,22 +7,21 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedshare import batching, seeds
+from fedshare import seeds
 from fedshare.data.dataset import Examples, Inputs
 from fedshare.errors import UserError
-from fedshare.fit import Batch, autocast, fit, plain
-from fedshare.noise import Stream
 from fedshare.payload import Payload
-from fedshare.poisson import Poisson
-from fedshare.privacy import Privacy
-from fedshare.scratch import Scratch
-from fedshare.state import State, digests
+from fedshare.state import State
 from fedshare.tasks import Classification, Task, models
 from fedshare.tasks.task import add
 from fedshare.tensors import Tensors
-from fedshare.training import Training
+from fedshare.training import batching
+from fedshare.training.fit import Batch, Batches, Engine, Fit, Plain, Steps, autocast
+from fedshare.training.private.budget import Budget, PrivacyRecord
+from fedshare.training.scratch import Scratch
+from fedshare.training.settings import Training
 
-__all__ = ["Batch", "Client", "Ledger", "Share", "Training"]
+__all__ = ["Batch", "Client", "PrivacyRecord", "Share", "Training"]
 Made = TypeVar("Made")
 
 
@@ -39,26 +36,11 @@ class Share(Protocol):
     def validation(self) -> Examples | None: ...
 
 
-class Ledger(Protocol):
-    """What private training needs where others see the uploads, on the client's own disk: nobody takes it back."""
-
-    @property
-    def secret(self) -> str:
-        """Part of the key of all noise: without one, anybody who knows the seed can take the noise off."""
-        ...
-
-    def spend(self, round: int, fit: int, digest: str, steps: int) -> int:
-        """Enter a fit, whose noise `digest` stands for, once; the steps of all fits so far. Durable when it returns."""
-        ...
-
-
 class Client:
     """What a strategy sees of a participant. `state` is all it remembers from round to round.
 
     Two keys of `state` are this class's own: ``local``, the local part of the model, and ``privacy``, how many private
     steps it has taken. A strategy leaves them where they are, or the local part is lost and epsilon too small.
-
-    A `ledger` belongs to a deployment, where steps count that `state` has forgotten; a simulation has none.
     """
 
     def __init__(
@@ -69,8 +51,9 @@ class Client:
         training: Training,
         share: Share,
         state: State,
-        ledger: Ledger | None = None,
+        record: PrivacyRecord | None = None,
         task: Task | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.id = id
         self.seed = seed
@@ -79,9 +62,8 @@ class Client:
         self.task = task or Classification()
         self._scratch = scratch
         self._share = share
-        self._ledger = ledger
-        self.download = Payload()  # what the server has sent for this task
-        self._fits = 0  # in this round: a client is made anew for each
+        self._engine = engine or Plain()
+        self._budget = Budget(id, seed, record)
 
     @cached_property
     def train_examples(self) -> Examples:
@@ -105,8 +87,18 @@ class Client:
         return self._scratch.device
 
     @property
+    def parameters(self) -> frozenset[str]:
+        """The names of the model's parameters, frozen ones too."""
+        return self._scratch.parameter_names
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """The names of its running statistics, which training changes and no gradient does."""
+        return self._scratch.buffer_names
+
+    @property
     def local(self) -> list[str]:
-        """The names of what is trained here and never leaves: the local part of the model (`fedshare.parts`)."""
+        """The names of what is trained here and never sent: the model's local part (`fedshare.training.parts`)."""
         return self._scratch.local
 
     @property
@@ -137,7 +129,7 @@ class Client:
         return cache[key]
 
     def params(self, names: list[str] | None = None) -> Tensors:
-        """A copy of what the model shares (`fedshare.parts`), or of the parameters and buffers called `names`."""
+        """A copy of what the model shares (`fedshare.training.parts`), or of the parameters and buffers `names`."""
         return self._scratch.params(names)
 
     def load(self, params: Tensors) -> None:
@@ -152,15 +144,18 @@ class Client:
 
         Raises UserError where training is private, for what a strategy makes of them has no noise.
         """
+        return self._steps(round, epochs).batches()
+
+    def _steps(self, round: int, epochs: float | None) -> Batches:
         if self.training.private:
             raise UserError(
                 "client.privacy: protects what `fit` makes of the examples, and the strategy takes them itself"
             )
-        order = seeds.generator(self.seed, "batches", round, self.id)
         count = len(self.train_examples)
         pieces = self.training.pieces(count)
-        for some in batching.passes(pieces, self.training.round_steps(len(pieces), epochs), count, order):
-            yield self.train_examples.batch(some.to(self._scratch.device))
+        order = seeds.generator(self.seed, "batches", round, self.id)
+        rows = batching.passes(pieces, self.training.round_steps(len(pieces), epochs), count, order)
+        return Batches(self._scratch, self.task, self.training, self.train_examples, rows)
 
     def outputs(self, inputs: Inputs) -> Tensor:
         """The model's answer to a batch's inputs."""
@@ -208,67 +203,50 @@ class Client:
         epochs: float | None = None,
         toward: Tensors | None = None,
         pull: float = 0.0,
+        correction: Tensors | None = None,
+        keep_local: bool = True,
     ) -> dict[str, float]:
-        """Train the model on the client's examples, only the parameters `names` where given; keep its local part.
+        """Train the model on the client's examples, only the parameters `names` where given.
 
         It makes `epochs` passes over them, by default the config's. Frozen ones among `names` stay as they are. With
         `toward`, the loss has a proximal term more: ``pull / 2`` times the squared distance of the parameters from
-        those. Raises KeyError where a name is no parameter's.
+        those. `correction` is added to the gradient of each step, before clipping (SCAFFOLD's control variates). The
+        model's local part is kept in ``state["local"]``, unless `keep_local` is false. Raises KeyError where a name is
+        no parameter's.
 
         Returns ``examples`` (how many the client has) and ``train_loss`` (averaged over the steps, before each). With
         `Training.privacy` there is no ``train_loss``, which would tell of the examples what the noise is to hide, but
         ``max_epsilon``: what all steps of this client in this run have spent by now, where that is finite.
         """
-        scratch = self._scratch
+        scratch, training = self._scratch, self.training
         chosen = set(scratch.trainable if names is None else names)
         if unknown := sorted(chosen - scratch.parameters.keys()):
             raise KeyError(f"the model has no parameter {', '.join(unknown)}")
-        trained = [name for name in scratch.trainable if name in chosen]
+        trained = tuple(name for name in scratch.trainable if name in chosen)
+        asked = Fit(
+            round=round,
+            names=trained,
+            epochs=epochs,
+            toward=toward or {},
+            pull=pull,
+            correction=correction or {},
+        )
         metrics = {"examples": float(len(self.train_examples))}
-        if self.training.sampling != "poisson":
-            steps, backward = self.batches(round, epochs), plain(scratch, self.task, self.training)
-            loss = fit(scratch, self.training, round, trained, steps, backward, toward or {}, pull)
+        if training.sampling != "poisson":
+            steps: Steps = self._steps(round, epochs)
+            metrics["train_loss"] = self._engine.run(scratch, training, asked, steps)
         else:
             scratch.train()  # or its BatchNorms would not be seen
-            key = self._key(round, trained)
-            poisson = self._poisson(key, trained, epochs)
-            loss = fit(scratch, self.training, round, trained, poisson.batches(), poisson.backward, toward or {}, pull)
-            if self.training.privacy:
-                metrics |= self._spend(self.training.privacy, poisson, round, key)
-        if scratch.local:
+            key = self._budget.key(asked, scratch, self.train_examples)
+            poisson = self._budget.steps(key, asked, scratch, self.task, training, self.train_examples)
+            loss = self._engine.run(scratch, training, asked, poisson)
+            if training.privacy:
+                metrics |= self._budget.spend(self.state, training.privacy, key, asked, poisson)
+            else:
+                metrics["train_loss"] = loss
+        if scratch.local and keep_local:
             self.state["local"] = scratch.params(scratch.local)
-        return metrics if self.training.privacy else metrics | {"train_loss": loss}
-
-    def _key(self, round: int, names: list[str]) -> tuple[int | str, ...]:
-        """What the samples and the noise of the next fit come of, beside the seed."""
-        self._fits += 1
-        key: tuple[int | str, ...] = (round, self.id, self._fits)
-        if self._ledger:
-            # Two models for one round, or other examples after a restart, would otherwise get one noise, and their
-            # difference would show what it hides.
-            start = self._scratch.params(list(self._scratch.shapes))
-            known = digests({"start": start, "examples": self.train_examples.digest()})
-            key += (self._ledger.secret, repr(known), repr(names))
-        return key
-
-    def _poisson(self, key: tuple[int | str, ...], names: list[str], epochs: float | None = None) -> Poisson:
-        who, noise = (Stream(self.seed, purpose, *key) for purpose in ("poisson", "noise"))
-        trained = {name: self._scratch.parameters[name] for name in names}
-        return Poisson(self.model, self.task, trained, self.train_examples, self.training, epochs, who, noise)
-
-    def _spend(self, privacy: Privacy, poisson: Poisson, round: int, key: tuple[int | str, ...]) -> dict[str, float]:
-        if not privacy.noisy:
-            return {}
-        steps = self.state.get("privacy", {}).get("steps", 0) + poisson.steps
-        self.state["privacy"] = {"steps": steps}
-        if self._ledger:
-            digest = hashlib.sha256(repr(key).encode()).hexdigest()
-            entered = self._ledger.spend(round, self._fits, digest, poisson.steps)
-            if entered < steps:
-                raise UserError(f"client.privacy: of {steps} steps the client's ledger has {entered}: it is damaged")
-            steps = entered
-        epsilon = privacy.epsilon(steps, poisson.rate)
-        return {"max_epsilon": epsilon} if math.isfinite(epsilon) else {}
+        return metrics
 
     def evaluate(self) -> Payload:
         """Test the model: the task's sums over the test examples, and over those for validation where there are some.

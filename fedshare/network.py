@@ -1,21 +1,19 @@
 """Where the clients are."""
 
 from collections.abc import Callable
-from enum import Enum
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedshare import seeds
 from fedshare.client import Client
 from fedshare.payload import Payload, Quota
 from fedshare.state import State
-from fedshare.strategy import Strategy
+from fedshare.strategy import Purpose, Strategy
+
+__all__ = ["LATE", "Exchange", "Heard", "Memories", "Network", "NotAwaited", "Peers", "Purpose", "Quotas", "answer"]
 
 
-class Purpose(Enum):
-    """What a client is asked to do with a download."""
-
-    TRAIN = "train"
-    EVALUATE = "evaluate"
+LATE = "late: "  # how the reason begins why an answer is missing that nobody waited for, in a row
 
 
 class NotAwaited(str):
@@ -23,36 +21,21 @@ class NotAwaited(str):
 
 
 Heard = Callable[[Purpose, int, int, int], None]  # of a purpose and a round: how many have answered, of how many
+Quotas = Callable[[int], Quota]  # by client: how much its answer may hold
 
 
-class Network(Protocol):
-    def client_ids(self) -> list[int]:
-        """Everyone who may be asked now, as stable small integers, sorted. Raises RunHalted where they are too few."""
-        ...
+@dataclass(frozen=True)
+class Exchange:
+    """What has come of a round's downloads."""
 
-    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        """Each client's answer to its download. Who does not answer in time is not among them."""
-        ...
+    answers: dict[int, Payload]  # by client id, sorted
+    absent: dict[int, str] = field(default_factory=dict)  # why the others did not answer, where it is known
+    digests: dict[int, dict[str, str]] = field(default_factory=dict)  # what clients remember now (`state.digests`)
+    suspended: dict[int, str] = field(default_factory=dict)  # whom `client_ids` has left out for a while, and why
 
-    def allow(self, quotas: Callable[[int], Quota]) -> None:
-        """What is expected of each client's answer to the next exchange: who may send anything is held to it."""
-        ...
 
-    def watch(self, heard: Heard) -> None:
-        """Call `heard` when an exchange begins, and for each answer or failure as it comes."""
-        ...
-
-    def absent(self) -> dict[int, str]:
-        """Why those who did not answer the last exchange did not, where it is known."""
-        ...
-
-    def suspended(self) -> dict[int, str]:
-        """Who is left out for a while by `client_ids`, since it was last asked, and why."""
-        ...
-
-    def digests(self) -> dict[int, dict[str, str]]:
-        """What each client of the last TRAIN exchange remembers now, as `fedshare.state.digests`."""
-        ...
+class Memories(Protocol):
+    """What clients remember: held here, or by the clients themselves."""
 
     @property
     def remote(self) -> bool:
@@ -64,11 +47,35 @@ class Network(Protocol):
         ...
 
     def recall(self, memories: dict[int, State], round: int) -> None:
-        """Go on from what `remember` gave at the checkpoint of `round`."""
+        """Go on from what `remember` returned at the checkpoint of `round`."""
         ...
 
-    def kept(self, round: int) -> None:
-        """`round` is that of the oldest checkpoint from which the run may go on."""
+    def keep(self, round: int) -> None:
+        """Keep what is needed to go on from `round`, which is that of the oldest checkpoint, and later ones."""
+        ...
+
+
+class Network(Protocol):
+    @property
+    def memories(self) -> Memories: ...
+
+    def client_ids(self) -> list[int]:
+        """Everyone who may be asked now, as stable small integers, sorted. Raises RunHalted where they are too few."""
+        ...
+
+    def exchange(
+        self,
+        purpose: Purpose,
+        round: int,
+        downloads: dict[int, Payload],
+        quotas: Quotas | None = None,
+        heard: Heard | None = None,
+    ) -> Exchange:
+        """Send each client its download and collect the answers.
+
+        An answer that is larger than its quota is refused unread, where a network takes answers from outside. `heard`
+        is called at the beginning and for each answer or failure. Digests come after training only.
+        """
         ...
 
 
@@ -80,9 +87,9 @@ class Peers(Protocol):
         ...
 
     def gather(self, round: int, upload: Payload | None) -> dict[int, Payload]:
-        """What all have for this round, by id, one's own among it; None: one has nothing. Everybody gets the same.
+        """What all have for this round, by id, including one's own; None: one has nothing. Everybody gets the same.
 
-        Raises RunHalted, saying for whom it has waited, where somebody is silent for too long.
+        Raises RunHalted, naming who is waited for, where somebody is silent for too long.
         """
         ...
 
@@ -90,12 +97,10 @@ class Peers(Protocol):
 def answer(strategy: Strategy, client: Client, purpose: Purpose, round: int, download: Payload) -> Payload:
     """The client's side of an exchange, in every mode.
 
-    Dropout, and all else that asks torch's own generator, gets a stream of this client, round and purpose.
+    Dropout, and everything else that uses torch's global generator, gets a stream of this client, round and purpose.
     """
     with seeds.scope(client.seed, purpose.value, round, client.id):
-        client.download = download
         strategy.apply(client, download)
         if purpose is Purpose.TRAIN:
-            return strategy.pack(strategy.train(client, round))
-        strategy.personalise(client, round)
-        return client.evaluate()
+            return strategy.form.encode(strategy.train(client, round, download))
+        return strategy.evaluate(client, round)

@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedshare import seeds
 from fedshare.client import Batch, Client, Share, Training
 from fedshare.errors import RunHalted, UserError
-from fedshare.scratch import Scratch
 from fedshare.state import State
 from fedshare.tasks import Classification, Task, models
 from fedshare.tensors import Tensors
+from fedshare.training.scratch import Scratch
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # a batch's inputs, to inputs of the same shape
 

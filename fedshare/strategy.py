@@ -2,81 +2,85 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Any, ClassVar
+from enum import Enum
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from fedshare.client import Client
-from fedshare.ledger import Manifest
-from fedshare.ledger.transcript import Transcript
+from fedshare.forms import Dense, Form
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.tensors import Tensors
 
 
+class Purpose(Enum):
+    """What a client is asked to do with a download."""
+
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
 class Strategy(ABC):
     """One paper, one file, in the order of a round.
 
-    Fields are hyperparameters and nothing else is kept on self: the server remembers in `state`, a client in
+    Fields are hyperparameters, and nothing else is kept on self: the server remembers in `state`, a client in
     `client.state`, both plain nested data (`fedshare.state`). `aggregate` is deterministic and independent of the order
-    in which uploads came, so a server or every peer may run it. By convention ``state["params"]`` is the global model,
-    where there is one.
+    in which uploads arrive, so a server or every peer may run it. By convention ``state["params"]`` is the global
+    model, where there is one, and ``state["ledger"]`` the ledger that the model is made of (`fedshare.ledger.kept`).
     """
 
     optimizes: ClassVar[bool] = True  # whether clients train what they share with the config's optimizer, in `fit`
+    form: ClassVar[Form] = Dense()  # how an upload travels
+    reports: ClassVar[dict[str, str]] = {}  # the keys that `report` may return, and what each means
 
     @abstractmethod
-    def init(self, params: Tensors) -> State:
-        """The server's memory before round 1, from the model that everyone starts with."""
+    def init(self, params: Tensors, clients: int) -> State:
+        """The server's memory before round 1, from the model that everyone starts with, of so many clients."""
 
     @abstractmethod
-    def download(self, state: State, client_id: int) -> Payload | None:
-        """What the server sends this client; None leaves it out of the round."""
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
+        """What the server sends this client, to train or to be tested; None leaves the client out."""
 
     @abstractmethod
     def apply(self, client: Client, download: Payload) -> None:
-        """Make `client.model` the model this client is to use. Writes nothing else and may be repeated."""
+        """Make `client.model` the model that this client is to use. Writes nothing else and may be repeated."""
 
     @abstractmethod
-    def train(self, client: Client, round: int) -> Payload:
-        """Learn from the client's examples; the upload. May write `client.state`."""
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
+        """Train on the client's examples and return the upload. May write `client.state`. Called after `apply`."""
 
     @abstractmethod
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
-        """The server's memory after the round. `uploads`, by client id, is never empty and holds only usable ones."""
+        """The server's memory after the round. `uploads`, by client id, is never empty and holds only valid ones."""
 
-    def personalise(self, client: Client, round: int) -> None:  # noqa: B027  # most have nothing to do
-        """Before a test, after `apply`: make the model the client's own. What the client remembers stays as it is."""
+    # Options.
 
-    def test_download(self, state: State, client_id: int) -> Payload | None:
-        """What the server sends this client for a test; None: it is not tested. By default as for training."""
-        return self.download(state, client_id)
+    def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
+        """What this client's upload must look like: groups, names, shapes, types. Any other upload is dropped."""
+        return {"params": state["params"]}
 
-    def weakness(self, clients: Collection[int]) -> str | None:
-        """Why the strategy cannot keep what it promises with uploads of these clients alone; None where it can."""
-        return None
+    def evaluate(self, client: Client, round: int) -> Payload:
+        """Test the client's model, after `apply`: personalise it first where the method does. `client.state` is a copy
+        that is thrown away."""
+        return client.evaluate()
 
     def report(self, state: State) -> dict[str, Any]:
-        """What a person looks at after a round, beside accuracy and bytes: plain data, which its row then holds.
+        """What a person looks at after a round, beside accuracy and bytes: plain data, stored in the round's row.
 
-        By convention ``weights`` is each client's share in the round's average, and ``removed`` who is out for good and
-        since which round, both by client id as a text.
+        Its keys are those of `reports`. By convention ``weights`` is each client's share in the round's average, and
+        ``removed`` the round since which a client is excluded, both by client id as a text.
         """
         return {}
 
-    def ledger(self, state: State) -> tuple[Manifest, Transcript] | None:
-        """The ledger that is the model, where there is one. A run keeps all of its commits."""
-        return None
 
-    def pack(self, upload: Payload) -> Payload:
-        """What `train` gave, as it is to travel."""
-        return upload
+@runtime_checkable
+class Withstands(Protocol):
+    """A strategy that promises to withstand some dishonest clients, if enough honest ones take part."""
 
-    def unpack(self, upload: Payload, expected: dict[str, Tensors]) -> Payload:
-        """What has travelled, as `train` gave it; `expected` is as `expects` has it.
+    def weakness(self, clients: Collection[int]) -> str | None:
+        """Why the promise cannot be kept with the uploads of these clients alone; None where it can."""
+        ...
 
-        Anyone may have sent it: raises ValueError, saying what is wrong, where nobody's `pack` gives such a thing.
-        """
-        return upload
 
-    def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
-        """What this client's upload must look like, unpacked: groups, names, shapes, types; or else it is dropped."""
-        return {"params": state["params"]}
+def weakness(strategy: Strategy, clients: Collection[int]) -> str | None:
+    """Why the strategy cannot keep its promise with these clients; None where it can, or promises nothing."""
+    return strategy.weakness(clients) if isinstance(strategy, Withstands) else None

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 _HUGE = 1e300
@@ -48,6 +48,32 @@ def mean(items: Sequence[Tensors], weights: Sequence[float] | None = None) -> Te
         for name, tensor in total.items():
             tensor.add_(item[name], alpha=weight / whole)
     return total
+
+
+def parameters(tensors: Tensors) -> Tensors:
+    """The model's parameters among `tensors`, which are as a strategy's `init` gets them; the rest are buffers."""
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+
+
+def flatten(tensors: Tensors) -> Tensor:
+    """All of them as one vector, in their order."""
+    pieces = [tensor.detach().reshape(-1) for tensor in tensors.values()]
+    return torch.cat(pieces) if pieces else torch.empty(0)
+
+
+def dot(a: Tensors, b: Tensors) -> float:
+    """The inner product over all tensors, in float64."""
+    return sum(float(torch.dot(a[name].double().reshape(-1), b[name].double().reshape(-1))) for name in a)
+
+
+def norm(a: Tensors) -> float:
+    return math.sqrt(dot(a, a))
+
+
+def cosine(a: Tensors, b: Tensors) -> float:
+    """0 where one of them is zero."""
+    length = math.sqrt(dot(a, a) * dot(b, b))
+    return dot(a, b) / length if length > 0 else 0.0
 
 
 def is_finite(value: object) -> bool:

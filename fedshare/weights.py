@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedshare.errors import UserError, first_line
-from fedshare.files import data_folder
+from fedshare.machine.files import data_folder
 from fedshare.tensors import Tensors, digest, fingerprint
 
 FILE = "model.safetensors"

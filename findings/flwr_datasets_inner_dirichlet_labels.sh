@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# flwr-datasets' InnerDirichletPartitioner takes labels for 0 to K-1: of labels 1 to 5 the last is given to nobody.
+# flwr-datasets' InnerDirichletPartitioner assumes labels 0 to K-1: with labels 1 to 5, examples of the last label are
+# assigned to no client.
 #
 # Versions: flwr-datasets 0.6.1.
 # Seen: five classes of 200 rows, 600 asked for. With labels 0 to 4 all five are dealt out; with 1 to 5 none of label 5,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Two of flwr-datasets' partitioners leave rows to nobody, ShardPartitioner more of them when told to keep the rest.
+# Two of flwr-datasets' partitioners leave rows unassigned; ShardPartitioner leaves more when told to keep the
+# remainder.
 #
 # Versions: flwr-datasets 0.6.1 on 1,797 rows of ten classes.
 # Seen: ten partitions of two shards give out 1,780 rows, and with keep_incomplete_shard=True 1,708: there are then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Flower's FedAdam takes a first step of 0.74 eta where Adam's bias correction gives eta.
+# Flower's FedAdam makes a first step of 0.74 eta, where Adam's bias correction gives eta.
 #
 # Versions: flwr 1.39.0.
 # Seen: the correction's exponent is the round plus one, and rounds begin at 1. With eta 0.1 and an update of 1 the

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Flower's FedAvg averages BatchNorm's counter of batches to just below 1, and it loads as 0.
+# Flower's FedAvg averages BatchNorm's batch counter to just below 1, which is loaded as 0.
 #
 # Versions: flwr 1.39.0, torch 2.13.0.
 # Seen: ten replies whose integer num_batches_tracked is 1 are averaged to 0.9999999999999999 as float64 (six, seven

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Flower SuperNode speaks gRPC up to flwr 1.39 and no longer from 1.40 on.
+# A Flower SuperNode uses gRPC up to flwr 1.39, but not from 1.40 on.
 #
 # Versions: flwr 1.39.0, 1.40.0, 1.41.0.
 # Seen: `flower-supernode --help` names --grpc-rere and --grpc-adapter in 1.39; in 1.40 and 1.41 it names no transport,

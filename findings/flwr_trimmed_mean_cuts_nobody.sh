@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Flower's FedTrimmedAvg at its default cuts nobody while there are fewer than five replies.
+# Flower's FedTrimmedAvg with its default setting trims no reply if there are fewer than five.
 #
 # Versions: flwr 1.39.0.
 # Seen: int(beta * n) values go at each end. Four replies 0, 1, 2 and 100 at the default beta = 0.2 average to 25.75;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# To a grpc.aio server, a client stream that was cancelled or timed out reads as one that is complete.
+# A grpc.aio server cannot distinguish a client stream that was cancelled or timed out from a complete one.
 #
 # Versions: grpcio 1.85.1.
 # Seen: the client cancels after 3 of 10 parts, or its deadline passes. The server's `async for` over the parts ends

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# numpy's seeds [7, 3] and [7, 3, 0] are one stream, and so are [2**32 + 5] and [5, 1].
+# numpy's seeds [7, 3] and [7, 3, 0] give the same stream, and so do [2**32 + 5] and [5, 1].
 #
 # Versions: numpy 2.4.6.
 # Seen: SeedSequence pads with zeros and cuts large numbers into 32-bit words, so lists of other lengths give equal

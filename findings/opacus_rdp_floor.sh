@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Opacus' RDP epsilon never falls below 0.103 at delta 1e-5, however much noise; its PRV epsilon does.
+# Opacus' RDP epsilon never falls below 0.103 at delta 1e-5, regardless of the noise; its PRV epsilon does.
 #
 # Versions: opacus 1.6.0, torch 2.13.0.
 # Seen: one step at sample rate 0.01: with noise 10, 1000 and a million RDP says 0.103, PRV 0.013 and 0.010. One step

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# PEFT's adapter state for VeRA and RandLoRA is almost all frozen random projections.
+# PEFT's adapter state for VeRA and RandLoRA consists almost entirely of frozen random projections.
 #
 # Versions: peft 0.21.2, transformers 5.24.0, torch 2.13.0.
 # Seen: four layers of 768 x 768. VeRA trains 4,096 numbers and get_peft_model_state_dict gives 397,312; RandLoRA 76,800

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Equal protobuf messages with a map have different bytes, and parsing and writing one changes its own.
+# Equal protobuf messages with a map may have different bytes, and parsing and re-serialising one changes its bytes.
 #
 # Versions: protobuf 6.33.6 (its upb core).
 # Seen: a Struct of ten names filled forwards and backwards: the messages are equal, their bytes and the order of their

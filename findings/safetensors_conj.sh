@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# safetensors stores the conjugate of a complex tensor without the conjugation.
+# safetensors stores a conjugated complex tensor without the conjugation.
 #
 # Versions: safetensors 0.8.0, torch 2.13.0.
 # Seen: torch's x.conj() is a view with a flag; save writes the bytes beneath. [1-2j, 3+1j] comes back as [1+2j, 3-1j],

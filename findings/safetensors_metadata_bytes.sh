@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Saving the same tensors with the same metadata twice by safetensors gives other bytes.
+# Saving the same tensors with the same metadata twice with safetensors gives different bytes.
 #
 # Versions: safetensors 0.8.0, torch 2.13.0.
 # Seen: without metadata (or with one key) a save is the same bytes each time; with four keys, 50 saves in one process

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One safetensors content has three orders of tensors, and `load` gives another one at each call.
+# The same safetensors content has three orders of tensors, and `load` returns a different order at each call.
 #
 # Versions: safetensors 0.8.0, torch 2.13.0.
 # Seen: saved z (float64), a (int8), b (float32), c (float64). load_file gives c, z, b, a (by width, then by name),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same torch wheel and the same seed give another initial model on a CPU with fewer vector instructions.
+# The same torch wheel and the same seed give a different initial model on a CPU with fewer vector instructions.
 #
 # Versions: torch 2.13.0, on an x86 CPU with AVX2 (exits 77 elsewhere).
 # Seen: rand, randperm and bernoulli_ are the same bits with and without AVX2; uniform_(a, b), randn of 16 and more, the

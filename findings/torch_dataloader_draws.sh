@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Reading a torch DataLoader without shuffling or workers takes a number from the global generator.
+# Iterating over a torch DataLoader without shuffling or workers draws a number from the global generator.
 #
 # Versions: torch 2.13.0.
 # Seen: each pass over DataLoader(shuffle=False, num_workers=0) draws one base seed, so the next torch.rand is another

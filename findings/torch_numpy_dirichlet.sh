@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Dirichlet draw of very small alpha is NaN in numpy's RandomState and halfway to uniform in torch.
+# A Dirichlet sample with a very small alpha is NaN in numpy's RandomState and halfway to uniform in torch.
 #
 # Versions: numpy 2.4.6, torch 2.13.0.
 # Seen: ten classes, 2,000 draws. At alpha = 1e-4 half of RandomState's rows are NaN (no warning), and torch's largest

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# torch's randn(n) is no beginning of randn(m): its last numbers depend on the length. Its rand is one.
+# torch's randn(n) is not a prefix of randn(m), because its last numbers depend on the length. rand(n) is a prefix of
+# rand(m).
 #
 # Versions: torch 2.13.0 (CPU).
 # Seen: with one seed, randn(15) shares no number with randn(16); randn(100) differs from the start of randn(104) in

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Most torch schedulers that are made anew at last_epoch=n do not give the rate of step n.
+# Most torch schedulers created with last_epoch=n do not give the learning rate of step n.
 #
 # Versions: torch 2.13.0.
 # Seen: with a fresh optimizer, last_epoch=3 and the `initial_lr` that torch asks for, of ten schedulers only LambdaLR

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch's CPU generator takes a 64-bit seed and uses its low 32 bits.
+# torch's CPU generator accepts a 64-bit seed but uses only its low 32 bits.
 #
 # Versions: torch 2.13.0.
 # Seen: seeds 7, 7 + 2**32 and 7 + 5 * 2**32 give one stream; initial_seed() still reports the 64-bit numbers.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Whether a class without examples counts in a torchmetrics macro score depends on the metric, its binning, one guess.
+# Whether a class without examples counts in a torchmetrics macro score depends on the metric, on its binning and on a
+# single prediction.
 #
 # Versions: torchmetrics 1.9.0, torch 2.13.0.
 # Seen: three classes, the third without an example, everything predicted right. Macro accuracy is 1.0, AUROC 0.667,

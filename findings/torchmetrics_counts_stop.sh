@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A torchmetrics sum stops growing at 16,777,216, and .double() does not change that.
+# A torchmetrics sum stops growing at 16,777,216, even after .double().
 #
 # Versions: torchmetrics 1.9.0, torch 2.13.0.
 # Seen: sums and weights are float32, whatever dtype comes in. From 2**24 on, adding one example adds nothing: a mean

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torchmetrics' merge_state keeps an old answer, and weighs "mean" states by the wrong side.
+# torchmetrics' merge_state keeps an outdated result, and weights "mean" states by the wrong operand.
 #
 # Versions: torchmetrics 1.9.0, torch 2.13.0.
 # Seen: a metric that was computed once gives that number again after merging another (the cache is kept). A state with

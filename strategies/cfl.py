@@ -8,7 +8,7 @@ running statistics count, too.
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from fedshare.errors import UserError
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.strategies.fedavg import FedAvg
-from fedshare.tensors import Tensors, subtract
+from fedshare.strategy import Purpose
+from fedshare.tensors import Tensors, flatten, subtract
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,12 @@ class CFL(FedAvg):
             if (value := getattr(self, name)) < 0:
                 raise UserError(f"{name} must be at least 0, not {value}")
 
-    def init(self, params: Tensors) -> State:
+    reports: ClassVar[dict[str, str]] = {"clusters": "the clients of each cluster"}
+
+    def init(self, params: Tensors, clients: int) -> State:
         return {"params": params, "nodes": [{"params": params}], "places": {}}
 
-    def download(self, state: State, client_id: int) -> Payload | None:
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
         return Payload({"params": state["nodes"][state["places"].get(client_id, 0)]["params"]})
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
@@ -90,7 +93,7 @@ class CFL(FedAvg):
 
 def update(params: Tensors, node: dict[str, Any]) -> Tensor:
     """From a node's model to `params`, as one vector."""
-    return torch.cat([change.flatten() for change in subtract(params, node["params"]).values()])
+    return flatten(subtract(params, node["params"]))
 
 
 def bipartition(clients: list[int], directions: Tensor) -> list[list[int]]:

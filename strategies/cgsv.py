@@ -5,29 +5,36 @@ NeurIPS 2021. The cosine with the average stands for a client's Shapley value.
 """
 
 import math
-import sys
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedshare.errors import UserError
-from fedshare.strategies.rffl import RFFL
+from fedshare.payload import Payload
+from fedshare.state import State
+from fedshare.strategies.reputation import OWN, Scaled, outstanding
 
 
 @dataclass(frozen=True)
-class CGSV(RFFL):
-    """RFFL, except that the reward takes the place of a client's own update, and goes by the tanh of reputation.
+class CGSV(Scaled):
+    """The reward takes the place of a client's own update, and goes by the tanh of its reputation.
 
     As in RFFL reputations begin with the shares of the examples; in the authors' code, with 0.
     """
 
     beta: float = 1.0  # altruism: the larger, the more alike are the rewards
-    warmup: ClassVar[int] = sys.maxsize
-    own: ClassVar[str] = "cgsv"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.beta < math.inf:
             raise UserError(f"beta={self.beta}: must be above 0")
-        RFFL(self.gamma, self.alpha)  # says what is wrong with those
 
-    def rewards(self, reputation: dict[int, float]) -> dict[int, float]:
-        return super().rewards({client: math.tanh(self.beta * r) for client, r in reputation.items()})
+    def kept(self, weight: float) -> float:
+        return OWN["cgsv"](weight)
+
+    def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        uploads = dict(sorted(uploads.items()))
+        average, weights, reputation = self.agreement(state, uploads)
+        earned = {client: math.tanh(self.beta * r) for client, r in reputation.items()}
+        most = max(earned.values())
+        news = {c: {"round": round, "weight": weights[c], "share": earned[c] / most} for c in uploads}
+        after = {"round": round, "reputation": reputation, "weights": weights, "removed": {}}
+        return after | outstanding(state, round, average, news, {})

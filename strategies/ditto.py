@@ -31,23 +31,22 @@ class Ditto(FedAvg):
         if self.personal_epochs is not None and self.personal_epochs < 1:
             raise UserError(f"personal_epochs must be at least 1, not {self.personal_epochs}")
 
-    def train(self, client: Client, round: int) -> Payload:
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
         sent = client.params()
         whole = [*sent, *client.local]
         personal = client.state.get("personal") or client.params(whole)
         metrics = client.fit(round)
         upload = client.params()
-        local = client.state.get("local")
 
         client.load(personal)
-        spent = client.fit(round, epochs=self.personal_epochs, toward=sent, pull=self.lam)
+        epochs = self.personal_epochs
+        spent = client.fit(round, epochs=epochs, toward=sent, pull=self.lam, keep_local=False)
         client.state["personal"] = client.params(whole)
-        if client.local:
-            client.state["local"] = local  # the global model's; the fit has put the personal one's there
         if "max_epsilon" in spent:
             metrics["max_epsilon"] = spent["max_epsilon"]  # of both fits
         return Payload({"params": upload}, metrics)
 
-    def personalise(self, client: Client, round: int) -> None:
+    def evaluate(self, client: Client, round: int) -> Payload:
         if "personal" in client.state:
             client.load(client.state["personal"])
+        return client.evaluate()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fedshare.client import Client
 from fedshare.payload import Payload
 from fedshare.state import State
-from fedshare.strategy import Strategy
+from fedshare.strategy import Purpose, Strategy
 from fedshare.tensors import Tensors, mean
 
 
@@ -16,16 +16,16 @@ from fedshare.tensors import Tensors, mean
 class FedAvg(Strategy):
     weighted: bool = True  # weigh each client by its number of examples, as in the paper; else all alike
 
-    def init(self, params: Tensors) -> State:
+    def init(self, params: Tensors, clients: int) -> State:
         return {"params": params}
 
-    def download(self, state: State, client_id: int) -> Payload | None:
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
         return Payload({"params": state["params"]})
 
     def apply(self, client: Client, download: Payload) -> None:
         client.load(download.tensors["params"])
 
-    def train(self, client: Client, round: int) -> Payload:
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
         metrics = client.fit(round)
         return Payload({"params": client.params()}, metrics)
 

@@ -9,18 +9,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fedshare import masks
 from fedshare.client import Client
 from fedshare.errors import UserError
-from fedshare.mixing import mix, overlay
+from fedshare.forms import masks
 from fedshare.payload import Payload
+from fedshare.rules.mixing import mix, overlay
 from fedshare.state import State
-from fedshare.strategy import Strategy
+from fedshare.strategy import Purpose, Strategy
 from fedshare.tensors import Tensors, mean
 
 
@@ -44,10 +44,18 @@ class FedCAC(Strategy):
         if not self.beta > 0:
             raise UserError(f"beta={self.beta}: must be above 0; inf: the threshold stays at the average overlap")
 
-    def init(self, params: Tensors) -> State:
+    reports: ClassVar[dict[str, str]] = {
+        "overlap": "what each two clients have in common of their critical parameters, from 0 to 1",
+        "overlap_mean": "the average over all pairs",
+        "overlap_max": "the largest of a pair",
+        "threshold": "the least overlap of two clients that collaborate",
+        "collaborators": "with whom each client collaborated",
+    }
+
+    def init(self, params: Tensors, clients: int) -> State:
         return {"params": params, "round": 0, "former": {}, "clients": {}, "sent": {}}
 
-    def download(self, state: State, client_id: int) -> Payload | None:
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
         params = state["params"]
         if own := state["clients"].get(client_id):
             params = overlay(state["former"].get(own["round"], params), own["values"], own["critical"])
@@ -56,16 +64,15 @@ class FedCAC(Strategy):
     def apply(self, client: Client, download: Payload) -> None:
         client.load(download.tensors["params"] | client.state.get("buffers", {}))
 
-    def train(self, client: Client, round: int) -> Payload:
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
         before = client.params()
         metrics = client.fit(round)
         after = client.params()
-        parameters = dict(client.model.named_parameters())
         # A fit that diverged is dropped by the server; statistics that it spoilt would spoil every later one.
         if self.local_buffers and all(bool(tensor.isfinite().all()) for tensor in after.values()):
-            client.state["buffers"] = {name: t.clone() for name, t in after.items() if name not in parameters}
+            client.state["buffers"] = {name: t.clone() for name, t in after.items() if name in client.buffers}
         critical = {
-            name: masks.pack(critical_to(before[name], after[name], self.tau if name in parameters else 0))
+            name: masks.pack(critical_to(before[name], after[name], 0 if name in client.buffers else self.tau))
             for name in after
         }
         return Payload({"params": after, "critical": critical}, metrics)

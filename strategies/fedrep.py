@@ -23,9 +23,8 @@ class FedRep(FedAvg):
         if self.head_epochs < 1:
             raise UserError(f"head_epochs must be at least 1, not {self.head_epochs}")
 
-    def train(self, client: Client, round: int) -> Payload:
-        parameters = {name for name, _ in client.model.named_parameters()}  # the partition has buffers, too
-        head, body = parameters.intersection(client.local), parameters.intersection(client.initial)
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
+        head, body = client.parameters.intersection(client.local), client.parameters.intersection(client.initial)
         metrics = client.fit(round, head, epochs=self.head_epochs) if head else {}
         metrics = client.fit(round, body) if body else metrics
         return Payload({"params": client.params()}, metrics)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fedshare.client import Client
 from fedshare.errors import UserError
+from fedshare.payload import Payload
 from fedshare.strategies.fedavg import FedAvg
 
 
@@ -26,8 +27,6 @@ class FineTune(FedAvg):
         if self.finetune_epochs < 0:
             raise UserError(f"finetune_epochs must be at least 0, not {self.finetune_epochs}")
 
-    def personalise(self, client: Client, round: int) -> None:
-        memory = dict(client.state)
+    def evaluate(self, client: Client, round: int) -> Payload:
         client.fit(round, epochs=self.finetune_epochs)
-        client.state.clear()
-        client.state.update(memory)
+        return client.evaluate()

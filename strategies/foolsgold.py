@@ -36,8 +36,8 @@ class FoolsGold(Guarded):
         if not 0 < self.kappa < math.inf:
             raise UserError(f"kappa={self.kappa}: must be above 0")
 
-    def init(self, params: Tensors) -> State:
-        return super().init(params) | {"histories": {}}
+    def init(self, params: Tensors, clients: int) -> State:
+        return super().init(params, clients) | {"histories": {}}
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         clients = sorted(uploads)

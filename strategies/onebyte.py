@@ -11,15 +11,12 @@ Here p's byte is what all apply, the sender too; steps are summed by default (``
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from itertools import islice
-from math import isqrt
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedshare import seeds
 from fedshare.client import Client
@@ -28,16 +25,18 @@ from fedshare.directions.gaussian import Gaussian
 from fedshare.directions.perturb import settle
 from fedshare.directions.rademacher import Rademacher
 from fedshare.errors import UserError
+from fedshare.forms.codes import Codes
 from fedshare.ledger import Commit, Manifest
 from fedshare.ledger.coding import Byte, Coding, Float, Sign
 from fedshare.ledger.meaning import MESSAGES, Directions, Meaning
 from fedshare.ledger.replica import Replica
+from fedshare.ledger.steps import SCALINGS, Steps
 from fedshare.ledger.sums import Sums
-from fedshare.ledger.transcript import Transcript, telling
+from fedshare.ledger.transcript import Transcript, kept, telling
 from fedshare.payload import Payload
 from fedshare.state import State
-from fedshare.strategy import Strategy
-from fedshare.tensors import Tensors, digest
+from fedshare.strategy import Purpose, Strategy
+from fedshare.tensors import Tensors, digest, flatten, parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +72,22 @@ class OneByte(Strategy):
             ("coding", self.CODINGS.keys()),
             ("directions", self.DIRECTIONS.keys()),
             ("rounding", ("nearest", "stochastic")),
-            ("scaling", ("sum", "root", "mean")),
+            ("scaling", SCALINGS),
         ):
             if (chosen := getattr(self, name)) not in known:
                 raise UserError(f"{name} must be {', '.join(known)}, not {chosen}")
-        if self._fraction() > 63 or self._precision()[1] >= 2**24:
+        if self._fraction() > 63 or self.steps.whole >= 2**24:
             small = "small" if self.lr < 1 else "large"
             raise UserError(
                 f"lr={self.lr}: too {small} for coding={self.coding}, scaling={self.scaling}, {self.directions}"
             )
 
-    def init(self, params: Tensors) -> State:
-        initial = vector_of(params)
+    @property
+    def form(self) -> Codes:  # type: ignore[override]  # of a strategy with one coding it is an attribute
+        return Codes(self.CODINGS[self.coding])
+
+    def init(self, params: Tensors, clients: int) -> State:
+        initial = flatten(parameters(params))
         manifest = self.manifest(params)
         return {
             "params": params,
@@ -97,46 +100,26 @@ class OneByte(Strategy):
         }
 
     def manifest(self, params: Tensors) -> Manifest:
-        parameters = {name: tensor for name, tensor in params.items() if isinstance(tensor, nn.Parameter)}
-        directions = self.DIRECTIONS[self.directions]
+        model, directions = parameters(params), self.DIRECTIONS[self.directions]
         return Manifest(
             run=self.run,
-            layout=[(name, list(tensor.shape)) for name, tensor in parameters.items()],
-            initial=digest(vector_of(params)),
+            layout=[(name, list(tensor.shape)) for name, tensor in model.items()],
+            initial=digest(flatten(model)),
             codes=self.CODINGS[self.coding].name,
             directions=directions.name,
             fraction=self._fraction(),
             pool=self.pool,
         )
 
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.lr, self.scaling, self.warmup, self.horizon)
+
     def _fraction(self) -> int:
-        return self.CODINGS[self.coding].bits + self.DIRECTIONS[self.directions].bits + self._precision()[0]
+        return self.CODINGS[self.coding].bits + self.DIRECTIONS[self.directions].bits + self.steps.bits
 
-    def _precision(self) -> tuple[int, int]:
-        """Bits, and how many steps of ``2**-bits`` the step size is: 64 to 127; to be divided, a million or two."""
-        least = 64 if self.scaling == "sum" else 2**20
-        bits, step = 0, Fraction(self.lr)
-        while step < least:
-            bits, step = bits + 1, step * 2
-        return bits, round(step)
-
-    def step(self, round: int, count: int) -> int:
-        """What each of a round's `count` integers is multiplied by. Whole numbers alone, so that all peers agree."""
-        whole = self._precision()[1]
-        if round <= self.warmup:
-            whole = max(whole * round // self.warmup, 1)
-        elif self.horizon:
-            if round >= self.horizon:
-                return 0
-            whole = max(whole * (self.horizon - round) // (self.horizon - self.warmup), 1)
-        if self.scaling == "mean":
-            whole = (whole + count // 2) // count
-        elif self.scaling == "root":
-            whole = isqrt(whole * whole // count)
-        return max(whole, 1)
-
-    def download(self, state: State, client_id: int) -> Payload | None:
-        return telling(self.ledger(state)[1], state["sums"], state["told"].get(client_id, 0))
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
+        return telling(self._ledger(state), state["sums"], state["told"].get(client_id, 0))
 
     def apply(self, client: Client, download: Payload) -> None:
         replica, known = self._replica(client), self._known(client)
@@ -151,9 +134,9 @@ class OneByte(Strategy):
         manifest = self._replica(client).meaning.manifest
         return Transcript.restore(client.state.get("ledger", {}), manifest)
 
-    def train(self, client: Client, round: int) -> Payload:
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
         replica = self._replica(client)
-        known, _ = self._known(client).heard(client.download)
+        known, _ = self._known(client).heard(download)
         if len(known.commits) > (sums := replica.sums()).nbytes:
             known = known.snapshot(sums.clone())
         client.state["ledger"] = known.save()
@@ -161,12 +144,16 @@ class OneByte(Strategy):
         up, down = self._probe(client, round).unbind(1)
         if client.local:  # which never travels, and so may be trained as ever
             client.fit(round, client.local)
-        coding = self.CODINGS[self.coding]
-        projected = coding.encode((up - down) / (2 * self.epsilon), self._threshold(client, round))
+        projected = (up - down) / (2 * self.epsilon)
+        if self.rounding == "stochastic":
+            generator = seeds.generator(client.seed, "rounding", round, client.id)
+            threshold = torch.rand(self.probes, generator=generator, dtype=torch.float64).numpy()
+            coding = self.CODINGS[self.coding]
+            projected = coding.decode(coding.encode(projected, threshold))  # which has one code, whatever rounds it
         metrics = {"examples": float(len(client.train_examples))}
         if bool((loss := ((up + down) / 2).nanmean()).isfinite()):
             metrics["train_loss"] = float(loss)
-        return Payload({"update": {"projected": coding.decode(projected)}}, metrics)
+        return Payload({"update": {"projected": projected}}, metrics)
 
     def _probe(self, client: Client, round: int) -> Tensor:
         """The losses up and down each direction ``[probes, 2]``, those of a message on a batch of its own."""
@@ -179,42 +166,18 @@ class OneByte(Strategy):
                 losses.append(replica.probe(origin, probes, self.epsilon, client.size, loss, together))
         return torch.cat(losses)
 
-    def _threshold(self, client: Client, round: int) -> np.ndarray | float:
-        if self.rounding == "nearest":
-            return 0.5
-        generator = seeds.generator(client.seed, "rounding", round, client.id)
-        return torch.rand(self.probes, generator=generator, dtype=torch.float64).numpy()
-
-    def pack(self, upload: Payload) -> Payload:
-        """A byte for each probe, and nothing else. What has no finite loss says so."""
-        sent = self.CODINGS[self.coding].encode(upload.tensors["update"]["projected"])
-        return Payload({"codes": {"codes": sent}}, upload.metrics)
-
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         return {"codes": {"codes": self.CODINGS[self.coding].encode(torch.zeros(self.probes))}}
 
-    def unpack(self, upload: Payload, expected: dict[str, Tensors]) -> Payload:
-        group, like = upload.tensors.get("codes"), expected["codes"]["codes"]
-        sent = group.get("codes") if isinstance(group, dict) else None
-        form = (like.layout, like.device, like.dtype, like.shape)
-        if isinstance(sent, Tensor) and (sent.layout, sent.device, sent.dtype, sent.shape) == form:
-            coding = self.CODINGS[self.coding]
-            said = coding.decode(sent)
-            if bool(said.isnan().all()):
-                raise ValueError("none of its losses is finite")
-            if not torch.equal(coding.encode(said), sent):
-                raise ValueError(f"codes that are none of coding={self.coding}")
-        return upload
-
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         said = {client: upload.tensors["codes"]["codes"].numpy().tobytes() for client, upload in uploads.items()}
-        commit = Commit(round, self.step(round, self.probes * len(said)), dict(sorted(said.items())))
+        commit = Commit(round, self.steps.at(round, self.probes * len(said)), dict(sorted(said.items())))
         meaning = Meaning.of(state["manifest"])
         sums = Sums(state["sums"].clone(), state["bound"])
         sums.add(meaning.directions, meaning.entries(commit))
         vector = torch.empty_like(state["initial"])
         settle(vector, state["initial"], sums.values, meaning.manifest.fraction)
-        _, before = self.ledger(state)
+        before = self._ledger(state)
         return state | {
             "params": state["params"] | meaning.manifest.parameters(vector),
             "sums": sums.values,
@@ -224,12 +187,7 @@ class OneByte(Strategy):
             "told": dict(sorted((state["told"] | dict.fromkeys(said, before.round)).items())),
         }
 
-    def ledger(self, state: State) -> tuple[Manifest, Transcript]:
-        manifest = Meaning.of(state["manifest"]).manifest
-        return manifest, Transcript.restore(state["ledger"], manifest)
-
-
-def vector_of(params: Tensors) -> Tensor:
-    """The parameters, running statistics aside, as one vector."""
-    pieces = [tensor.detach().reshape(-1) for tensor in params.values() if isinstance(tensor, nn.Parameter)]
-    return torch.cat(pieces) if pieces else torch.empty(0)
+    def _ledger(self, state: State) -> Transcript:
+        found = kept(state)
+        assert found is not None
+        return found[1]

@@ -36,9 +36,9 @@ class QFFL(Guarded):
         if not 0 < self.lr < math.inf:
             raise UserError(f"lr={self.lr}: must be above 0")
 
-    def train(self, client: Client, round: int) -> Payload:
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
         before = loss(client)
-        upload = super().train(client, round)
+        upload = super().train(client, round, download)
         return Payload(upload.tensors, upload.metrics | {"loss_before": before})
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:

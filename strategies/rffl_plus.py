@@ -7,26 +7,26 @@ often as they are sent; and an honest client whose data are unlike the others' i
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fedshare import sparse
 from fedshare.errors import UserError
+from fedshare.forms import sparse
 from fedshare.payload import Payload
 from fedshare.rules.matrix import products
 from fedshare.state import State
-from fedshare.strategies.rffl import RFFL, dot, outstanding, reward, shares
-from fedshare.tensors import Tensors, mean, scale
+from fedshare.strategies.reputation import OWN, Reputation, outstanding, reward, shares
+from fedshare.tensors import Tensors, dot, flatten, mean, norm, scale
 
 LEAST_SPREAD = 0.05  # of scores: clients that all but agree are no reason to call the next one an outlier
 SUSPICIOUS = 0.9  # how often somebody who does not belong is taken to score badly
 
 
 @dataclass(frozen=True)
-class RFFLPlus(RFFL):
-    """Uploads are changes as they are; the server clips them to their median length. `gamma` and `beta` play no part.
+class RFFLPlus(Reputation):
+    """Uploads are changes as they are; the server clips them to their median length.
 
     A client's *score* is the cosine of its update with the sum of the others', each group of near-duplicates counting
     once; it is 0 for an update that repeats what the client was sent. Reputation is the moving average of scores, and
@@ -56,11 +56,19 @@ class RFFLPlus(RFFL):
             raise UserError(f"tolerance={self.tolerance}: must be below {SUSPICIOUS}")
         if not self.spread > 0:
             raise UserError(f"spread={self.spread}: must be above 0")
-        if self.probation < 1:
-            raise UserError(f"probation={self.probation}: must be at least 1")
+        for name in ("warmup", "probation"):
+            if (rounds := getattr(self, name)) < 1:
+                raise UserError(f"{name}={rounds}: must be at least 1")
+        if self.own not in OWN:
+            raise UserError(f"own={self.own}: must be {', '.join(OWN)}")
 
-    def init(self, params: Tensors) -> State:
-        return super().init(params) | {"evidence": {}, "probation": {}}
+    reports: ClassVar[dict[str, str]] = Reputation.reports | {"probation": "rounds of probation that are left"}
+
+    def init(self, params: Tensors, clients: int) -> State:
+        return super().init(params, clients) | {"evidence": {}, "probation": {}}
+
+    def kept(self, weight: float) -> float:
+        return OWN[self.own](weight)
 
     def scaled(self, update: Tensors) -> Tensors:
         return update
@@ -171,7 +179,7 @@ class RFFLPlus(RFFL):
 
 def clips(updates: dict[int, Tensors]) -> dict[int, float]:
     """By how much each is shortened to the median length of all that have one; 1 for who is no longer."""
-    length = {client: math.sqrt(dot(update, update)) for client, update in updates.items()}
+    length = {client: norm(update) for client, update in updates.items()}
     known = torch.tensor([value for value in length.values() if value > 0], dtype=torch.float64)
     most = float(known.median()) if len(known) else 0.0
     return {client: most / value if value > most else 1.0 for client, value in length.items()}
@@ -179,7 +187,7 @@ def clips(updates: dict[int, Tensors]) -> dict[int, float]:
 
 def inner(updates: list[Tensors]) -> Tensor:
     """``[n, n]``: their inner products."""
-    rows = torch.stack([torch.cat([tensor.flatten() for tensor in update.values()]) for update in updates])
+    rows = torch.stack([flatten(update) for update in updates])
     return products(rows, rows)
 
 

@@ -22,7 +22,9 @@ class Guarded(FedAvg):
 
     weighted: ClassVar[bool] = False  # no longer a field
 
-    def init(self, params: Tensors) -> State:
+    reports: ClassVar[dict[str, str]] = {"weights": "each client's share in the round's average"}
+
+    def init(self, params: Tensors, clients: int) -> State:
         return {"params": params, "weights": {}}
 
     def report(self, state: State) -> dict[str, Any]:
@@ -37,8 +39,8 @@ class Robust(Guarded):
 
     rule: Rule  # what becomes of the updates: one of fedshare.rules
 
-    def init(self, params: Tensors) -> State:
-        return super().init(params) | {"update": updates_of([params], params)[0]}
+    def init(self, params: Tensors, clients: int) -> State:
+        return super().init(params, clients) | {"update": updates_of([params], params)[0]}
 
     def weakness(self, clients: Collection[int]) -> str | None:
         return weakness(self.rule, len(clients))

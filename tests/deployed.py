@@ -13,8 +13,8 @@ from typing import Self
 
 import pytest
 
-from fedshare import keys
 from fedshare.experiments.cli import main
+from fedshare.identity import keys
 from fedshare.runs import RunFolder, verify
 from world import PATIENCE
 

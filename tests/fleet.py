@@ -21,8 +21,8 @@ from typing import Any, Self
 
 import preloaded
 
-from fedshare import keys
-from fedshare.flower.private import why_no_grpc_fleet
+from fedshare.identity import keys
+from fedshare.transport.flower.private import why_no_grpc_fleet
 from world import PATIENCE
 
 GRPC = not why_no_grpc_fleet()

@@ -21,21 +21,21 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 import fedshare
-from fedshare import wire
 from fedshare._proto.payload_pb2 import Reply
 from fedshare._proto.stream_pb2 import Chunk, Down, Hello, Leave, Up
-from fedshare.experiments.federation import population
-from fedshare.flower import private
-from fedshare.flower.apps import client_app
-from fedshare.flower.envelope import seal, unseal
-from fedshare.flower.grid import arrived, node_of
-from fedshare.flower.inprocess import ask
-from fedshare.flower.records import unwrap, wrap
-from fedshare.keys import Identity
+from fedshare.experiments.hosts.federation import population
+from fedshare.forms import wire
+from fedshare.identity.keys import Identity
 from fedshare.payload import Payload
-from fedshare.stream import tls
-from fedshare.stream.frames import PROTOCOL, Assembly, chunks
-from fedshare.stream.server import METHOD
+from fedshare.transport.flower import private
+from fedshare.transport.flower.apps import client_app
+from fedshare.transport.flower.envelope import seal, unseal
+from fedshare.transport.flower.grid import arrived, node_of
+from fedshare.transport.flower.inprocess import ask
+from fedshare.transport.flower.records import unwrap, wrap
+from fedshare.transport.stream import tls
+from fedshare.transport.stream.frames import PROTOCOL, Assembly, chunks
+from fedshare.transport.stream.server import METHOD
 
 PAUSE = 0.5  # seconds until it comes back
 SLOW, DRIBBLE = 3.0, 0.1  # seconds that a slow answer takes before it is broken off, and between two bytes

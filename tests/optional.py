@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedshare.extras import EXTRAS, root_cause
+from fedshare.machine.extras import EXTRAS, root_cause
 
 NEEDED = {("client", "dpsgd"): "opacus"} | {
     ("peft", name): "peft" for name in ("lora", "ffa_lora", "fedsa_lora", "ia3", "vera", "vblora")

@@ -15,9 +15,9 @@ from test_report import row
 
 import world
 from deployed import Deployment, certificates
-from fedshare.best import Best
 from fedshare.network import Purpose
 from fedshare.payload import Payload
+from fedshare.report.best import Best
 from fedshare.report.compare import comparison, comparison_csv, comparison_plot, last_evaluation, unlike
 from fedshare.report.console import Progress
 from fedshare.report.plots import progress_plot
@@ -46,7 +46,7 @@ class Dying(world.Altered):
 def rows_of(clients: int | None) -> Rows:
     made = world.build("fedavg", parts=world.shares(3))
     schedule = Schedule(rounds=7, seed=0, max_examples=100, clients=clients)
-    state = made.strategy.init(made.scratch.initial)
+    state = made.strategy.init(made.scratch.initial, made.clients)
     return [done.row for done in run_server(made.strategy, Dying(Simulation(lambda: made)), state, schedule)]
 
 
@@ -171,13 +171,14 @@ def test_a_client_whose_test_raises_is_named_and_marked(tmp_path: Path) -> None:
     made = world.build("fedavg", parts=world.shares(3))
 
     class Broken(world.Altered):
-        def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-            answers = super().exchange(purpose, round, downloads)
+        def altered(
+            self, purpose: Purpose, round: int, downloads: dict[int, Payload], answers: dict[int, Payload]
+        ) -> dict[int, Payload]:
             if purpose is Purpose.EVALUATE and round == 2:
                 answers[1].tensors["sums"]["loss"] = torch.tensor(-1)  # of another type
             return answers
 
-    state = made.strategy.init(made.scratch.initial)
+    state = made.strategy.init(made.scratch.initial, made.clients)
     network = Broken(Simulation(lambda: made), {})
     found = [done.row for done in run_server(made.strategy, network, state, Schedule(rounds=3, seed=0))]
     assert [list(one["untested"]) for one in found] == [[], ["1"], []]

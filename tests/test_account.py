@@ -2,8 +2,8 @@
 
 import torch
 
-from fedshare.account import Account
 from fedshare.payload import Payload
+from fedshare.rounds.account import Account
 
 
 def payload(**groups: dict[str, int]) -> Payload:

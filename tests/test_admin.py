@@ -17,13 +17,14 @@ import pytest
 from test_stream import Guest, ask, converse, hello, serving, until_present, wait_until
 
 from deployed import Deployment, assert_equal, certificates, eventually, simulated
-from fedshare import audit, control, memories
-from fedshare.control import Control
 from fedshare.errors import UserError
-from fedshare.experiments import cli, orders
-from fedshare.experiments.desk import Desk
-from fedshare.runs import RunFolder
-from fedshare.stream import server as server_module
+from fedshare.experiments import cli
+from fedshare.experiments.hosts import orders
+from fedshare.experiments.hosts.desk import Desk
+from fedshare.runs import RunFolder, audit
+from fedshare.transport import control, memories
+from fedshare.transport.control import Control
+from fedshare.transport.stream import server as server_module
 from world import PATIENCE
 
 SMALL = ["data=digits", "model=logistic", "partition.clients=3"]
@@ -92,7 +93,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
 
 
 def _saved(run: Path) -> list[int]:
-    from fedshare import checkpoint
+    from fedshare.runs import checkpoint
 
     return list(checkpoint.rounds(RunFolder(run).checkpoints))
 
@@ -316,7 +317,7 @@ def test_a_second_server_is_refused_and_a_killed_one_s_socket_is_not_in_the_way(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 @pytest.mark.parametrize("open_to_all", [False, True], ids=["by the mode", "by the kernel's word"])
 def test_another_user_is_refused(open_to_all: bool, path: Path) -> None:
-    program = "import os, sys\nfrom pathlib import Path\nfrom fedshare import control\n"
+    program = "import os, sys\nfrom pathlib import Path\nfrom fedshare.transport import control\n"
     program += "os.setuid(65534)\nprint(control.ask(Path(sys.argv[1]), {'command': 'x'}))"
     for folder in [path.parent, *path.parents]:
         if str(folder).startswith("/tmp/"):

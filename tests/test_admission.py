@@ -18,17 +18,18 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from test_stream import HEARTBEAT, LOCAL, Guest, ask, hello, receive, until_present, wait_until
 
 from deployed import Deployment
-from fedshare import certificates, enrolment, files, keys
-from fedshare.admission import ALLOWED, DENIED, Admission, Caller, Roll
 from fedshare.errors import UserError
-from fedshare.experiments import doctor
 from fedshare.experiments.cli import main
-from fedshare.keys import Identity
-from fedshare.stream import client as client_module
-from fedshare.stream import server as server_module
-from fedshare.stream.diagnose import NotYet
-from fedshare.stream.health import ask as ask_only
-from fedshare.stream.server import METHOD, Settings, StreamServer
+from fedshare.experiments.commands import doctor
+from fedshare.identity import certificates, enrolment, keys
+from fedshare.identity.admission import ALLOWED, DENIED, Admission, Caller, Roll
+from fedshare.identity.keys import Identity
+from fedshare.machine import files
+from fedshare.transport.stream import client as client_module
+from fedshare.transport.stream import server as server_module
+from fedshare.transport.stream.diagnose import NotYet
+from fedshare.transport.stream.health import ask as ask_only
+from fedshare.transport.stream.server import METHOD, Settings, StreamServer
 from world import PATIENCE
 
 BARRED, REVOKED = "the operator has barred this client", "its key has been revoked"

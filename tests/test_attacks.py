@@ -20,26 +20,27 @@ from fedshare.attacks.colluders import ALIE, IPM, Away, Mimic, MinMax, MinSum, R
 from fedshare.attacks.colluding import Colluding
 from fedshare.attacks.data import Backdoor, LabelFlip
 from fedshare.attacks.from_byzfl import ByzFL
+from fedshare.attacks.liar import Liars
 from fedshare.attacks.lies import Gaussian, NonFinite, Rescale, SignFlip, SignRandomise, ValueInvert
 from fedshare.attacks.riders import Constant, DeltaNoise, DeltaWeights, Partial, Random, Stale
 from fedshare.attacks.timing import OnOff
 from fedshare.attacks.update import read
-from fedshare.attacks.vectors import deviation, dot, norm, rms
+from fedshare.attacks.vectors import deviation, rms
 from fedshare.client import Training
 from fedshare.data.dataset import Examples
 from fedshare.errors import RunHalted, UserError
 from fedshare.experiments.cli import main
-from fedshare.experiments.compose import CONF, resolved
-from fedshare.experiments.instantiate import check, make
+from fedshare.experiments.config.compose import CONF, resolved
+from fedshare.experiments.config.instantiate import check, make
 from fedshare.network import Network, Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.runs import RunFolder, verify
-from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import State, digests, pack, unpack
 from fedshare.strategies.rffl import RFFL
-from fedshare.tensors import Tensors, add, mean, scale, subtract
+from fedshare.tensors import Tensors, add, dot, mean, norm, scale, subtract
+from fedshare.training.scratch import Scratch
 from optional import extra
 
 OPTIONS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
@@ -114,7 +115,8 @@ def simulation(strategy: str, attack: Attack, training: Training | None = None) 
     training = training or Training(optimizer=world.sgd, epochs=1, batch_size=None)
     with seeds.scope(0, "model"):
         scratch = Scratch(world.Net())
-    population = Population(strategy_of(strategy), scratch, training, world.shares(), 0, attack)
+    liars = Liars(attack, world.CLIENTS, 0)
+    population = Population(strategy_of(strategy), scratch, training, world.shares(), 0, liars)
     return Simulation(lambda: population, 0, population=population)
 
 
@@ -123,8 +125,8 @@ def colluding(network: Simulation, wrapped: Network | None = None) -> Colluding:
     return Colluding(
         wrapped or network,
         population.strategy,
-        population.attack,
-        population.adversaries,
+        population.liars.attack,
+        population.liars.ids,
         population.scratch.initial,
         population.seed,
     )
@@ -134,18 +136,18 @@ def run(
     network: Simulation, rounds: int = 2, state: State | None = None, start: int = 0, evaluate: int = 0
 ) -> list[Round]:
     strategy = network.population.strategy
-    state = strategy.init(network.population.scratch.initial) if state is None else state
+    state = world.begin(network.population) if state is None else state
     schedule = Schedule(rounds=rounds, seed=0, max_examples=100, evaluate_every=evaluate)
     return list(run_server(strategy, colluding(network), state, schedule, start))
 
 
 def uploads(network: Simulation, round: int = 1) -> dict[int, Payload]:
     strategy = network.population.strategy
-    state = strategy.init(network.population.scratch.initial)
-    downloads = {client: strategy.download(state, client) for client in network.client_ids()}
+    state = world.begin(network.population)
+    downloads = {client: strategy.download(state, client, Purpose.TRAIN) for client in network.client_ids()}
     asked = {client: download for client, download in downloads.items() if download is not None}
-    answers = colluding(network).exchange(Purpose.TRAIN, round, asked)
-    return {client: strategy.unpack(upload, strategy.expects(state, client)) for client, upload in answers.items()}
+    answers = colluding(network).exchange(Purpose.TRAIN, round, asked).answers
+    return {client: strategy.form.decode(upload, strategy.expects(state, client)) for client, upload in answers.items()}
 
 
 def bits(payload: Payload) -> dict[str, str]:
@@ -577,10 +579,11 @@ def test_an_attack_touches_only_the_adversaries_and_repeats(option: str, strateg
     stopped = simulation(strategy, made)
     state = run(stopped, 1)[-1].state
     later = simulation(strategy, made)
-    later.states = {client: unpack(pack(memory)) for client, memory in stopped.states.items()}
+    later.memories.recall({client: unpack(pack(memory)) for client, memory in stopped.memories.remember().items()}, 1)
     rest = run(later, 2, unpack(pack(state)), 1)[-1]
     assert digests(rest.state) == digests(expected[-1].state), "it repeats, and what they remember survives"
-    assert {c: digests(s) for c, s in later.states.items()} == {c: digests(s) for c, s in whole.states.items()}
+    ours, theirs = later.memories.remember(), whole.memories.remember()
+    assert {c: digests(s) for c, s in ours.items()} == {c: digests(s) for c, s in theirs.items()}
 
 
 @cache
@@ -595,7 +598,7 @@ def test_where_nothing_is_uploaded_an_attack_on_updates_is_harmless(option: str)
     expected, found = run(network, 1, evaluate=1), run(attacked, 1, evaluate=1)
     honest = [client for client in range(world.CLIENTS) if client not in LIARS]
     for client in honest:
-        assert digests(attacked.states[client]) == digests(network.states[client])
+        assert digests(attacked.memories.states[client]) == digests(network.memories.states[client])
         ours, theirs = (done[-1].row["per_client"]["loss"][str(client)] for done in (expected, found))
         assert ours == theirs
     assert not any(done.row["dropped"] for done in found)
@@ -649,9 +652,10 @@ def test_a_colluder_learns_nothing_from_what_is_no_number() -> None:
     plain = uploads(simulation("fedavg", Attack()))
     bad = world.Altered(network, {0: lambda p: Payload({"params": scale(p.tensors["params"], math.nan)}, p.metrics)})
     strategy, initial = network.population.strategy, network.population.scratch.initial
-    downloads = {client: strategy.download(strategy.init(initial), client) for client in network.client_ids()}
+    state = world.begin(network.population)
+    downloads = {client: strategy.download(state, client, Purpose.TRAIN) for client in network.client_ids()}
     asked = {client: download for client, download in downloads.items() if download is not None}
-    answers = colluding(network, bad).exchange(Purpose.TRAIN, 1, asked)  # type: ignore[arg-type]
+    answers = colluding(network, bad).exchange(Purpose.TRAIN, 1, asked).answers
     middle = mean([read(plain[client], initial) for client in (2, 4)])
     for liar in LIARS:
         torch.testing.assert_close(read(answers[liar], initial), scale(middle, -1.0), rtol=1e-4, atol=1e-6)
@@ -667,7 +671,7 @@ def flat_world(strategy: Any, attack: Attack, order: Sequence[int], clients: int
     with seeds.scope(0, "linear"):
         module = nn.Linear(world.FEATURES, world.CLASSES)
     training = Training(optimizer=partial(world.sgd, lr=0.5), epochs=3, batch_size=None)
-    return Population(strategy, Scratch(module), training, parts, 0, attack)
+    return Population(strategy, Scratch(module), training, parts, 0, Liars(attack, clients, 0))
 
 
 @pytest.mark.parametrize("order", [[4, 5, 0, 1, 2, 3], [3, 1, 5, 0, 2, 4]], ids=["last", "mixed"])
@@ -721,7 +725,7 @@ def test_success_is_measured_at_every_client_also_when_the_adversaries_rest() ->
     times = OnOff(attack=LabelFlip(classes=3), start=9, adversaries=LIARS)
     network = simulation("fedavg", times)
     downloads = {client: Payload({"params": network.population.scratch.initial}) for client in network.client_ids()}
-    answers = network.exchange(Purpose.EVALUATE, 1, downloads)
+    answers = network.exchange(Purpose.EVALUATE, 1, downloads).answers
     for part, answer in zip(network.population.shares, answers.values(), strict=True):
         assert ("attack_success" in answer.metrics) == bool((part.test.y != 1).any())
         assert 0 <= answer.metrics.get("attack_success", 0) <= 1

@@ -14,13 +14,14 @@ from test_stream import Guest, identity, pki, serving, until_present, wait_until
 
 import fedshare
 from deployed import Command, Deployment, eventually
-from fedshare import audit, certificates
-from fedshare.audit import Audit
 from fedshare.errors import UserError
-from fedshare.experiments.desk import Desk
-from fedshare.stream import client as client_module
-from fedshare.stream import handshakes
-from fedshare.stream import server as server_module
+from fedshare.experiments.hosts.desk import Desk
+from fedshare.identity import certificates
+from fedshare.runs import audit
+from fedshare.runs.audit import Audit
+from fedshare.transport.stream import client as client_module
+from fedshare.transport.stream import handshakes
+from fedshare.transport.stream import server as server_module
 from world import PATIENCE
 
 __all__ = ["pki"]  # a fixture

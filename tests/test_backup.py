@@ -13,10 +13,10 @@ import pytest
 
 import world
 from deployed import Command, Deployment, assert_equal, certificates, lines, simulated
-from fedshare import checkpoint, marks
 from fedshare.experiments import cli
-from fedshare.keys import Identity
-from fedshare.runs import RunFolder, verify
+from fedshare.identity import marks
+from fedshare.identity.keys import Identity
+from fedshare.runs import RunFolder, checkpoint, verify
 from world import PATIENCE
 
 LONG = ["data=digits", "model=logistic", "partition.clients=3", "strategy=local", "rounds=60", "checkpoint_every=10"]

@@ -16,14 +16,12 @@ from fedshare import seeds
 from fedshare.client import Client, Training
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
-from fedshare.experiments import build
-from fedshare.experiments.compose import resolved
+from fedshare.experiments.config import build
+from fedshare.experiments.config.compose import resolved
 from fedshare.network import Purpose, answer
 from fedshare.payload import Payload
 from fedshare.peft import Full
-from fedshare.privacy import Privacy
 from fedshare.rounds import Round, Schedule, run_server
-from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import State, digests, pack, unpack
 from fedshare.strategies.cfl import CFL, bipartition
@@ -36,6 +34,8 @@ from fedshare.strategies.local import Local
 from fedshare.strategy import Strategy
 from fedshare.tasks import Classification
 from fedshare.tensors import Tensors
+from fedshare.training.private.privacy import Privacy
+from fedshare.training.scratch import Scratch
 from optional import extra
 
 HEAD = ("head.*",)
@@ -84,9 +84,9 @@ def population(
 
 
 def run(network: Simulation, rounds: int = 3, per_round: int | None = 4) -> list[Round]:
-    strategy, initial = network.population.strategy, network.population.scratch.initial
+    strategy = network.population.strategy
     schedule = Schedule(rounds=rounds, seed=0, clients_per_round=per_round, evaluate_every=0)
-    return list(run_server(strategy, network, strategy.init(initial), schedule))
+    return list(run_server(strategy, network, world.begin(network.population), schedule))
 
 
 def ran(strategy: Strategy, rounds: int = 3, per_round: int | None = 4, **keys: Any) -> tuple[State, Simulation]:
@@ -132,10 +132,10 @@ def test_heads_differ_among_clients_and_never_travel(name: str) -> None:
     scratch = network.population.scratch
     assert scratch.local
     assert all(tensor.startswith("head.") for tensor in scratch.local)
-    heads = {digests(memory["local"])[scratch.local[0]] for memory in network.states.values()}
-    assert len(heads) == len(network.states) >= 3
+    heads = {digests(memory["local"])[scratch.local[0]] for memory in network.memories.states.values()}
+    assert len(heads) == len(network.memories.states) >= 3
     download = Payload({"params": scratch.initial})
-    upload = network.exchange(Purpose.TRAIN, 3, {0: download})[0]
+    upload = network.exchange(Purpose.TRAIN, 3, {0: download}).answers[0]
     assert not any(tensor.startswith("head.") for tensor in upload.tensors["params"])
     assert len(upload.tensors["params"]) == len(scratch.shared) > 0
 
@@ -152,7 +152,7 @@ def test_fedrep_trains_the_head_and_then_the_body_by_hand() -> None:
     here, there = (population(FedRep(head_epochs=3), HEAD) for _ in range(2))
     client = here.client(2, {})
     client.load(client.initial)
-    upload = here.strategy.train(client, 2)
+    upload = here.strategy.train(client, 2, Payload({"params": client.initial}))
 
     by_hand = there.client(2, {})
     by_hand.load(by_hand.initial)
@@ -186,7 +186,7 @@ def test_the_body_is_still_while_the_head_is_trained_and_the_other_way_round() -
     made = population(FedRep(head_epochs=1), HEAD)
     client = Watched(0, 0, made.scratch, made.training, made.shares[0], {})
     client.load(client.initial)
-    upload = made.strategy.train(client, 1)
+    upload = made.strategy.train(client, 1, Payload({"params": client.initial}))
     moved = [{name for name in before if not torch.equal(before[name], after[name])} for before, after in seen]
     assert moved == [set(HEAD_NAMES), {"body.weight", "body.bias", "norm.weight", "norm.bias"}]
     assert upload.metrics == {"examples": 8.0, "train_loss": client.fitted[1]}
@@ -204,8 +204,8 @@ def test_fedrep_trains_alone_where_nothing_is_shared() -> None:
     state, network = ran(FedRep(head_epochs=2), local=["*"], epochs=1, module=Without)
     assert state["params"] == {}
     assert same(
-        network.states[4]["local"],
-        ran(FedAvg(), local=["*"], epochs=2, module=Without)[1].states[4]["local"],
+        network.memories.states[4]["local"],
+        ran(FedAvg(), local=["*"], epochs=2, module=Without)[1].memories.states[4]["local"],
     )
 
 
@@ -219,9 +219,9 @@ def test_dittos_global_model_is_fedavgs(lam: float, local: Sequence[str]) -> Non
     state, network = ran(Ditto(lam=lam), local=local, module=Without)
     expected, usual = ran(FedAvg(), local=local, module=Without)
     assert digests(state) == digests(expected)
-    assert network.states.keys() == usual.states.keys()
-    for client, memory in usual.states.items():
-        kept = {key: value for key, value in network.states[client].items() if key != "personal"}
+    assert network.memories.states.keys() == usual.memories.states.keys()
+    for client, memory in usual.memories.states.items():
+        kept = {key: value for key, value in network.memories.states[client].items() if key != "personal"}
         assert digests(kept) == digests(memory)
 
 
@@ -230,11 +230,11 @@ def test_a_personal_model_that_nothing_pulls_is_trained_alone(local: Sequence[st
     """To the bit: on the same batches, from the same start, with a local part that the other's does not touch."""
     _, network = ran(Ditto(lam=0.0), per_round=None, local=local)
     _, alone = ran(Local(), per_round=None, local=local)
-    assert network.states.keys() == alone.states.keys()
-    for client, memory in alone.states.items():
-        assert same(network.states[client]["personal"], memory["params"] | memory.get("local", {}))
+    assert network.memories.states.keys() == alone.memories.states.keys()
+    for client, memory in alone.memories.states.items():
+        assert same(network.memories.states[client]["personal"], memory["params"] | memory.get("local", {}))
         if local:
-            assert not same(network.states[client]["local"], memory["local"])
+            assert not same(network.memories.states[client]["local"], memory["local"])
 
 
 def test_a_strong_pull_holds_the_personal_model_near_the_global_one() -> None:
@@ -245,7 +245,7 @@ def test_a_strong_pull_holds_the_personal_model_near_the_global_one() -> None:
         done = run(network, 3, None)
         sent = done[1].state["params"]  # by which the personal models of round 3 are held
         parameters = {name: sent[name] for name in network.population.scratch.trainable}
-        far.append([distance(memory["personal"], parameters) for memory in network.states.values()])
+        far.append([distance(memory["personal"], parameters) for memory in network.memories.states.values()])
     for none, some, strong in zip(*far, strict=True):
         assert strong < some < none
         assert strong < none / 2
@@ -285,22 +285,23 @@ def test_a_personal_step_by_hand() -> None:
 def test_a_personal_model_makes_its_own_number_of_passes() -> None:
     _, network = ran(Ditto(lam=0.0, personal_epochs=3), per_round=None, epochs=1)
     _, alone = ran(Local(), per_round=None, epochs=3)
-    assert all(same(network.states[client]["personal"], alone.states[client]["params"]) for client in alone.states)
+    for client, memory in alone.memories.states.items():
+        assert same(network.memories.states[client]["personal"], memory["params"])
 
 
 def test_a_client_is_tested_with_its_personal_model_once_it_has_one() -> None:
     state, network = ran(Ditto(lam=1.0), rounds=1, local=HEAD)
     made = network.population
-    (absent,) = set(range(world.CLIENTS)) - network.states.keys()
-    present = min(network.states)
-    download = made.strategy.download(state, 0)
+    (absent,) = set(range(world.CLIENTS)) - network.memories.states.keys()
+    present = min(network.memories.states)
+    download = made.strategy.download(state, 0, Purpose.TRAIN)
     assert download is not None
-    tested = network.exchange(Purpose.EVALUATE, 1, dict.fromkeys([absent, present], download))
-    for client, params in ((absent, state["params"]), (present, network.states[present]["personal"])):
+    tested = network.exchange(Purpose.EVALUATE, 1, dict.fromkeys([absent, present], download)).answers
+    for client, params in ((absent, state["params"]), (present, network.memories.states[present]["personal"])):
         by_hand = made.client(client, {})
         by_hand.load(params)
         assert tested[client] == by_hand.evaluate()
-    global_model = made.client(present, network.states[present])
+    global_model = made.client(present, network.memories.states[present])
     global_model.load(state["params"])
     assert tested[present].tensors["sums"]["loss"] != global_model.evaluate().tensors["sums"]["loss"]
 
@@ -328,13 +329,13 @@ def test_what_fine_tuning_trains_is_fedavgs() -> None:
 def test_a_test_is_that_of_the_model_fine_tuned_by_hand(local: Sequence[str]) -> None:
     state, network = ran(FineTune(finetune_epochs=3), local=local, module=Without, lr_decay=0.5)
     download = Payload({"params": state["params"]})
-    tested = network.exchange(Purpose.EVALUATE, 3, dict.fromkeys(range(world.CLIENTS), download))
+    tested = network.exchange(Purpose.EVALUATE, 3, dict.fromkeys(range(world.CLIENTS), download)).answers
     usual = Simulation(partial(population, FedAvg(), local, Without))
-    usual.states = network.states
-    untuned = usual.exchange(Purpose.EVALUATE, 3, dict.fromkeys(range(world.CLIENTS), download))
+    usual.memories.recall(network.memories.remember(), 3)
+    untuned = usual.exchange(Purpose.EVALUATE, 3, dict.fromkeys(range(world.CLIENTS), download)).answers
     for client in range(world.CLIENTS):
         made = population(FedAvg(), local, Without)
-        by_hand = made.client(client, unpack(pack(network.states.get(client, {}))))
+        by_hand = made.client(client, unpack(pack(network.memories.states.get(client, {}))))
         by_hand.load(state["params"])
         optimizer = world.sgd(made.scratch.parameters.values(), lr=0.1 * 0.5**2)
         with seeds.scope(0, "evaluate", 3, client):  # dropout
@@ -352,7 +353,7 @@ def test_no_passes_of_fine_tuning_are_fedavg() -> None:
     rows = []
     for strategy in (FineTune(finetune_epochs=0), FedAvg()):
         network = Simulation(partial(population, strategy, HEAD))
-        state = strategy.init(network.population.scratch.initial)
+        state = world.begin(network.population)
         rounds = list(run_server(strategy, network, state, schedule))
         rows.append([{key: value for key, value in done.row.items() if key != "seconds"} for done in rounds])
     assert rows[0] == rows[1]
@@ -366,23 +367,23 @@ def test_fine_tuning_is_forgotten_and_is_the_same_again(private: bool) -> None:
         extra("opacus")
         keys = {"sampling": "poisson", "privacy": Privacy(noise_multiplier=1.0, max_grad_norm=0.5, delta=1e-3)}
     state, network = ran(FineTune(), rounds=1, local=HEAD, module=Without, **keys)
-    (absent,) = set(range(world.CLIENTS)) - network.states.keys()
-    for id in (absent, min(network.states)):
-        memory = network.states.get(id, {})  # an absent client's is empty, and must stay so
+    (absent,) = set(range(world.CLIENTS)) - network.memories.states.keys()
+    for id in (absent, min(network.memories.states)):
+        memory = network.memories.states.get(id, {})  # an absent client's is empty, and must stay so
         parts = dict(memory)
         before = digests(memory)
-        models = []
+        models, tests, scratch = [], [], network.population.scratch
         for _ in range(2):
-            client = network.population.client(id, memory)
-            with seeds.scope("test"):  # dropout
-                network.population.strategy.apply(client, Payload({"params": state["params"]}))
-                network.population.strategy.personalise(client, 1)
-            models.append(client.params([*client.initial, *client.local]))
-            assert client.state is memory
+            download = Payload({"params": state["params"]})
+            found = network.population.answer(Purpose.EVALUATE, 1, id, download, memory)
+            tests.append(found.payload)
+            models.append(scratch.params([*scratch.initial, *scratch.local]))
+            assert found.state is memory
             assert digests(memory) == before
             assert memory.keys() == parts.keys()
             assert all(memory[key] is parts[key] for key in parts)
         assert same(*models)
+        assert tests[0] == tests[1]
         assert not same({name: models[0][name] for name in state["params"]}, state["params"])
 
 
@@ -392,7 +393,7 @@ def test_the_test_before_round_1_has_the_learning_rate_of_round_1() -> None:
     for round in (0, 1, 2):
         client = made.client(0, {})
         client.load(client.initial)
-        made.strategy.personalise(client, round)
+        made.strategy.evaluate(client, round)
         moved.append(client.params()["body.weight"] - client.initial["body.weight"])
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(moved[2], moved[1] / 2, rtol=1e-3, atol=1e-6)
@@ -409,11 +410,11 @@ def uploads(**updates: tuple[float, list[float]]) -> dict[int, Payload]:
 
 
 def begin(strategy: CFL) -> State:
-    return strategy.init({"w": torch.zeros(2)})
+    return strategy.init({"w": torch.zeros(2)}, world.CLIENTS)
 
 
 def model(strategy: CFL, state: State, client: int) -> list[float]:
-    download = strategy.download(state, client)
+    download = strategy.download(state, client, Purpose.TRAIN)
     assert download is not None
     values: list[float] = download.tensors["params"]["w"].tolist()
     return values
@@ -578,11 +579,11 @@ def test_two_planted_groups_are_found_and_each_then_learns_its_own_names() -> No
     assert done[-1].row["clusters"] == [[0, 2, 4], [1, 3, 5]]
     network = Simulation(partial(quarrel, 3))
     strategy = network.population.strategy
-    downloads = {client: strategy.download(done[-1].state, client) for client in range(6)}
-    tested = network.exchange(Purpose.EVALUATE, 15, {i: d for i, d in downloads.items() if d is not None})
+    downloads = {client: strategy.download(done[-1].state, client, Purpose.TRAIN) for client in range(6)}
+    tested = network.exchange(Purpose.EVALUATE, 15, {i: d for i, d in downloads.items() if d is not None}).answers
     assert min(accuracies(tested)) == 1.0
     everyones = Payload({"params": done[-1].state["params"]})
-    together = network.exchange(Purpose.EVALUATE, 15, dict.fromkeys(range(6), everyones))
+    together = network.exchange(Purpose.EVALUATE, 15, dict.fromkeys(range(6), everyones)).answers
     assert sum(accuracies(together)) / 6 < 0.8
 
 
@@ -601,10 +602,11 @@ def test_a_run_with_splits_keeps_the_contract() -> None:
     assert len(whole[-1].row["clusters"]) > 1
     assert any(len(round.state["places"]) > sum(map(len, round.row["clusters"])) for round in whole), "somebody waits"
     links = [done.link for done in whole]
-    strategy, initial = here.population.strategy, here.population.scratch.initial
+    strategy = here.population.strategy
     schedule = Schedule(rounds=8, seed=0, clients_per_round=4, evaluate_every=0)
     backwards = world.Reversed(Simulation(partial(quarrel, 1)), {})
-    assert [done.link for done in run_server(strategy, backwards, strategy.init(initial), schedule)] == links
+    rounds = run_server(strategy, backwards, world.begin(here.population), schedule)
+    assert [done.link for done in rounds] == links
     with Simulation(partial(quarrel, 1), workers=2) as parallel:
         assert [done.link for done in run(parallel, 8, 4)] == links
     for stop, done in enumerate(whole[:-1], 1):

@@ -14,11 +14,12 @@ from test_runs import SMALL, copy, fedshare, flip
 
 import world
 from fedshare import __version__, seeds
-from fedshare.experiments import beginnings, build, compose
-from fedshare.parts import Role
+from fedshare.experiments import beginnings
+from fedshare.experiments.config import build, compose
 from fedshare.runs import RunFolder, verify
 from fedshare.state import digests
 from fedshare.tensors import digest, fingerprint
+from fedshare.training.parts import Role
 
 OLDER = world.ROOT / "tests" / "older" / "run-0.1.0"  # made by fedshare 0.1.0: onebyte, its model from portable.py
 MODELS = {  # what its own `replay` said, after these rounds

@@ -17,12 +17,12 @@ from test_stream import LOCAL, Guest, ask, converse, hello, port, receive, servi
 from deployed import Command, eventually, flower_app, free_port
 from fedshare.errors import RunHalted, UserError, exit_status
 from fedshare.experiments import cli
-from fedshare.stream import callers, descriptors, server, tls
-from fedshare.stream import client as client_module
-from fedshare.stream.callers import Callers, _peer
-from fedshare.stream.callers import one_place as _place
-from fedshare.stream.server import Settings, StreamServer
-from fedshare.stream.tally import Tally
+from fedshare.machine.tally import Tally
+from fedshare.transport.stream import callers, descriptors, server, tls
+from fedshare.transport.stream import client as client_module
+from fedshare.transport.stream.callers import Callers, _peer
+from fedshare.transport.stream.callers import one_place as _place
+from fedshare.transport.stream.server import Settings, StreamServer
 from world import PATIENCE
 
 NEVER = 3600.0  # a deadline that no test waits for

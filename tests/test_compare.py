@@ -13,9 +13,9 @@ import torch
 from test_runs import SMALL, fedshare
 
 import world
-from fedshare.metrics import summarise
 from fedshare.report.compare import Run, comparison, comparison_csv, comparison_plot, last_evaluation, titles, unlike
 from fedshare.tasks import Classification
+from fedshare.tasks.metrics import summarise
 
 Make = Callable[..., Path]
 

@@ -13,9 +13,9 @@ import world
 from fedshare.client import Training
 from fedshare.data.partition import Partition
 from fedshare.errors import UserError
-from fedshare.experiments import build
-from fedshare.experiments.compose import CONF, hydra, jobs, resolved
-from fedshare.experiments.instantiate import check, make
+from fedshare.experiments.config import build
+from fedshare.experiments.config.compose import CONF, hydra, jobs, resolved
+from fedshare.experiments.config.instantiate import check, make
 from fedshare.strategy import Strategy
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

@@ -26,7 +26,7 @@ def simulation(name: str, workers: int = 0) -> Simulation:
 
 
 def begin(network: Simulation) -> State:
-    return network.population.strategy.init(network.population.scratch.initial)
+    return world.begin(network.population)
 
 
 def run(network: Simulation, schedule: Schedule = SCHEDULE) -> list[Round]:
@@ -38,7 +38,7 @@ def one_round(name: str) -> tuple[Simulation, State, dict[int, Payload], dict[in
     network = simulation(name)
     state = run(network, dataclasses.replace(SCHEDULE, rounds=1, clients_per_round=None))[-1].state
     strategy = network.population.strategy
-    downloads = {i: strategy.download(state, i) for i in network.client_ids()}
+    downloads = {i: strategy.download(state, i, Purpose.TRAIN) for i in network.client_ids()}
     known = {i: download for i, download in downloads.items() if download is not None}
     return network, state, known, sent(network, state, 2, known)
 
@@ -46,8 +46,8 @@ def one_round(name: str) -> tuple[Simulation, State, dict[int, Payload], dict[in
 def sent(network: Simulation, state: State, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
     """The uploads as the server unpacks them."""
     strategy = network.population.strategy
-    answers = network.exchange(Purpose.TRAIN, round, downloads)
-    return {client: strategy.unpack(upload, strategy.expects(state, client)) for client, upload in answers.items()}
+    answers = network.exchange(Purpose.TRAIN, round, downloads).answers
+    return {client: strategy.form.decode(upload, strategy.expects(state, client)) for client, upload in answers.items()}
 
 
 def payload_digests(payload: Payload) -> dict[str, str]:
@@ -78,7 +78,7 @@ def test_apply_is_idempotent_and_writes_only_the_model(name: str) -> None:
     network, _, downloads, _ = one_round(name)
     population = network.population
     for id, download in downloads.items():
-        client = population.client(id, network.states.get(id, {}))
+        client = population.client(id, network.memories.states.get(id, {}))
         memory, received = digests(client.state), payload_digests(download)
         initial = digests({"initial": client.initial})
         population.strategy.apply(client, download)
@@ -97,7 +97,7 @@ def test_apply_leaves_nothing_of_another_client_in_the_model(name: str) -> None:
     first, last = min(downloads), max(downloads)
 
     def applied(id: int) -> dict[str, str]:
-        client = population.client(id, network.states.get(id, {}))
+        client = population.client(id, network.memories.states.get(id, {}))
         population.strategy.apply(client, downloads[id])
         return digests(dict(client.model.state_dict()))
 
@@ -126,21 +126,22 @@ def test_memories_save_and_load_to_the_same_bits(name: str) -> None:
     stopped = simulation(name)
     part = run(stopped, dataclasses.replace(SCHEDULE, rounds=1))[-1]
     later = simulation(name)
-    later.states = {i: unpack(pack(state)) for i, state in stopped.states.items()}
+    later.memories.recall({i: unpack(pack(state)) for i, state in stopped.memories.remember().items()}, 1)
     state = unpack(pack(part.state))
     assert digests(state) == digests(part.state)
     rest = run_server(later.population.strategy, later, state, SCHEDULE, start=1, digest=part.link.digest)
     assert [done.link for done in rest] == [done.link for done in whole[1:]]
-    assert {i: digests(s) for i, s in later.states.items()} == {i: digests(s) for i, s in through.states.items()}
+    mine, theirs = later.memories.remember(), through.memories.remember()
+    assert {i: digests(s) for i, s in mine.items()} == {i: digests(s) for i, s in theirs.items()}
 
 
 @each_strategy
 def test_evaluation_changes_no_memory(name: str) -> None:
     network, _, downloads, _ = one_round(name)
-    before = {i: digests(state) for i, state in network.states.items()}
+    before = {i: digests(state) for i, state in network.memories.states.items()}
     first = network.exchange(Purpose.EVALUATE, 2, downloads)
     assert network.exchange(Purpose.EVALUATE, 2, downloads) == first
-    assert {i: digests(state) for i, state in network.states.items()} == before
+    assert {i: digests(state) for i, state in network.memories.states.items()} == before
 
 
 @each_strategy
@@ -216,7 +217,7 @@ def test_a_bad_upload_is_dropped_and_the_round_goes_on(name: str, corruption: st
 
     _, state, _, uploads = simulation(name), begin(inner), None, None
     honest = simulation(name)
-    downloads = {i: strategy.download(begin(honest), i) for i in honest.client_ids()}
+    downloads = {i: strategy.download(begin(honest), i, Purpose.TRAIN) for i in honest.client_ids()}
     uploads = sent(honest, state, 1, {i: d for i, d in downloads.items() if d is not None})
     del uploads[2]
     assert digests(done.state) == digests(strategy.aggregate(state, 1, uploads)), "the others are averaged alone"

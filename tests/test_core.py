@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import world
-from fedshare import chain, seeds, tensors
+from fedshare import seeds, tensors
 from fedshare.payload import Payload, evaluation_flaw, flaw
+from fedshare.rounds import chain
 from fedshare.state import State, digests, pack, unpack
 from fedshare.tasks import Classification
 

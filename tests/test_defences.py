@@ -13,9 +13,9 @@ import world
 from fedshare import seeds
 from fedshare.client import Training
 from fedshare.errors import UserError
+from fedshare.machine.threads import threads
 from fedshare.network import Purpose
 from fedshare.payload import Payload
-from fedshare.privacy import Privacy
 from fedshare.rounds import Schedule, run_server
 from fedshare.rules import (
     Bulyan,
@@ -40,7 +40,7 @@ from fedshare.strategies.qffl import QFFL
 from fedshare.strategies.rffl import RFFL
 from fedshare.strategies.robust import Robust
 from fedshare.strategy import Strategy
-from fedshare.threads import threads
+from fedshare.training.private.privacy import Privacy
 from optional import extra, needs
 
 RULES: dict[str, Rule] = {
@@ -82,7 +82,7 @@ def play(
 
 
 def begun(strategy: Strategy, *values: float) -> State:
-    return strategy.init({"w": torch.tensor(values, dtype=torch.float32)})
+    return strategy.init({"w": torch.tensor(values, dtype=torch.float32)}, world.CLIENTS)
 
 
 # Rules
@@ -278,7 +278,7 @@ def test_types_and_counters_survive() -> None:
     }
     models = [{"half": params["half"] + i, "count": torch.tensor(9), "double": params["double"] + i} for i in (1, 2, 3)]
     state = Robust(rule=Median()).aggregate(
-        Robust(rule=Median()).init(params), 1, {i: Payload({"params": model}) for i, model in enumerate(models)}
+        Robust(rule=Median()).init(params, 3), 1, {i: Payload({"params": model}) for i, model in enumerate(models)}
     )
     after = state["params"]
     assert after["half"].tolist() == [3, 3]
@@ -408,9 +408,9 @@ def test_qffl_tells_the_loss_of_the_model_it_got() -> None:
     with torch.no_grad():
         expected = float(F.cross_entropy(client.model(client.train_examples.x), client.train_examples.y))
     with seeds.scope("dropout"):
-        upload = population.strategy.train(client, 1)
+        upload = population.strategy.train(client, 1, Payload())
     with seeds.scope("dropout"):
-        same = FedAvg().train(other, 1)
+        same = FedAvg().train(other, 1, Payload())
     assert upload.metrics.pop("loss_before") == pytest.approx(expected, rel=1e-5)
     assert upload.metrics == same.metrics
     assert digests(upload.tensors) == digests(same.tensors), "looking changes no training"
@@ -423,7 +423,7 @@ def test_qffl_does_not_tell_what_privacy_hides() -> None:
     client = world.build("qffl", training=training).client(0, {})
     client.load(client.initial)
     with pytest.raises(UserError, match=r"client\.privacy"):
-        QFFL().train(client, 1)
+        QFFL().train(client, 1, Payload())
 
 
 # CGSV
@@ -433,7 +433,7 @@ def test_cgsv_is_rffl_with_other_rewards_and_without_removal() -> None:
     updates = {0: [1.0, 0.0], 1: [0.8, 0.6], 2: [-1.0, 0.1]}
     uploads = {i: Payload({"update": {"w": torch.tensor(u)}}, {"examples": 1 + i}) for i, u in updates.items()}
     ours, theirs = CGSV(alpha=0.5, beta=2.0), RFFL(alpha=0.5, own="cgsv", warmup=10**6)
-    state, like = (strategy.init({"w": torch.zeros(2)}) for strategy in (ours, theirs))
+    state, like = (strategy.init({"w": torch.zeros(2)}, world.CLIENTS) for strategy in (ours, theirs))
     for round in range(1, 13):
         state, like = (
             strategy.aggregate(memory, round, uploads) for strategy, memory in ((ours, state), (theirs, like))
@@ -455,10 +455,10 @@ def test_a_run_reports_weights_and_learns(name: str) -> None:
     network = Simulation(lambda: world.build(name), 0)
     strategy = network.population.strategy
     schedule = Schedule(rounds=2, seed=0, max_examples=100)
-    *_, done = run_server(strategy, network, strategy.init(network.population.scratch.initial), schedule)
+    *_, done = run_server(strategy, network, world.begin(network.population), schedule)
     assert ("weights" in done.row) == (name != "robust"), "the median has none"
-    downloads = {i: strategy.download(done.state, i) for i in network.client_ids()}
-    answers = network.exchange(Purpose.EVALUATE, 2, {i: d for i, d in downloads.items() if d is not None})
+    downloads = {i: strategy.download(done.state, i, Purpose.TRAIN) for i in network.client_ids()}
+    answers = network.exchange(Purpose.EVALUATE, 2, {i: d for i, d in downloads.items() if d is not None}).answers
     assert len(answers) == world.CLIENTS
     if name == "qffl":
         assert done.row["loss_before"] > 0

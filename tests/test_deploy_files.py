@@ -14,10 +14,10 @@ import yaml
 
 import world
 from fedshare.errors import SYSTEM, UserError
-from fedshare.experiments import compose
-from fedshare.experiments.deploy_options import parser
-from fedshare.experiments.gate import check
-from fedshare.flower.private import why_no_grpc_fleet
+from fedshare.experiments.config import compose
+from fedshare.experiments.hosts.deploy_options import parser
+from fedshare.experiments.hosts.gate import check
+from fedshare.transport.flower.private import why_no_grpc_fleet
 
 DEPLOY = world.ROOT / "deploy"
 UNITS = sorted(path.name for path in (DEPLOY / "systemd").iterdir())

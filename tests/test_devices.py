@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fedshare import devices
-from fedshare.devices import Place, places, visible_gpus
 from fedshare.errors import UserError
-from fedshare.experiments import host
+from fedshare.experiments.hosts import host
+from fedshare.machine import devices
+from fedshare.machine.devices import Place, places, visible_gpus
 from world import PATIENCE
 
 CPU = Place(None, None, 1)
@@ -182,7 +182,7 @@ def fake_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_environment_is_set_before_torch_loads() -> None:
     program = """
         import sys
-        from fedshare import devices
+        from fedshare.machine import devices
         assert "torch" not in sys.modules
         devices.apply(devices.Place("1", 0.4, 3))
         import torch
@@ -316,8 +316,8 @@ def test_bad_input_and_refusal_are_final_and_the_worst_status_is_returned(
 
 PARENT = """
     import sys
-    from fedshare.devices import Place
-    from fedshare.experiments import host
+    from fedshare.machine.devices import Place
+    from fedshare.experiments.hosts import host
     grace, *programs = sys.argv[1:]
     host.GRACE = float(grace)
     commands = {id: [sys.executable, "-c", program] for id, program in enumerate(programs)}

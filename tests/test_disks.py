@@ -19,14 +19,14 @@ import torch
 
 import world
 from deployed import Deployment, assert_equal, certificates
-from fedshare import files
 from fedshare.errors import RunHalted, UserError
 from fedshare.experiments import execute
 from fedshare.experiments.cli import main
-from fedshare.files import private_folder, sweep, write_atomically
-from fedshare.flower.memory import Memory
-from fedshare.keys import Identity
+from fedshare.identity.keys import Identity
+from fedshare.machine import files
+from fedshare.machine.files import private_folder, sweep, write_atomically
 from fedshare.runs import RunFolder
+from fedshare.transport.flower.memory import Memory
 
 SMALL = ["model=logistic", "partition.clients=3", "rounds=3", "client.epochs=1", "workers=0", "checkpoint_every=2"]
 ONEBYTE = ["strategy=onebyte", *SMALL]
@@ -375,7 +375,7 @@ def test_what_a_kill_leaves_before_there_is_a_run_is_swept_up(at: str, tmp_path:
     run = tmp_path / "run"
     program = (
         "import os, signal, sys\n"
-        "from fedshare import files\n"
+        "from fedshare.machine import files\n"
         "replace = os.replace\n"
         "def fatal(source, target):\n"
         f"    os.kill(os.getpid(), signal.SIGKILL) if target.name == {at!r} else replace(source, target)\n"

@@ -18,13 +18,15 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import fedshare
-from fedshare import certificates, keys
-from fedshare.experiments import compose, doctor, federation, host_checks
-from fedshare.experiments.deploy_options import parser
-from fedshare.keys import Identity
-from fedshare.stream import diagnose
-from fedshare.stream.client import StreamClient
-from fedshare.stream.server import SERVICE, Settings, StreamServer
+from fedshare.experiments.commands import doctor
+from fedshare.experiments.config import compose
+from fedshare.experiments.hosts import federation, host_checks
+from fedshare.experiments.hosts.deploy_options import parser
+from fedshare.identity import certificates, keys
+from fedshare.identity.keys import Identity
+from fedshare.transport.stream import diagnose
+from fedshare.transport.stream.client import StreamClient
+from fedshare.transport.stream.server import SERVICE, Settings, StreamServer
 from world import PATIENCE
 
 Doctor = Callable[..., tuple[int, list[str]]]

@@ -22,8 +22,8 @@ from fedshare.data.files import find
 from fedshare.data.sources import Source
 from fedshare.data.tokenizer import Llama2cTokenizer
 from fedshare.errors import UserError
-from fedshare.experiments.compose import resolved
-from fedshare.experiments.instantiate import make
+from fedshare.experiments.config.compose import resolved
+from fedshare.experiments.config.instantiate import make
 from fedshare.models import Llama2c
 
 HOST = "data.example"  # of the published addresses; only the mirror stands behind it

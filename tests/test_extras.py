@@ -17,12 +17,12 @@ from fedshare.attacks.from_byzfl import ByzFL as Attack
 from fedshare.data.partition import Flwr
 from fedshare.data.tokenizer import HuggingFaceTokenizer
 from fedshare.errors import UserError
-from fedshare.experiments.compose import PLUGINS
-from fedshare.experiments.instantiate import make
-from fedshare.extras import EXTRAS, importing
+from fedshare.experiments.config.compose import PLUGINS
+from fedshare.experiments.config.instantiate import make
+from fedshare.machine.extras import EXTRAS, importing
 from fedshare.models import Timm, Transformers
-from fedshare.privacy import Privacy
 from fedshare.rules.byzfl import made
+from fedshare.training.private.privacy import Privacy
 from optional import needs
 
 LAZY = """

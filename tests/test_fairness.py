@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedshare.fairness import collaborative, jain, pearson
-from fedshare.metrics import worst_share
-from fedshare.robustness import detection, mean, observed, split
+from fedshare.report.fairness import collaborative, jain, pearson
+from fedshare.report.robustness import detection, mean, observed, split
+from fedshare.tasks.metrics import worst_share
 
 ACCURACIES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30)
 

@@ -12,8 +12,8 @@ from fedshare.client import Training
 from fedshare.data.dataset import Examples
 from fedshare.payload import Payload
 from fedshare.rounds import Schedule, run_server, sample
-from fedshare.scratch import Scratch
 from fedshare.simulation import Population, Simulation
+from fedshare.training.scratch import Scratch
 
 
 def uploads(*values: tuple[float, list[float]]) -> dict[int, Payload]:
@@ -23,7 +23,7 @@ def uploads(*values: tuple[float, list[float]]) -> dict[int, Payload]:
 def test_one_round_by_hand() -> None:
     # Three clients with 1, 2 and 5 examples: (1 * [8, 0] + 2 * [4, 8] + 5 * [0, 16]) / 8 = [2, 12].
     strategy = world.strategy("fedavg")
-    state = strategy.init({"w": torch.zeros(2)})
+    state = strategy.init({"w": torch.zeros(2)}, world.CLIENTS)
     answers = uploads((1, [8.0, 0.0]), (2, [4.0, 8.0]), (5, [0.0, 16.0]))
     assert strategy.aggregate(state, 1, answers)["params"]["w"].tolist() == [2.0, 12.0]
     alike = replace(strategy, weighted=False)  # type: ignore[type-var]
@@ -45,7 +45,7 @@ def test_full_participation_with_one_full_batch_is_one_centralised_step() -> Non
         module = nn.Sequential(nn.Linear(world.FEATURES, 8), nn.Tanh(), nn.Linear(8, world.CLASSES))
     population = Population(world.strategy("fedavg"), Scratch(module), training, world.shares(), 0)
     network = Simulation(lambda: population)
-    state = population.strategy.init(population.scratch.initial)
+    state = population.strategy.init(population.scratch.initial, population.clients)
     *_, last = run_server(population.strategy, network, state, Schedule(rounds=3, seed=0))
 
     with seeds.scope(0, "model"):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,15 +15,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import world
-from fedshare import masks, mixing, seeds, threads
-from fedshare.account import Account
+from fedshare import seeds
 from fedshare.client import Training
 from fedshare.errors import UserError
-from fedshare.experiments import build
-from fedshare.experiments.compose import resolved
+from fedshare.experiments.config import build
+from fedshare.experiments.config.compose import resolved
+from fedshare.forms import masks
+from fedshare.machine import threads
+from fedshare.network import Purpose
 from fedshare.payload import Payload, flaw
 from fedshare.rounds import Round, Schedule, run_server
-from fedshare.scratch import Scratch
+from fedshare.rounds.account import Account
+from fedshare.rules import mixing
 from fedshare.simulation import Population, Simulation
 from fedshare.state import State, digests
 from fedshare.strategies.fedavg import FedAvg
@@ -32,6 +34,7 @@ from fedshare.strategies.fedcac import FedCAC, collaborators, critical_to, overl
 from fedshare.strategies.local import Local
 from fedshare.strategy import Strategy
 from fedshare.tensors import Tensors
+from fedshare.training.scratch import Scratch
 
 INFINITE = float("inf")
 
@@ -43,7 +46,7 @@ def upload(params: Tensors, critical: Tensors, examples: float = 1) -> Payload:
 
 def model(strategy: FedCAC, state: State, client: int) -> Tensors:
     """What this client would use now."""
-    download = strategy.download(state, client)
+    download = strategy.download(state, client, Purpose.TRAIN)
     assert download is not None
     return download.tensors["params"]
 
@@ -80,9 +83,7 @@ class Scripted:
     examples: int
     state: State = field(default_factory=dict)
     now: Tensors = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.model = SimpleNamespace(named_parameters=lambda: self.before.items())
+    buffers: frozenset[str] = frozenset()
 
     def load(self, params: Tensors) -> None:
         assert params.keys() == self.before.keys()
@@ -111,13 +112,13 @@ def test_a_round_by_hand() -> None:
         # change of a: 0 0 1 2, times a: 0 0 2 6; of b: 0 -1, times b: 0 -1
         2: Scripted(start, tensors([1, 1, 2, 3], [2, 1]), examples=2),
     }
-    state = strategy.init(start)
+    state = strategy.init(start, world.CLIENTS)
     uploads = {}
     for i, client in clients.items():
-        download = strategy.download(state, i)
+        download = strategy.download(state, i, Purpose.TRAIN)
         assert download is not None
         strategy.apply(client, download)
-        uploads[i] = strategy.train(client, 2)
+        uploads[i] = strategy.train(client, 2, download)
     expected = {0: ([0, 1], [1]), 1: ([0, 1], [0]), 2: ([2, 3], [1])}
     for i, (of_a, of_b) in expected.items():
         critical = uploads[i].tensors["critical"]
@@ -179,7 +180,7 @@ def simulation(strategy: Strategy, net: type[nn.Module] = world.Net) -> Simulati
 
 def rounds(network: Simulation | world.Altered, strategy: Strategy, **schedule: Any) -> list[Round]:
     inner = network.inner if isinstance(network, world.Altered) else network
-    state = strategy.init(inner.population.scratch.initial)
+    state = strategy.init(inner.population.scratch.initial, inner.population.clients)
     plan = Schedule(**{"rounds": 3, "seed": 0, "max_examples": 100} | schedule)
     return list(run_server(strategy, network, state, plan))
 
@@ -229,8 +230,8 @@ def test_tau_1_after_beta_is_standalone_training_to_the_bit() -> None:
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.state["collaborators"] == {client: [] for client in range(world.CLIENTS)}
         assert {key: mine.row[key] for key in MEASURED} == {key: other.row[key] for key in MEASURED}
-    for client, memory in alone.states.items():
-        whole = model(fedcac, ours[-1].state, client) | network.inner.states[client]["buffers"]
+    for client, memory in alone.memories.states.items():
+        whole = model(fedcac, ours[-1].state, client) | network.inner.memories.states[client]["buffers"]
         assert digests(whole) == digests(memory["params"])
 
 
@@ -244,7 +245,7 @@ def test_tau_1_makes_all_masks_equal_and_everyone_collaborate() -> None:
 def test_one_client_alone_is_standalone_training_whatever_tau_and_beta() -> None:
     fedcac = FedCAC(tau=0.3, beta=7)
     uploads = {0: drawn(1, 50)[0]}
-    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 1, uploads)
+    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 1, uploads)
     assert digests(model(fedcac, state, 0)) == digests(uploads[0].tensors["params"])
 
 
@@ -274,7 +275,7 @@ def test_equal_masks_and_sizes_are_fedavg_in_every_round(beta: float) -> None:
         for client, one in uploads.items()
     }
     for round in (1, 2, 3, 4, 101):
-        state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), round, uploads)
+        state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), round, uploads)
         average = FedAvg().aggregate({}, round, uploads)["params"]
         for client in uploads:
             torch.testing.assert_close(model(fedcac, state, client), average)
@@ -391,7 +392,7 @@ def test_constants_tell_who_was_averaged(width: int, round: int, monkeypatch: py
         )
         for client, one in drawn(7, 83).items()
     }
-    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), round, uploads)
+    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), round, uploads)
     everyone = sum(2.0**client * (1 + client) for client in uploads) / 28
     for client, one in uploads.items():
         together = [client, *state["collaborators"][client]]
@@ -407,7 +408,7 @@ def test_other_ids_change_nothing_else() -> None:
     fedcac = FedCAC(tau=0.4, beta=9)
     uploads = drawn(6, 61)
     order = [4, 2, 0, 5, 1, 3]
-    start = fedcac.init(uploads[0].tensors["params"])
+    start = fedcac.init(uploads[0].tensors["params"], world.CLIENTS)
     state = fedcac.aggregate(start, 2, uploads)
     other = fedcac.aggregate(start, 2, {order[client]: one for client, one in uploads.items()})
     for client in uploads:
@@ -419,7 +420,7 @@ def test_other_ids_change_nothing_else() -> None:
 def test_what_is_not_critical_is_the_global_models_to_the_bit() -> None:
     fedcac = FedCAC(tau=0.4, beta=9)
     uploads = drawn(6, 61)
-    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 2, uploads)
+    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 2, uploads)
     assert digests(state["params"]) == digests(FedAvg().aggregate({}, 2, uploads)["params"]), "weighted by examples"
     for client, one in uploads.items():
         for name, tensor in model(fedcac, state, client).items():
@@ -432,7 +433,7 @@ def test_negative_zero_stays_negative_without_collaborators() -> None:
     params = [{"a": torch.tensor([-0.0, 5.0, 1.0, 2.0]) * (1 + client)} for client in range(3)]
     where = [[0, 1], [0, 1], [0, 2]]
     uploads = {client: upload(params[client], {"a": mask_of(where[client], 4)}) for client in range(3)}
-    state = fedcac.aggregate(fedcac.init(params[0]), 2, uploads)
+    state = fedcac.aggregate(fedcac.init(params[0], world.CLIENTS), 2, uploads)
     assert state["collaborators"] == {0: [], 1: [], 2: []}
     assert math.copysign(1, float(model(fedcac, state, 1)["a"][0])) == -1
 
@@ -451,7 +452,7 @@ def test_who_is_absent_keeps_its_model_and_who_is_new_has_the_global_one() -> No
     fedcac = FedCAC(tau=0.4, beta=9)
     uploads = drawn(6, 61)
     first = fedcac.aggregate(
-        fedcac.init(uploads[0].tensors["params"]), 1, {i: one for i, one in uploads.items() if i < 4}
+        fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 1, {i: one for i, one in uploads.items() if i < 4}
     )
     kept = {client: digests(model(fedcac, first, client)) for client in range(4)}
     state = first
@@ -470,7 +471,7 @@ def test_who_is_absent_keeps_its_model_and_who_is_new_has_the_global_one() -> No
 def test_the_absent_may_get_the_newest_global_model_around_what_is_critical_to_them() -> None:
     fedcac = FedCAC(tau=0.4, beta=9, refresh=True)
     uploads = drawn(4, 61)
-    first = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 1, uploads)
+    first = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 1, uploads)
     later = fedcac.aggregate(first, 2, changed({2: uploads[2], 3: uploads[3]}, 1))
     before, after = model(fedcac, first, 0)["a"], model(fedcac, later, 0)["a"]
     critical = masks.unpack(uploads[0].tensors["critical"]["a"], 61)
@@ -485,7 +486,7 @@ def test_the_absent_collaborate_only_where_the_config_says_so() -> None:
     uploads = {client: upload(params[client], {"a": mask_of(where[client], 4)}) for client in range(3)}
     for remember, wanted in ((False, [2]), (True, [1])):
         fedcac = FedCAC(beta=INFINITE, remember=remember)
-        state = fedcac.aggregate(fedcac.init(params[0]), 1, uploads)
+        state = fedcac.aggregate(fedcac.init(params[0], world.CLIENTS), 1, uploads)
         assert sorted(state["sent"]) == ([0, 1, 2] if remember else [])
         state = fedcac.aggregate(state, 2, {client: uploads[client] for client in (0, 2)})
         assert state["collaborators"][0] == wanted, "2 is the only other one, or 1 is remembered and more alike"
@@ -495,19 +496,19 @@ def test_the_absent_collaborate_only_where_the_config_says_so() -> None:
 
 def test_bits_beyond_the_last_coordinate_mean_nothing() -> None:
     fedcac, uploads = FedCAC(tau=0.4, beta=9), drawn(4, 61)
-    plain = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 2, uploads)
+    plain = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 2, uploads)
     for liar in (0, 3):
         bits = {name: mask.clone() for name, mask in uploads[liar].tensors["critical"].items()}
         bits["a"][-1] |= 0b11100000  # 61 coordinates are 7 bytes and 5 bits
         other = Payload(uploads[liar].tensors | {"critical": bits}, uploads[liar].metrics)
-        state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 2, uploads | {liar: other})
+        state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 2, uploads | {liar: other})
         assert digests(state) == digests(plain)
 
 
 class Diverging(FedCAC):
     """Client 2's fit of round 1 ends in NaN, in the model and in its running statistics."""
 
-    def train(self, client: Any, round: int) -> Payload:
+    def train(self, client: Any, round: int, download: Payload) -> Payload:
         fit = client.fit
 
         def diverge(number: int) -> dict[str, float]:
@@ -519,7 +520,7 @@ class Diverging(FedCAC):
 
         if (client.id, round) == (2, 1):
             client.fit = diverge
-        return super().train(client, round)
+        return super().train(client, round, download)
 
 
 def test_one_diverged_fit_does_not_lock_a_client_out() -> None:
@@ -527,7 +528,7 @@ def test_one_diverged_fit_does_not_lock_a_client_out() -> None:
     network = simulation(strategy)
     done = rounds(network, strategy)
     assert [list(one.row["dropped"]) for one in done] == [["2"], [], []]
-    for state in network.states.values():
+    for state in network.memories.states.values():
         for tensor in state["buffers"].values():
             assert tensor.isfinite().all()
             assert tensor.untyped_storage().nbytes() == tensor.nbytes, "a view would hold the whole model in memory"
@@ -545,7 +546,7 @@ def test_a_lying_mask_does_not_change_the_scale_of_the_report() -> None:
     fedcac, uploads = FedCAC(tau=0.4, beta=9), drawn(5, 61)
     full = {name: torch.full_like(mask, 255) for name, mask in uploads[2].tensors["critical"].items()}
     uploads[2] = Payload(uploads[2].tensors | {"critical": full}, uploads[2].metrics)
-    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 2, uploads)
+    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 2, uploads)
     values = fedcac.report(state)["overlap"]["values"]
     assert [values[i][i] for i in (0, 1, 3, 4)] == [1, 1, 1, 1]
 
@@ -557,7 +558,7 @@ def test_a_change_too_small_for_float32_still_decides() -> None:
 
 def test_a_beta_near_0_is_no_overflow() -> None:
     fedcac, uploads = FedCAC(beta=1e-308), drawn(4, 61)
-    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 30, uploads)
+    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 30, uploads)
     assert fedcac.report(state)["threshold"] == 2
     assert not collaborators(shared_of([1, 2, 3], 3, 5), 30, 1e-300).any()
 
@@ -567,7 +568,7 @@ def test_what_is_remembered_holds_no_more_memory_than_it_needs() -> None:
     message = torch.cat([*uploads[0].tensors["critical"].values(), torch.zeros(999).byte()])
     pieces = message.split([8, 2, 999])
     uploads[0] = Payload(uploads[0].tensors | {"critical": dict(zip("ab", pieces, strict=False))}, uploads[0].metrics)
-    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 1, uploads)
+    state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 1, uploads)
     for one in state["clients"].values():
         for tensor in (*one["critical"].values(), one["values"]):
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
@@ -584,12 +585,13 @@ def test_buffers_stay_at_home_or_are_averaged_and_are_never_critical() -> None:
         buffers = {"seen", "norm.running_mean", "norm.running_var"}
         population = network.population
         for client in range(world.CLIENTS):
-            one = population.client(client, network.states[client])
-            download = fedcac.download(done.state, client)
+            one = population.client(client, network.memories.states[client])
+            download = fedcac.download(done.state, client, Purpose.TRAIN)
             assert download is not None
             fedcac.apply(one, download)
             used = one.params(sorted(buffers))
-            expected = network.states[client]["buffers"] if local else {n: done.state["params"][n] for n in buffers}
+            remembered = network.memories.states[client].get("buffers")
+            expected = remembered if local else {n: done.state["params"][n] for n in buffers}
             assert expected.keys() == buffers
             assert digests(used) == digests(expected)
             assert not any(int(done.state["clients"][client]["critical"][name].max()) for name in buffers)
@@ -599,7 +601,7 @@ def test_a_round_sends_models_up_with_a_bit_a_parameter_and_models_down() -> Non
     fedcac = FedCAC()
     network = simulation(fedcac)
     whole = network.population.scratch.initial
-    state = fedcac.init(whole)
+    state = fedcac.init(whole, world.CLIENTS)
     plan = Schedule(rounds=1, seed=0, max_examples=100)
     (done,) = run_server(fedcac, network, state, plan, account=Account())
     size, bits = sum(t.nbytes for t in whole.values()), sum(math.ceil(t.numel() / 8) for t in whole.values())
@@ -655,7 +657,7 @@ def test_the_bits_do_not_depend_on_the_number_of_cores(monkeypatch: pytest.Monke
     uploads = drawn(9, 20_000)
     for cores in (1, 2, 5):
         monkeypatch.setattr(threads, "cores", lambda cores=cores: cores)
-        state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"]), 2, uploads)
+        state = fedcac.aggregate(fedcac.init(uploads[0].tensors["params"], world.CLIENTS), 2, uploads)
         found.add(repr(digests(state)))
     assert len(found) == 1
 
@@ -663,7 +665,7 @@ def test_the_bits_do_not_depend_on_the_number_of_cores(monkeypatch: pytest.Monke
 def test_a_mask_that_is_none_is_refused() -> None:
     fedcac = FedCAC()
     good = drawn(1, 61)[0]
-    state = fedcac.init(good.tensors["params"])
+    state = fedcac.init(good.tensors["params"], world.CLIENTS)
     assert flaw(good, fedcac.expects(state, 0), 10) is None
     critical = good.tensors["critical"]
     wrong = {

@@ -15,8 +15,8 @@ import pytest
 
 import world
 from fedshare.experiments.cli import main
-from fedshare.flower.private import why_no_grpc_fleet
 from fedshare.runs import RunFolder, verify
+from fedshare.transport.flower.private import why_no_grpc_fleet
 from fleet import Fleet, copy_of_fedshare
 
 NODES = 3

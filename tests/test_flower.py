@@ -11,15 +11,15 @@ from flwr.serverapp import Grid, ServerApp
 
 import world
 from fedshare.errors import RunHalted, UserError
-from fedshare.flower.apps import client_app
-from fedshare.flower.inprocess import InProcessGrid
-from fedshare.flower.load import App, serve
-from fedshare.flower.memory import Memory
-from fedshare.flower.network import FlowerNetwork
-from fedshare.flower.participant import Terms
 from fedshare.network import Purpose
 from fedshare.rounds import Schedule, run_server
 from fedshare.state import digests
+from fedshare.transport.flower.apps import client_app
+from fedshare.transport.flower.inprocess import InProcessGrid
+from fedshare.transport.flower.load import App, serve
+from fedshare.transport.flower.memory import Memory
+from fedshare.transport.flower.network import FlowerNetwork
+from fedshare.transport.flower.participant import Terms
 
 RUN = bytes(8)
 
@@ -59,10 +59,11 @@ def test_every_message_is_held_to_the_terms(tmp_path: Path) -> None:
     net, here = network(tmp_path)
     net.client_ids()
     net._terms = Terms(bytes(32), bytes(32))  # as if the client's process had been replaced since
-    download = here.strategy.download({}, 0)
+    download = here.strategy.download({}, 0, Purpose.TRAIN)
     assert download is not None
-    assert net.exchange(Purpose.TRAIN, 1, {0: download}) == {}
-    assert net.absent() == {0: "its config or its initial model is not the server's"}
+    exchange = net.exchange(Purpose.TRAIN, 1, {0: download})
+    assert exchange.answers == {}
+    assert exchange.absent == {0: "its config or its initial model is not the server's"}
 
 
 def test_too_few_nodes_are_said_at_once_where_nobody_else_can_come(tmp_path: Path) -> None:
@@ -76,13 +77,13 @@ def test_a_round_that_is_run_again_starts_from_the_memory_of_its_time(tmp_path: 
     schedule = Schedule(rounds=6, seed=0, max_examples=100, evaluate_every=0)
 
     def links(net: FlowerNetwork, start: int, digest: str) -> list:  # type: ignore[type-arg]
-        state = here.strategy.init(here.scratch.initial)  # local's server remembers nothing
+        state = here.strategy.init(here.scratch.initial, here.clients)  # local's server remembers nothing
         return [done.link for done in run_server(here.strategy, net, state, schedule, start, digest)]
 
     net, here = network(tmp_path / "a")
     whole = links(net, 0, "")
     again, here = network(tmp_path / "a")  # new processes, the same disk, now at round 6
-    again.recall({id: {"round": 2} for id in range(world.CLIENTS)}, 2)
+    again.memories.recall({id: {"round": 2} for id in range(world.CLIENTS)}, 2)
     assert links(again, 2, whole[1].digest) == whole[2:]
 
 

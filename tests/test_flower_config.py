@@ -11,8 +11,8 @@ import world
 from deployed import flower_app
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
-from fedshare.flower.config import node_config, read_config, run_config
-from fedshare.flower.load import App
+from fedshare.transport.flower.config import node_config, read_config, run_config
+from fedshare.transport.flower.load import App
 
 DEFAULT = {"rounds": 3, "lr": 0.1, "name": "a", "deep.one": True}
 ALLOWED = "bool, int, float, str, and tables of those"

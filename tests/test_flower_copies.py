@@ -13,9 +13,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, QFedAvg
 
-from fedshare.flower import private
-from fedshare.flower.inprocess import InProcessGrid
-from fedshare.flower.load import serve
+from fedshare.transport.flower import private
+from fedshare.transport.flower.inprocess import InProcessGrid
+from fedshare.transport.flower.load import serve
 
 NODES = 3
 Play = Callable[[Message, Context], Message]
@@ -225,7 +225,7 @@ def test_every_strategy_gives_what_it_gives_over_a_network(kind: Any, monkeypatc
 
     ours = result()
     assert all(len(record) == 2 for record in kept), "nobody took apart what a client kept"
-    monkeypatch.setattr("fedshare.flower.inprocess.copied", through_bytes)
+    monkeypatch.setattr("fedshare.transport.flower.inprocess.copied", through_bytes)
     assert len(ours) == 2
     assert ours == result()
 

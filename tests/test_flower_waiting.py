@@ -16,12 +16,12 @@ import fedshare
 from deployed import Command, flower_app
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
-from fedshare.flower import waiting
-from fedshare.flower.inprocess import InProcessGrid
-from fedshare.flower.load import serve
-from fedshare.flower.stream import StreamGrid
-from fedshare.flower.waiting import Waiting
-from fedshare.stream.server import Settings, StreamServer
+from fedshare.transport.flower import waiting
+from fedshare.transport.flower.inprocess import InProcessGrid
+from fedshare.transport.flower.load import serve
+from fedshare.transport.flower.stream import StreamGrid
+from fedshare.transport.flower.waiting import Waiting
+from fedshare.transport.stream.server import Settings, StreamServer
 
 PATIENCE = 10.0
 Main = Callable[[Grid, Context], None]

@@ -18,13 +18,13 @@ from deployed import Command, assert_equal, certificates, eventually, free_port,
 from fedshare._proto.stream_pb2 import Down
 from fedshare.errors import RunHalted, UserError
 from fedshare.experiments import cli
-from fedshare.keys import Identity
-from fedshare.stream import client as client_module
-from fedshare.stream import handover, health, sockets, tls
-from fedshare.stream.diagnose import NotYet
-from fedshare.stream.gate import Gate
-from fedshare.stream.gate import Settings as GateSettings
-from fedshare.stream.server import METHOD, StreamServer
+from fedshare.identity.keys import Identity
+from fedshare.transport.stream import client as client_module
+from fedshare.transport.stream import handover, health, sockets, tls
+from fedshare.transport.stream.diagnose import NotYet
+from fedshare.transport.stream.gate import Gate
+from fedshare.transport.stream.gate import Settings as GateSettings
+from fedshare.transport.stream.server import METHOD, StreamServer
 from world import PATIENCE
 
 __all__ = ["pki"]  # a fixture

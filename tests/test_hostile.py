@@ -17,30 +17,31 @@ from torch import Tensor
 
 import world
 from deployed import Deployment, assert_equal, certificates, flower_app, simulated
-from fedshare import checkpoint
-from fedshare.best import Best
 from fedshare.errors import RunHalted, UserError
-from fedshare.experiments import beginnings, build, compose, execute
+from fedshare.experiments import beginnings, execute
 from fedshare.experiments.cli import main
-from fedshare.flower.apps import client_app
-from fedshare.flower.inprocess import InProcessGrid
-from fedshare.flower.network import FlowerNetwork
-from fedshare.flower.participant import Terms
-from fedshare.influence import Watch, norm
-from fedshare.metrics import summarise
+from fedshare.experiments.config import build, compose
 from fedshare.network import Purpose
 from fedshare.payload import Payload
+from fedshare.report.best import Best
 from fedshare.report.console import Progress
 from fedshare.report.summary import summary
-from fedshare.rounds import Round, Schedule, _test_flaw, run_peer, run_server
+from fedshare.rounds import Round, Schedule, run_peer, run_server
+from fedshare.rounds.influence import Watch, norm
+from fedshare.rounds.rows import test_flaw as _test_flaw
 from fedshare.rules import Bulyan, ByzFL, Krum, Median, MultiKrum, NearestNeighbourMixing, Rule, TrimmedMean
 from fedshare.rules.rule import weakness
-from fedshare.runs import RunFolder, verify
+from fedshare.runs import RunFolder, checkpoint, verify
 from fedshare.simulation import Declared, Population, Simulation
 from fedshare.strategies.cfl import CFL
 from fedshare.strategies.fltrust import FLTrust
 from fedshare.strategies.robust import Robust
 from fedshare.tasks import Classification, LanguageModel, Regression, Task
+from fedshare.tasks.metrics import summarise
+from fedshare.transport.flower.apps import client_app
+from fedshare.transport.flower.inprocess import InProcessGrid
+from fedshare.transport.flower.network import FlowerNetwork
+from fedshare.transport.flower.participant import Terms
 from optional import extra
 
 LIAR = 2
@@ -55,8 +56,9 @@ class Hostile(world.Altered):
         super().__init__(inner, {})
         self.lie, self.purpose, self.rounds = lie, purpose, rounds
 
-    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        answers = super().exchange(purpose, round, downloads)
+    def altered(
+        self, purpose: Purpose, round: int, downloads: dict[int, Payload], answers: dict[int, Payload]
+    ) -> dict[int, Payload]:
         if purpose is self.purpose and LIAR in answers and (self.rounds is None or round in self.rounds):
             answers[LIAR] = self.lie(answers[LIAR])
         return answers
@@ -67,7 +69,7 @@ def played(lie: Lie | None, purpose: Purpose, name: str = "fedavg", **schedule: 
     network = Hostile(Simulation(lambda: made), lie or (lambda answer: answer), purpose)
     sizes = {name: {c: getattr(s, each) for c, s in enumerate(made.shares)} for name, each in BOUNDS.items()}
     plan = Schedule(**{"rounds": 2, "seed": 0, **sizes} | schedule)
-    return list(run_server(made.strategy, network, made.strategy.init(made.scratch.initial), plan))
+    return list(run_server(made.strategy, network, made.strategy.init(made.scratch.initial, made.clients), plan))
 
 
 BOUNDS = {"sizes": "size", "tests": "tests", "validations": "validations"}
@@ -200,17 +202,16 @@ def test_the_best_round_is_none_in_which_somebody_has_diverged() -> None:
             {"sums": answer.tensors["sums"], "validation": answer.tensors["sums"] | {"loss": real(math.nan)}}
         )
 
-    network = Hostile(Simulation(lambda: made), more, Purpose.EVALUATE, [2])
-    inner = network.inner.exchange
+    class Validating(world.Altered):
+        def altered(
+            self, purpose: Purpose, round: int, downloads: dict[int, Payload], answers: dict[int, Payload]
+        ) -> dict[int, Payload]:
+            if purpose is Purpose.EVALUATE:
+                return {c: Payload(a.tensors | {"validation": a.tensors["sums"]}) for c, a in answers.items()}
+            return answers
 
-    def validating(purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        answers = inner(purpose, round, downloads)
-        if purpose is Purpose.EVALUATE:
-            return {c: Payload(a.tensors | {"validation": a.tensors["sums"]}) for c, a in answers.items()}
-        return answers
-
-    network.inner.exchange = validating  # type: ignore[method-assign]
-    state = made.strategy.init(made.scratch.initial)
+    network = Hostile(Validating(Simulation(lambda: made), {}), more, Purpose.EVALUATE, [2])  # type: ignore[arg-type]
+    state = made.strategy.init(made.scratch.initial, made.clients)
     rows = [done.row for done in run_server(made.strategy, network, state, Schedule(rounds=2, seed=0))]
     assert [row["validation"]["clients"] for row in rows] == [5, 4]
     assert [best.see(row) for row in rows] == [True, False]
@@ -300,7 +301,7 @@ def test_a_server_without_the_data_holds_clients_to_what_they_declared(tmp_path:
     grid = InProcessGrid(client_app(lambda *_: ("config", boasting)), world.CLIENTS, {}, {"state-dir": str(tmp_path)})
     network = FlowerNetwork(grid, Terms.of("config", made), bytes(8), 60, world.CLIENTS, declared=declared)
     plan = Schedule(rounds=2, seed=0, sizes=declared.sizes, tests=declared.tests, validations=declared.validations)
-    state = made.strategy.init(made.scratch.initial)
+    state = made.strategy.init(made.scratch.initial, made.clients)
     rows = [done.row for done in run_server(made.strategy, network, state, plan)]
     assert declared.tests == dict.fromkeys(range(world.CLIENTS), 4)
     assert [row["untested"] for row in rows] == [{str(LIAR): "claims 40 examples, not 0 to 4"}] * 2
@@ -324,7 +325,7 @@ def in_rounds(lie: Lie, rounds: list[int], name: str = "fedavg", **schedule: Any
     made = world.build(name)
     network = Hostile(Simulation(lambda: made), lie, Purpose.TRAIN, rounds)
     plan = Schedule(**{"rounds": 4, "seed": 0} | schedule)
-    return run_server(made.strategy, network, made.strategy.init(made.scratch.initial), plan)
+    return run_server(made.strategy, network, made.strategy.init(made.scratch.initial, made.clients), plan)
 
 
 @pytest.mark.parametrize("number", [3e38, -3e38, 1e20])
@@ -355,11 +356,26 @@ def test_a_client_whose_uploads_are_all_dropped_changes_no_digest(name: str) -> 
     for kind in (Hostile, Without):
         made = world.build(name)
         network = kind(Simulation(lambda made=made: made), filled(math.nan), Purpose.TRAIN)
-        state = made.strategy.init(made.scratch.initial)
+        state = world.begin(made)
         rounds = list(run_server(made.strategy, network, state, Schedule(rounds=3, seed=0)))
         assert all(str(LIAR) in done.row["dropped"] for done in rounds) == (kind is Hostile)
         links.append([done.link for done in rounds])
-    assert links[0] == links[1]
+    assert [link.digest for link in links[0]] == [link.digest for link in links[1]]
+    assert [list(link.dropped) for link in links[0]] == [[str(LIAR)]] * 3
+
+
+def test_a_checkpoint_is_held_to_the_memory_of_who_was_dropped_too(tmp_path: Path) -> None:
+    run = simulated(
+        tmp_path / "run", *SMALL, "strategy=ditto", "attack=non_finite", "attack.adversaries=[2]", "rounds=3"
+    )
+    links = RunFolder(run).links()
+    assert [list(link.dropped) for link in links] == [["2"]] * len(links)
+    assert verify(RunFolder(run))[0]
+    text = (run / "digests.jsonl").read_text()
+    (run / "digests.jsonl").write_text(text.replace(next(iter(links[-1].dropped["2"].values())), 64 * "0"))
+    same, why = verify(RunFolder(run))
+    assert not same
+    assert f"round {len(links)}: client 2: " in why
 
 
 def test_overflow_in_the_average_itself_is_found() -> None:
@@ -429,7 +445,7 @@ def test_peers_halt_alike(tmp_path: Path) -> None:
     def play(purpose: Purpose, round: int, download: Payload) -> Payload:
         return made.answer(purpose, round, 0, download, {}).payload
 
-    state = made.strategy.init(made.scratch.initial)
+    state = made.strategy.init(made.scratch.initial, made.clients)
     with pytest.raises(RunHalted, match=r"round 1: the aggregate is of no use.*client 2"):
         list(run_peer(made.strategy, 0, play, Gathered(), state, Schedule(rounds=2, seed=0)))
 
@@ -437,7 +453,7 @@ def test_peers_halt_alike(tmp_path: Path) -> None:
 def test_a_clustering_sees_who_is_far_away_in_float64() -> None:
     """Norms of 3e38 in float32 are endless, and directions by them nothing."""
     strategy = CFL(eps1=math.inf, eps2=0.0, warmup=0)
-    state = strategy.init({"w": torch.zeros(2)})
+    state = strategy.init({"w": torch.zeros(2)}, world.CLIENTS)
     changes = {0: [1.0, 0.0], 1: [3e38, 0.0], 2: [-3e38, 3e38], 3: [-1.0, 1.0]}
     uploads = {c: Payload({"params": {"w": torch.tensor(w)}}, {"examples": 1.0}) for c, w in changes.items()}
     after = strategy.aggregate(state, 1, uploads)
@@ -540,7 +556,7 @@ def test_fields_out_of_range_are_refused(key: str, value: str, said: str) -> Non
 
 
 def test_cells_of_a_matrix_from_before_these_fields_are_still_found() -> None:
-    from fedshare.experiments import matrix
+    from fedshare.experiments.commands import matrix
 
     app = compose.hydra(None)
     given = ["attacks=none", "defences=fedavg", "partitions=iid", "seeds=0"]
@@ -564,7 +580,7 @@ class Away(world.Altered):
 
 def thinned(strategy: Any, away: set[int], **schedule: Any) -> Iterator[Round]:
     made = replace(world.build("fedavg"), strategy=strategy)
-    state = strategy.init(made.scratch.initial)
+    state = strategy.init(made.scratch.initial, made.clients)
     return run_server(strategy, Away(Simulation(lambda: made), away), state, Schedule(rounds=4, seed=0, **schedule))
 
 
@@ -614,8 +630,8 @@ HOSTILE = """
 from dataclasses import fields, replace
 import torch
 from fedshare.app import server_app as server
-from fedshare.experiments import federation
-from fedshare.flower.apps import client_app
+from fedshare.experiments.hosts import federation
+from fedshare.transport.flower.apps import client_app
 from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.simulation import Population

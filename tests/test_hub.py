@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from fedshare import seeds
 from fedshare.errors import UserError
 from fedshare.models import Timm, Transformers, ViT
-from fedshare.scratch import Scratch
+from fedshare.training.scratch import Scratch
 from optional import extra
 
 BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -18,159 +18,108 @@ SOURCES = {
 
 # Who may import whom inside the project; a name stands for itself and what lies in it.
 CORE = {
+    # The core.
     "errors": set(),
-    "extras": {"errors"},
-    "files": {"errors"},
-    "threads": {"devices"},
+    "machine": {"machine", "errors"},
     "seeds": {"errors"},
     "tensors": set(),
-    "chain": set(),
-    "tasks": {"tasks", "data.dataset", "errors", "tensors"},
-    "metrics": {"tasks", "tensors"},
-    "batching": set(),
-    "rates": {"errors"},
-    "fit": {"data.dataset", "scratch", "tasks", "tensors", "training"},
-    "best": set(),
-    "masks": {"threads"},
-    "directions": {"directions", "threads"},
-    "ledger": {"ledger", "directions", "errors", "files", "payload", "seeds", "state", "tensors"},
-    "mixing": {"masks", "tensors", "threads"},
-    "sparse": {"masks", "tensors"},
     "state": {"tensors"},
     "payload": {"tensors"},
-    "account": {"payload"},
-    "optimizers": {"errors"},
-    "parts": set(),
-    "peft": {"peft", "errors", "parts"},
-    "scratch": {"errors", "parts", "tensors"},
-    "noise": {"seeds"},
-    "privacy": {"errors", "extras"},
-    "clipping": {"data.dataset", "errors", "fit", "scratch", "tasks", "training"},
-    "poisson": {
-        *("clipping", "data.dataset", "errors", "fit", "noise", "privacy", "scratch", "tasks", "training"),
-    },
-    "client": {
-        *("seeds", "errors", "data.dataset", "metrics", "noise", "payload", "poisson", "privacy", "scratch", "state"),
-        *("tensors", "training", "batching", "fit", "tasks"),
-    },
-    "training": {"batching", "errors", "privacy", "rates"},
-    "trial": {"client", "data.dataset", "errors", "fit", "noise", "poisson", "seeds", "simulation.population"},
-    "strategy": {"client", "ledger", "payload", "state", "tensors"},
+    "weights": {"errors", "machine", "tensors"},
+    "tasks": {"tasks", "data.dataset", "errors", "tensors"},
+    "training": {"training", "data.dataset", "errors", "machine", "seeds", "state", "tasks", "tensors"},
+    "client": {"data.dataset", "errors", "payload", "seeds", "state", "tasks", "tensors", "training"},
+    "forms": {"forms", "_proto", "machine", "payload", "tensors"},
+    "strategy": {"client", "forms", "payload", "state", "tensors"},
     "network": {"client", "payload", "seeds", "state", "strategy"},
-    "influence": {"errors", "payload", "state"},
-    "rounds": {
-        *("account", "chain", "errors", "influence", "metrics", "network", "payload", "seeds", "state", "strategy"),
-        *("tasks", "tensors", "threads"),
+    "population": {
+        *("population", "client", "data.dataset", "data.partition", "errors", "machine", "network", "payload", "seeds"),
+        *("state", "strategy", "tasks", "tensors", "training", "weights"),
     },
-    "checkpoint": {"errors", "files", "state"},
-    "marks": {"files"},
-    "seals": {"errors", "files"},
-    "pace": set(),
-    "suspension": {"state"},
-    "audit": {"errors", "files", "seals", "stream.tally"},
-    "control": {"errors"},
-    "memories": {"errors", "files"},
-    "runs": {"chain", "checkpoint", "errors", "files", "ledger", "marks", "pace", "seals", "state", "tensors"},
-    "_proto": set(),
-    "wire": {"_proto", "payload", "tensors"},
-    "certificates": {"errors"},
-    "keys": {"certificates", "errors", "files"},
-    "admission": {"certificates", "errors", "files"},
-    "enrolment": {"admission", "certificates", "errors", "files", "keys"},
-    "owner": {"errors", "files"},
-    "devices": {"errors"},
-    "stream": {"stream", "_proto", "admission", "certificates", "errors", "files", "keys"},
-    "flower": {
-        *(
-            "flower",
-            "_proto",
-            "errors",
-            "files",
-            "memories",
-            "network",
-            "pace",
-            "payload",
-            "simulation",
-            "state",
-            "stream",
-            "suspension",
-            "tensors",
-            "threads",
-            "wire",
-        ),
-    },
-    "app": {"experiments", "flower"},
-    "data": {"data", "errors", "extras", "files", "seeds", "tensors", "weights"},
-    "models": {"models", "errors", "extras", "weights"},
-    "weights": {"errors", "files", "tensors"},
-    "pretrain": {"client", "errors", "scratch", "seeds", "state", "tasks", "tensors"},
-    "attacks": {
-        *(
-            "attacks",
-            "client",
-            "data.dataset",
-            "errors",
-            "extras",
-            "network",
-            "payload",
-            "seeds",
-            "state",
-            "strategy",
-            "tensors",
-        ),
-        "threads",
-    },
-    "robustness": {"metrics"},
-    "fairness": set(),
-    "simulation": {
-        *("attacks", "simulation", "client", "data.dataset", "data.partition", "errors", "files", "network", "payload"),
-        *("parts", "scratch", "seeds", "state", "strategy", "tasks", "tensors", "threads", "weights"),
-    },
-    "report": {"report", "best", "errors", "fairness", "files", "metrics"},
-    "rules": {"rules", "errors", "extras", "seeds", "tensors", "threads"},
+    "rounds": {"rounds", "errors", "machine", "network", "payload", "seeds", "state", "strategy", "tasks", "tensors"},
+    "pretrain": {"client", "errors", "seeds", "state", "tasks", "tensors", "training"},
+    # Beside it.
+    "data": {"data", "errors", "machine", "seeds", "tensors", "weights"},
+    "models": {"models", "errors", "machine", "weights"},
+    "peft": {"peft", "errors", "training.parts"},
+    "rules": {"rules", "errors", "forms", "machine", "seeds", "tensors"},
+    "directions": {"directions", "machine"},
+    "ledger": {"ledger", "directions", "errors", "machine", "payload", "seeds", "state", "tensors"},
     "strategies": {
-        *("strategies", "client", "errors", "masks", "mixing", "payload", "rules", "seeds", "sparse", "state"),
-        *("strategy", "tensors", "directions", "ledger"),
+        *("strategies", "client", "directions", "errors", "forms", "ledger", "payload", "rules", "seeds", "state"),
+        *("strategy", "tensors"),
     },
+    "attacks": {
+        *("attacks", "client", "data.dataset", "errors", "forms", "machine", "network", "payload", "seeds", "state"),
+        *("strategy", "tensors"),
+    },
+    "simulation": {
+        *("simulation", "client", "data.dataset", "errors", "machine", "network", "payload", "population", "seeds"),
+        *("state", "tasks", "tensors", "training"),
+    },
+    "identity": {"identity", "errors", "machine"},
+    "_proto": set(),
+    "transport": {
+        *("transport", "_proto", "errors", "forms", "identity", "machine", "network", "payload", "population", "state"),
+        "tensors",
+    },
+    "runs": {"runs", "errors", "identity", "ledger", "machine", "network", "rounds", "state", "tensors"},
+    "report": {"report", "errors", "machine", "tasks"},
+    "app": {"experiments", "transport"},
     "__main__": {"experiments"},
 }
 # Third-party packages that stop at one door.
 FENCED = {
     "hydra": ("experiments",),
+    "hydra._internal": ("experiments.config.compose",),
     "omegaconf": ("experiments",),
     "wandb": ("experiments.tracking",),
-    "flwr": ("fedshare.flower",),
-    "grpc": ("fedshare.stream",),
-    "grpc_health": ("fedshare.stream",),
-    "google": ("fedshare._proto", "fedshare.stream", "fedshare.flower"),
-    "cryptography": ("fedshare.certificates", "fedshare.enrolment", "fedshare.keys", "fedshare.owner"),
+    "flwr": ("fedshare.transport.flower",),
+    "grpc": ("fedshare.transport.stream",),
+    "grpc_health": ("fedshare.transport.stream",),
+    "google": ("fedshare._proto", "fedshare.transport.stream", "fedshare.transport.flower"),
+    "cryptography": (
+        "fedshare.identity.certificates",
+        "fedshare.identity.enrolment",
+        "fedshare.identity.keys",
+        "fedshare.identity.owner",
+    ),
     "matplotlib": ("fedshare.report",),
     "rich": ("fedshare.report", "fedshare.data"),
     "sklearn": ("fedshare.data",),
-    "pooch": ("fedshare.data", "fedshare.files"),
+    "pooch": ("fedshare.data", "fedshare.machine.files"),
     "flwr_datasets": ("fedshare.data.partition",),
     "timm": ("fedshare.models",),
     "transformers": ("fedshare.models", "fedshare.data"),
     "huggingface_hub": ("fedshare.models",),
     "pickle": ("fedshare.data",),
-    "opacus": ("fedshare.privacy",),
+    "opacus": ("fedshare.training.private.privacy",),
     "peft": ("fedshare.peft",),
     "byzfl": ("fedshare.rules.byzfl",),
     "torchmetrics": ("fedshare.tasks.additive",),
     "pandas": ("fedshare.data",),
     "datasets": ("fedshare.data",),
     "numba": ("fedshare.directions.kernels",),
-    "prometheus_client": ("experiments.prometheus",),
+    "prometheus_client": ("experiments.hosts.prometheus",),
 }
 
 
-def imports(path: Path) -> list[str]:
+def imports(path: Path, name: str, source: str | None = None) -> list[str]:
+    """All that a module imports, wherever in it, as absolute names; what is imported from a module, too."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text() if source is None else source)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                parts = parts[: len(parts) - node.level + 1]
+                base = ".".join([*parts, *([node.module] if node.module else [])])
+                if not within(base, ("fedshare",)):  # strategies/ and experiments/, by the names that they are known by
+                    base = f"fedshare.{base}"
+            found += [f"{base}.{alias.name}" for alias in node.names]
     return found
 
 
@@ -183,7 +132,7 @@ def test_imports_point_one_way(path: Path) -> None:
     name = SOURCES[path]
     inside = name.removeprefix("fedshare.")
     room = inside.split(".")[0]
-    for imported in imports(path):
+    for imported in imports(path, name):
         assert imported.split(".")[0] not in ("strategies", "experiments"), "import it as fedshare.strategies"
         for package, doors in FENCED.items():
             if within(imported, (package,)):
@@ -191,6 +140,74 @@ def test_imports_point_one_way(path: Path) -> None:
         if imported.startswith("fedshare.") and room != "experiments":
             target = imported.removeprefix("fedshare.")
             assert within(target, CORE[room]), f"{name} may not import {imported}"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "expected"),
+    [
+        ("fedshare.simulation.trial", "from . import simulation", "fedshare.simulation.simulation"),
+        ("fedshare.population.own", "from ..attacks import Attack", "fedshare.attacks.Attack"),
+        ("fedshare.population.own", "from .. import attacks", "fedshare.attacks"),
+        ("fedshare.population.__init__", "from .own import Declared", "fedshare.population.own.Declared"),
+        ("fedshare.network", "def late():\n    from fedshare import ledger", "fedshare.ledger"),
+        ("fedshare.network", "class Late:\n    from .ledger import kept", "fedshare.ledger.kept"),
+        ("fedshare.network", "def late():\n    import flwr.app", "flwr.app"),
+        ("experiments.config.build", "from . import compose", "fedshare.experiments.config.compose"),
+        ("strategies.cfl", "from .fedavg import FedAvg", "fedshare.strategies.fedavg.FedAvg"),
+    ],
+)
+def test_relative_and_late_imports_are_seen(name: str, source: str, expected: str) -> None:
+    path = Path(name.replace(".", "/") + ".py")
+    assert imports(path, name.removesuffix(".__init__"), source) == [expected]
+
+
+def reached(start: str) -> set[str]:
+    """All modules of ours that come with `start`."""
+    paths = {name if within(name, ("fedshare",)) else f"fedshare.{name}": path for path, name in SOURCES.items()}
+    found, waiting = set[str](), [start]
+    while waiting:
+        name = waiting.pop()
+        while name not in paths and "." in name:
+            name = name.rpartition(".")[0]  # what is imported from a module
+        if name in found or name not in paths:
+            continue
+        found.add(name)
+        waiting += [name.rpartition(".")[0], *imports(paths[name], SOURCES[paths[name]])]
+    return found
+
+
+@pytest.mark.parametrize("start", ["fedshare.rounds", "fedshare.simulation.trial", "fedshare.simulation"])
+def test_the_core_knows_no_attack_no_ledger_and_no_transport(start: str) -> None:
+    known = reached(start)
+    assert {"fedshare.client", "fedshare.strategy", "fedshare.network", "fedshare.forms.form"} <= known
+    beyond = ("attacks", "ledger", "directions", "transport", "forms.wire", "_proto", "strategies", "experiments")
+    assert not [name for name in known if within(name, tuple(f"fedshare.{room}" for room in beyond))]
+    assert (start == "fedshare.rounds") == ("fedshare.simulation" not in known)
+
+
+def test_no_module_imports_itself_by_others() -> None:
+    """Neither at its beginning nor late: a circle is two files that are one."""
+    paths = {name if within(name, ("fedshare",)) else f"fedshare.{name}": path for path, name in SOURCES.items()}
+    known: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        found = set()
+        for imported in imports(path, SOURCES[path]):
+            while imported not in paths and "." in imported:
+                imported = imported.rpartition(".")[0]
+            found.add(imported)
+        known[name] = found & paths.keys() - {name}
+    while free := [name for name, needs in known.items() if not needs & known.keys()]:
+        for name in free:
+            del known[name]
+    while free := [name for name in known if not any(name in needs for needs in known.values())]:
+        for name in free:
+            del known[name]
+    assert not known, f"a circle of imports: {sorted(known)}"
+
+
+def test_few_modules_lie_loose() -> None:
+    loose = {path.stem for path in (world.ROOT / "fedshare").glob("*.py")} - {"__init__", "__main__", "app"}
+    assert len(loose) <= 14, sorted(loose)
 
 
 def test_the_package_and_its_help_load_nothing_but_python() -> None:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import world
 from fedshare import seeds
-from fedshare.parts import Parts, Role
-from fedshare.scratch import Scratch
 from fedshare.tensors import Tensors, fingerprint
+from fedshare.training.parts import Parts, Role
+from fedshare.training.scratch import Scratch
 
 
 def net(seed: int = 0, dtype: torch.dtype = torch.float32) -> Scratch:

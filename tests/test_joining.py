@@ -19,17 +19,18 @@ import world
 from fedshare import seeds
 from fedshare._proto.payload_pb2 import Attendance, Invitation
 from fedshare.attacks import Attack
+from fedshare.attacks.liar import Liars
 from fedshare.attacks.lies import SignFlip
 from fedshare.errors import UserError
-from fedshare.experiments import build, compose
-from fedshare.flower.apps import client_app
-from fedshare.flower.inprocess import InProcessGrid
-from fedshare.flower.network import FlowerNetwork
-from fedshare.flower.participant import Participant, Terms
+from fedshare.experiments.config import build, compose
 from fedshare.network import Purpose
 from fedshare.rounds import Schedule, run_server
-from fedshare.scratch import Scratch
 from fedshare.simulation import Population, Simulation
+from fedshare.training.scratch import Scratch
+from fedshare.transport.flower.apps import client_app
+from fedshare.transport.flower.inprocess import InProcessGrid
+from fedshare.transport.flower.network import FlowerNetwork
+from fedshare.transport.flower.participant import Participant, Terms
 
 Make = Callable[[], Population]
 RUN = bytes(range(8))
@@ -52,13 +53,13 @@ def network(make: Make, folder: Path, theirs: Make | None = None) -> tuple[Flowe
 
 def links(population: Population, net: object) -> list:  # type: ignore[type-arg]
     schedule = Schedule(rounds=3, seed=0, max_examples=100, evaluate_every=1)
-    start = population.strategy.init(population.scratch.initial)
+    start = population.strategy.init(population.scratch.initial, population.clients)
     return [done.link for done in run_server(population.strategy, net, start, schedule)]  # type: ignore[arg-type]
 
 
 def own_parts(attack: Attack) -> Population:
     made = world.build("fedavg")
-    return replace(made, scratch=scratch(), attack=attack)
+    return replace(made, scratch=scratch(), liars=Liars(attack, world.CLIENTS, 0))
 
 
 POPULATIONS: dict[str, Make] = {name: lambda name=name: world.build(name) for name in world.halves()} | {  # type: ignore[misc]
@@ -85,13 +86,13 @@ def test_a_new_process_of_a_client_has_what_the_old_one_was_sent(tmp_path: Path)
     net.client_ids()
     kept = tmp_path / RUN.hex() / "initial.safetensors"
     whole = kept.read_bytes()
-    download = {0: here.strategy.download(here.strategy.init(here.scratch.initial), 0)}
+    download = {0: here.strategy.download(world.begin(here), 0, Purpose.TRAIN)}
 
     def asked() -> str:
         """What stands in the way of an answer by a process that has heard nothing yet; "" where nothing does."""
         net._grid._app = client_app(lambda run_config, node_config: ("config", elsewhere(make())))  # type: ignore[attr-defined]
-        answers = net.exchange(Purpose.TRAIN, 1, download)  # type: ignore[arg-type]
-        return "" if answers else net.absent()[0]
+        exchange = net.exchange(Purpose.TRAIN, 1, download)  # type: ignore[arg-type]
+        return "" if exchange.answers else exchange.absent[0]
 
     assert asked() == ""
     kept.write_bytes(whole[:-9])

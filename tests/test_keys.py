@@ -18,9 +18,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedshare import certificates, files, keys
 from fedshare.errors import UserError
-from fedshare.keys import Identity, client_id_of, describe, make
+from fedshare.identity import certificates, keys
+from fedshare.identity.keys import Identity, client_id_of, describe, make
+from fedshare.machine import files
 from world import PATIENCE
 
 HOSTS = ["FL.example.org", "10.1.2.3", "fd00::7"]
@@ -474,7 +475,7 @@ def test_an_identity_does_not_print_its_key(original: Path) -> None:
 
 
 def test_keys_load_neither_torch_nor_grpc() -> None:
-    program = "import sys, fedshare.keys; print({'torch', 'grpc', 'flwr', 'numpy'} & set(sys.modules))"
+    program = "import sys, fedshare.identity.keys; print({'torch', 'grpc', 'flwr', 'numpy'} & set(sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
     )

@@ -18,18 +18,19 @@ from test_runs import fedshare
 from torch import Tensor
 
 import world
-from fedshare import wire
 from fedshare.directions import Origin
 from fedshare.directions.gaussian import Gaussian
 from fedshare.directions.perturb import settle
 from fedshare.directions.rademacher import Rademacher
 from fedshare.errors import RunHalted, UserError
+from fedshare.forms import wire
 from fedshare.ledger import Commit, Manifest, replica
 from fedshare.ledger.coding import Byte, Float, Sign
 from fedshare.ledger.meaning import MESSAGES, Meaning
 from fedshare.ledger.replica import Replica
+from fedshare.ledger.steps import Steps
 from fedshare.ledger.sums import Sums
-from fedshare.ledger.transcript import Transcript, telling
+from fedshare.ledger.transcript import Transcript, kept, telling
 from fedshare.network import Purpose
 from fedshare.payload import Payload, flaw
 from fedshare.rounds import Round, Schedule, run_server
@@ -226,7 +227,7 @@ def network(strategy: OneByte | None = None) -> Simulation:
 
 
 def begin(net: Simulation) -> State:
-    return net.population.strategy.init(net.population.scratch.initial)
+    return world.begin(net.population)
 
 
 def rounds(net: Simulation, count: int, **schedule: object) -> list[Round]:
@@ -240,12 +241,11 @@ def test_the_model_is_the_same_before_and_after_it_is_probed(together: int, monk
     net = network()
     state = rounds(net, 3)[-1].state
     population = net.population
-    download = population.strategy.download(state, 1)
-    client = population.client(1, net.states[1])
-    client.download = download  # type: ignore[assignment]
+    download = population.strategy.download(state, 1, Purpose.TRAIN)
+    client = population.client(1, net.memories.states[1])
     population.strategy.apply(client, download)  # type: ignore[arg-type]
     before = digest(client.vector)
-    population.strategy.train(client, 4)
+    population.strategy.train(client, 4, download)  # type: ignore[arg-type]
     assert digest(client.vector) == before
     assert digests(client.params()) == digests(state["params"]), "and it is the server's, to the bit"
 
@@ -263,7 +263,7 @@ def test_probing_one_by_one_and_together_measure_the_same(monkeypatch: pytest.Mo
 def test_everyone_has_the_model_that_the_bytes_say_the_senders_too(coding: str) -> None:
     net = network(OneByte(coding=coding, lr=0.05, probes=3))  # type: ignore[arg-type]
     state = rounds(net, 4)[-1].state
-    manifest, ledger = net.population.strategy.ledger(state)  # type: ignore[misc]
+    manifest, ledger = kept(state)  # type: ignore[misc]
     vector = torch.empty_like(state["initial"])
     values = replayed(list(ledger.entries()), Meaning(manifest), len(vector))
     settle(vector, state["initial"], values, manifest.fraction)
@@ -271,8 +271,8 @@ def test_everyone_has_the_model_that_the_bytes_say_the_senders_too(coding: str) 
     assert all(torch.equal(state["params"][name], tensor) for name, tensor in by_name.items())
     assert any(not torch.equal(tensor, net.population.scratch.whole[name]) for name, tensor in by_name.items())
     for id in net.client_ids():
-        client = net.population.client(id, net.states[id])
-        net.population.strategy.apply(client, net.population.strategy.download(state, id))  # type: ignore[arg-type]
+        client = net.population.client(id, net.memories.states[id])
+        net.population.strategy.apply(client, net.population.strategy.download(state, id, Purpose.TRAIN))  # type: ignore[arg-type]
         assert digests(client.params()) == digests(state["params"])
 
 
@@ -280,8 +280,8 @@ def test_everyone_has_the_model_that_the_bytes_say_the_senders_too(coding: str) 
 @pytest.mark.parametrize("probes", [1, 8, 19])
 def test_a_message_has_a_byte_for_each_probe_and_nothing_else(coding: str, bytes_each: int, probes: int) -> None:
     net = network(OneByte(coding=coding, probes=probes))  # type: ignore[arg-type]
-    downloads = {id: net.population.strategy.download(begin(net), id) for id in net.client_ids()}
-    for upload in net.exchange(Purpose.TRAIN, 1, downloads).values():  # type: ignore[arg-type]
+    downloads = {id: net.population.strategy.download(begin(net), id, Purpose.TRAIN) for id in net.client_ids()}
+    for upload in net.exchange(Purpose.TRAIN, 1, downloads).answers.values():  # type: ignore[arg-type]
         assert len(wire.pack(upload)[1]) == bytes_each * probes, "the tensors as they cross the network"
     (done,) = rounds(net, 1)
     assert done.row["bytes_up"] == 5 * bytes_each * probes
@@ -290,7 +290,7 @@ def test_a_message_has_a_byte_for_each_probe_and_nothing_else(coding: str, bytes
 def test_the_byte_is_that_of_the_projected_gradient() -> None:
     strategy = OneByte()
     values = torch.tensor([0.3, -2.0, 0.0, 1e9, math.nan, math.inf], dtype=torch.float64)
-    sent = strategy.pack(Payload({"update": {"projected": values}})).tensors["codes"]["codes"]
+    sent = strategy.form.encode(Payload({"update": {"projected": values}})).tensors["codes"]["codes"]
     assert sent.tolist() == np.asarray([57, 207, 0, 127, 128, 128]).tolist() or torch.equal(sent, Byte().encode(values))
     for coding in (Byte(), Sign(), Float()):
         again = coding.encode(coding.decode(coding.encode(values)))
@@ -321,9 +321,9 @@ def test_who_joins_later_has_the_model_of_those_who_were_there(rounds_away: int)
     population = net.population
     state = begin(net)
     for round in range(1, rounds_away + 1):
-        downloads = {id: population.strategy.download(state, id) for id in (0, 1)}
-        state = population.strategy.aggregate(state, round, net.exchange(Purpose.TRAIN, round, downloads))  # type: ignore[arg-type]
-    download = population.strategy.download(state, 4)
+        downloads = {id: population.strategy.download(state, id, Purpose.TRAIN) for id in (0, 1)}
+        state = population.strategy.aggregate(state, round, net.exchange(Purpose.TRAIN, round, downloads).answers)  # type: ignore[arg-type]
+    download = population.strategy.download(state, 4, Purpose.TRAIN)
     assert ("sums" in download.tensors["ledger"]) == (rounds_away == 40)  # type: ignore[union-attr]
     assert download.nbytes <= state["sums"].nbytes + 32  # type: ignore[union-attr]
     late = population.client(4, {})
@@ -331,8 +331,8 @@ def test_who_joins_later_has_the_model_of_those_who_were_there(rounds_away: int)
     assert digests(late.params()) == digests(state["params"])
     # It goes on from what it was told.
     net.exchange(Purpose.TRAIN, rounds_away + 1, {4: download})  # type: ignore[dict-item]
-    assert net.states[4]["ledger"]["round"] == rounds_away
-    assert len(net.states[0]["ledger"]["commits"]) <= state["sums"].nbytes
+    assert net.memories.states[4]["ledger"]["round"] == rounds_away
+    assert len(net.memories.states[0]["ledger"]["commits"]) <= state["sums"].nbytes
 
 
 def test_who_leaves_in_the_middle_of_a_round_is_in_nobodys_model() -> None:
@@ -342,11 +342,11 @@ def test_who_leaves_in_the_middle_of_a_round_is_in_nobodys_model() -> None:
     schedule = Schedule(rounds=3, seed=0, evaluate_every=0, max_examples=100)
     last = list(run_server(strategy, altered, begin(net), schedule))[-1]
     assert list(last.row["dropped"]) == ["2"]
-    _, ledger = strategy.ledger(last.state)  # type: ignore[misc]
+    _, ledger = kept(last.state)  # type: ignore[misc]
     assert [sorted(commit.said) for commit in ledger.entries()] == [[0, 1, 3, 4]] * 3
     for id in (0, 2):
-        client = net.population.client(id, net.states[id])
-        strategy.apply(client, strategy.download(last.state, id))  # type: ignore[arg-type]
+        client = net.population.client(id, net.memories.states[id])
+        strategy.apply(client, strategy.download(last.state, id, Purpose.TRAIN))  # type: ignore[arg-type]
         assert digests(client.params()) == digests(last.state["params"])
 
 
@@ -355,11 +355,11 @@ def test_another_ledger_is_refused() -> None:
     state = rounds(net, 3)[-1].state
     other = network(OneByte(lr=0.05, run=9))
     foreign = rounds(other, 4)[-1].state
-    client = net.population.client(0, net.states[0])
+    client = net.population.client(0, net.memories.states[0])
     with pytest.raises(ValueError, match="does not lead to the head"):
-        net.population.strategy.apply(client, other.population.strategy.download(foreign, 0))  # type: ignore[arg-type]
+        net.population.strategy.apply(client, other.population.strategy.download(foreign, 0, Purpose.TRAIN))  # type: ignore[arg-type]
     strategy = net.population.strategy
-    lacking = telling(Transcript.restore(state["ledger"], strategy.ledger(state)[0]), state["sums"], 3)  # type: ignore[index]
+    lacking = telling(Transcript.restore(state["ledger"], kept(state)[0]), state["sums"], 3)  # type: ignore[index]
     with pytest.raises(ValueError, match="does not lead to the head"):
         strategy.apply(net.population.client(0, {}), lacking)
 
@@ -396,7 +396,7 @@ def test_the_best_step_size_of_sums_is_the_same_for_any_number_of_peers_and_of_m
     def loss_after(scaling: str, lr: float, peers: int) -> float:
         """Of ``|x|^2 / 2`` from a distance of 1, with one probe of each peer in a step, averaged over the runs."""
         strategy = OneByte(lr=lr, scaling=scaling)  # type: ignore[arg-type]
-        step = strategy.step(1, peers) * 2.0 ** -strategy._precision()[0]
+        step = strategy.steps.at(1, peers) * 2.0**-strategy.steps.bits
         x = torch.full((runs, size), size**-0.5, dtype=torch.float64)
         for round in range(rounds):
             some = z[:, round, :peers]
@@ -462,19 +462,21 @@ def test_what_is_beyond_64_bits_halts() -> None:
 @given(st.floats(1e-9, 10.0))
 def test_the_step_size_is_kept_to_a_percent(lr: float) -> None:
     for scaling, most in (("sum", 0.008), ("mean", 0.0002)):
-        bits, whole = OneByte(lr=lr, scaling=scaling)._precision()  # type: ignore[arg-type]
+        bits, whole = (steps := Steps(lr, scaling)).bits, steps.whole
         assert abs(Fraction(whole) / 2**bits / Fraction(lr) - 1) <= most
 
 
 def test_the_step_size_rises_stays_and_falls_in_whole_numbers() -> None:
     strategy = OneByte(lr=0.5, warmup=4, horizon=12)
-    whole = OneByte(lr=0.5).step(1, 64)
+    whole = OneByte(lr=0.5).steps.at(1, 64)
     assert whole == 64
-    assert [strategy.step(round, 64) for round in range(1, 14)] == [16, 32, 48, 64, 56, 48, 40, 32, 24, 16, 8, 0, 0]
-    assert OneByte(lr=0.5, scaling="mean").step(9, 64) == 2**20 // 64
-    assert OneByte(lr=0.5, scaling="root").step(9, 64) == 2**20 // 8
-    assert OneByte(lr=0.5, scaling="mean", horizon=100).step(99, 10**9) == 1, "not nothing, before it is to be nothing"
-    assert OneByte(lr=0.5, warmup=1000).step(1, 8) == 1
+    assert [strategy.steps.at(round, 64) for round in range(1, 14)] == [16, 32, 48, 64, 56, 48, 40, 32, 24, 16, 8, 0, 0]
+    assert OneByte(lr=0.5, scaling="mean").steps.at(9, 64) == 2**20 // 64
+    assert OneByte(lr=0.5, scaling="root").steps.at(9, 64) == 2**20 // 8
+    assert OneByte(lr=0.5, scaling="mean", horizon=100).steps.at(99, 10**9) == 1, (
+        "not nothing, before it is to be nothing"
+    )
+    assert OneByte(lr=0.5, warmup=1000).steps.at(1, 8) == 1
 
 
 @pytest.mark.parametrize(
@@ -504,9 +506,9 @@ def test_bad_codes_are_dropped_with_a_reason() -> None:
     net = network(OneByte(coding="sign"))
     strategy = net.population.strategy
     expected = strategy.expects(begin(net), 0)
-    for codes, reason in (([57] * 8, "codes that are none"), ([128] * 8, "none of its losses is finite")):
+    for codes, reason in (([57] * 8, "codes that are never sent"), ([128] * 8, "none of its losses is finite")):
         with pytest.raises(ValueError, match=reason):
-            strategy.unpack(Payload({"codes": {"codes": torch.tensor(codes, dtype=torch.uint8)}}), expected)
+            strategy.form.decode(Payload({"codes": {"codes": torch.tensor(codes, dtype=torch.uint8)}}), expected)
 
 
 WAYS = [{"directions": "gaussian"}, {"rounding": "stochastic"}, {"pool": 3}, {"probes": 20}]
@@ -531,7 +533,7 @@ def test_a_sparse_upload_is_dropped_and_a_missing_ledger_is_missed(tmp_path: Pat
     strategy, like = OneByte(), torch.zeros(8, dtype=torch.uint8)
     expected = {"codes": {"codes": like}}
     upload = Payload({"codes": {"codes": like.to_sparse()}}, {"examples": 1.0})
-    assert "not a dense tensor" in str(flaw(strategy.unpack(upload, expected), expected, 9))
+    assert "not a dense tensor" in str(flaw(strategy.form.decode(upload, expected), expected, 9))
     settings = ["strategy=onebyte", "model=logistic", "partition.clients=3", "rounds=2", "workers=0"]
     assert fedshare("run", f"folder={tmp_path / 'run'}", *settings) == 0
     (tmp_path / "run" / "ledger").unlink()

@@ -19,15 +19,16 @@ from test_runs import copy, fedshare
 from fedshare.directions.gaussian import Gaussian
 from fedshare.directions.perturb import settle
 from fedshare.directions.rademacher import Rademacher
-from fedshare.experiments import build, ledgers
+from fedshare.experiments.commands import ledgers
+from fedshare.experiments.config import build
 from fedshare.ledger import Commit, Manifest
 from fedshare.ledger.file import LedgerFile
 from fedshare.ledger.replay import count, parted
 from fedshare.ledger.replay import replay as rebuild
 from fedshare.ledger.sums import Sums
+from fedshare.machine.threads import threads
 from fedshare.runs import RunFolder, verify
 from fedshare.tensors import digest
-from fedshare.threads import threads
 
 SMALL = [
     "model=mlp",

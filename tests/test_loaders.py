@@ -25,10 +25,10 @@ from fedshare.data.tables import table
 from fedshare.errors import UserError
 from fedshare.models import MLP
 from fedshare.rounds import Schedule, run_server
-from fedshare.scratch import Scratch
 from fedshare.simulation import Partitioned, Population, Simulation
 from fedshare.strategies.fedavg import FedAvg
 from fedshare.tasks import Classification, MultiLabel, Regression, Segmentation, Task
+from fedshare.training.scratch import Scratch
 from optional import extra
 
 
@@ -80,7 +80,7 @@ def run(task: Task, dataset: Any, workers: int = 0, classes: int | None = None) 
         return Population(FedAvg(), Scratch(model), Training(optimizer=world.sgd, batch_size=8), shares, 0, task=task)
 
     with Simulation(build, workers) as network:
-        state = network.population.strategy.init(network.population.scratch.initial)
+        state = world.begin(network.population)
         done = run_server(FedAvg(), network, state, Schedule(rounds=2, seed=0), task=task)
         return [each.row for each in done]
 

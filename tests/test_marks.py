@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshare import marks
+from fedshare.identity import marks
 
 
 @pytest.fixture

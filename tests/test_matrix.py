@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from test_data import write_mnist
 from test_runs import fedshare
 
-from fedshare.experiments import crew
-from fedshare.experiments.compose import CONF, hydra
-from fedshare.experiments.matrix import AXES, wanted
+from fedshare.experiments.commands import crew
+from fedshare.experiments.commands.matrix import AXES, wanted
+from fedshare.experiments.config.compose import CONF, hydra
 from fedshare.payload import Payload
 from fedshare.report.matrix import (
     Entry,

@@ -8,7 +8,7 @@ import pytest
 from test_ledger_commands import refuses, says
 from test_runs import fedshare
 
-from fedshare.experiments import compose
+from fedshare.experiments.config import compose
 from fedshare.runs import RunFolder, verify
 
 NET = """
@@ -104,9 +104,9 @@ def test_a_folder_that_is_not_there_is_said_in_one_line(
 @pytest.mark.parametrize("given", [["-cd", "{}"], ["--config-dir={}"], ["--config-dir", "{}", "-cn", "exp"]])
 def test_a_host_s_clients_are_told(given: list[str], conf: Path) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.devices import Place
-    from fedshare.experiments import deploy
-    from fedshare.experiments.deploy_options import parser
+    from fedshare.experiments.hosts import deploy
+    from fedshare.experiments.hosts.deploy_options import parser
+    from fedshare.machine.devices import Place
 
     line = ["localhost:9", "data=digits", "--id", "0,1", *(part.format(conf) for part in given)]
     options = parser("client").parse_intermixed_args(line)
@@ -120,7 +120,7 @@ def test_a_host_s_clients_are_told(given: list[str], conf: Path) -> None:
 
 def test_a_doctor_composes_what_a_client_would(conf: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments import federation
+    from fedshare.experiments.hosts import federation
 
     app = compose.hydra(str(conf))
     for given, config in (

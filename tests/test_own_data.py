@@ -14,8 +14,9 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from deployed import Deployment, assert_equal, certificates, run, simulated
 from fedshare.errors import UserError
-from fedshare.experiments import build, compose, federation
 from fedshare.experiments.cli import main
+from fedshare.experiments.config import build, compose
+from fedshare.experiments.hosts import federation
 from fedshare.runs import RunFolder
 from fedshare.simulation import Declared
 from optional import extra

@@ -7,6 +7,7 @@ import pytest
 
 import world
 from fedshare.errors import RunHalted
+from fedshare.ledger.transcript import kept
 from fedshare.network import Peers, Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_peer, run_server
@@ -20,7 +21,7 @@ SCHEDULE = Schedule(rounds=4, seed=0, clients_per_round=4, max_examples=100)
 def served(name: str) -> Round:
     network = Simulation(partial(world.build, name))
     strategy = network.population.strategy
-    return list(run_server(strategy, network, strategy.init(network.population.scratch.initial), SCHEDULE))[-1]
+    return list(run_server(strategy, network, world.begin(network.population), SCHEDULE))[-1]
 
 
 @pytest.mark.parametrize("name", world.STRATEGIES)
@@ -29,7 +30,7 @@ def test_peers_without_a_server_end_with_the_memory_of_a_server(name: str) -> No
     strategy = population.strategy
 
     def act(me: int, peers: Peers) -> list[Round]:
-        state = strategy.init(population.scratch.initial)
+        state = strategy.init(population.scratch.initial, population.clients)
         return list(run_peer(strategy, me, Player(population, me), peers, state, SCHEDULE))
 
     found = Table(range(world.CLIENTS)).run(act)
@@ -46,12 +47,12 @@ def test_the_ledger_and_the_model_of_peers_are_the_servers() -> None:
     strategy = population.strategy
 
     def act(me: int, peers: Peers) -> Round:
-        state = strategy.init(population.scratch.initial)
+        state = strategy.init(population.scratch.initial, population.clients)
         return list(run_peer(strategy, me, Player(population, me), peers, state, SCHEDULE))[-1]
 
-    expected = strategy.ledger(served("onebyte").state)
+    expected = kept(served("onebyte").state)
     for last in Table(range(world.CLIENTS)).run(act).values():
-        manifest, ledger = strategy.ledger(last.state)  # type: ignore[misc]
+        manifest, ledger = kept(last.state)  # type: ignore[misc]
         assert (manifest, ledger.head, ledger.commits) == (
             expected[0],  # type: ignore[index]
             expected[1].head,  # type: ignore[index]
@@ -107,7 +108,7 @@ def test_a_bad_upload_is_dropped_by_every_peer_alike() -> None:
 
     def act(me: int, peers: Peers) -> Round:
         play = (Liar if me == 3 else Player)(population, me)
-        state = strategy.init(population.scratch.initial)
+        state = strategy.init(population.scratch.initial, population.clients)
         schedule = Schedule(rounds=2, seed=0, max_examples=100)
         return list(run_peer(strategy, me, play, peers, state, schedule))[-1]
 

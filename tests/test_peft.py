@@ -13,20 +13,20 @@ from fedshare import peft, seeds
 from fedshare.client import Client, Training
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
-from fedshare.experiments.compose import resolved
-from fedshare.experiments.instantiate import make
+from fedshare.experiments.config.compose import resolved
+from fedshare.experiments.config.instantiate import make
 from fedshare.models import MLP, ResNet, TextTransformer, ViT
 from fedshare.network import Purpose
-from fedshare.parts import Parts, Role
 from fedshare.payload import Payload
 from fedshare.peft import Adapter, Bias, Compacter, Full, Head, Method, Prompt, Shards
 from fedshare.peft.compacter import Hypercomplex
 from fedshare.rounds import Schedule, run_server
-from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import digests
 from fedshare.strategies.fedpeft import FedPEFT
 from fedshare.tensors import Tensors
+from fedshare.training.parts import Parts, Role
+from fedshare.training.scratch import Scratch
 from optional import needs
 
 library = needs("peft")
@@ -106,9 +106,9 @@ def population(
 
 
 def run(network: Simulation, rounds: int = 2, per_round: int | None = None):  # type: ignore[no-untyped-def]
-    strategy, initial = network.population.strategy, network.population.scratch.initial
+    strategy = network.population.strategy
     schedule = Schedule(rounds=rounds, seed=0, clients_per_round=per_round)
-    return list(run_server(strategy, network, strategy.init(initial), schedule))
+    return list(run_server(strategy, network, world.begin(network.population), schedule))
 
 
 # What is trained.
@@ -223,15 +223,16 @@ def test_what_is_frozen_is_the_same_everywhere_after_a_run_and_in_no_message(nam
     seen: set[str] = set()
 
     class Watched(world.Altered):
-        def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-            answers = super().exchange(purpose, round, downloads)
+        def altered(
+            self, purpose: Purpose, round: int, downloads: dict[int, Payload], answers: dict[int, Payload]
+        ) -> dict[int, Payload]:
             for payload in [*downloads.values(), *answers.values()]:
                 seen.update(tensor for group, tensor, _ in payload.sizes() if group == "params")
             return answers
 
     strategy = here.population.strategy
     watched = Watched(here, {})
-    done = list(run_server(strategy, watched, strategy.init(scratch.initial), Schedule(rounds=2, seed=0)))[-1]
+    *_, done = run_server(strategy, watched, world.begin(here.population), Schedule(rounds=2, seed=0))
     assert digests({"theta": scratch.params(frozen)}) == before
     assert seen == set(scratch.shared) == set(done.state["params"])
     assert not seen & set(frozen)
@@ -242,8 +243,8 @@ def test_what_is_frozen_is_the_same_everywhere_after_a_run_and_in_no_message(nam
 class Hashing(FedPEFT):
     """Each client remembers the digest of the backbone that it has trained on."""
 
-    def train(self, client: Client, round: int) -> Payload:
-        upload = super().train(client, round)
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
+        upload = super().train(client, round, download)
         theta = {name: value for name, value in client.model.named_parameters() if name not in upload.tensors["params"]}
         client.state["theta"] = digests({"theta": theta})
         return upload
@@ -260,7 +261,7 @@ def test_the_backbone_hashes_the_same_in_every_process() -> None:
         scratch = network.population.scratch
         frozen = {name: scratch.whole[name] for name in scratch.parameters if name not in scratch.shared}
         assert len(frozen) > 10
-        assert [state["theta"] for state in network.states.values()] == [digests({"theta": frozen})] * CLIENTS
+        assert [state["theta"] for state in network.memories.states.values()] == [digests({"theta": frozen})] * CLIENTS
 
 
 @pytest.mark.parametrize(
@@ -306,13 +307,13 @@ def test_one_client_a_round_gives_its_own_model_and_weights_are_exact_counts() -
     (chosen,) = done.row["clients"]
     again = Simulation(partial(population, "bias"))
     download = Payload({"params": again.population.scratch.initial})
-    upload = again.exchange(Purpose.TRAIN, 1, {chosen: download})[chosen]
+    upload = again.exchange(Purpose.TRAIN, 1, {chosen: download}).answers[chosen]
     assert all(torch.equal(done.state["params"][n], t) for n, t in upload.tensors["params"].items())
 
     whole = Simulation(partial(population, "bias"))
     (done,) = run(whole, 1)
     downloads = dict.fromkeys(range(CLIENTS), download)
-    uploads = Simulation(partial(population, "bias")).exchange(Purpose.TRAIN, 1, downloads)
+    uploads = Simulation(partial(population, "bias")).exchange(Purpose.TRAIN, 1, downloads).answers
     sizes = [6, 9, 12, 15]  # 9 is no multiple of the batch size, and counts as 9
     for name, value in done.state["params"].items():
         by_hand = sum(size / 42 * uploads[client].tensors["params"][name].double() for client, size in enumerate(sizes))
@@ -344,9 +345,9 @@ def test_a_local_part_never_travels_stays_with_its_client_and_differs_among_them
     scratch = network.population.scratch
     assert scratch.local == ["head.weight", "head.bias"]
     assert not {"head.weight", "head.bias"} & done.state["params"].keys()
-    heads = [network.states[client]["local"]["head.weight"] for client in range(CLIENTS)]
+    heads = [network.memories.states[client]["local"]["head.weight"] for client in range(CLIENTS)]
     assert len({digests({"head": head})["head"] for head in heads}) == CLIENTS
-    client = network.population.client(1, network.states[1])
+    client = network.population.client(1, network.memories.states[1])
     network.population.strategy.apply(client, Payload({"params": done.state["params"]}))
     assert torch.equal(client.model.head.weight, heads[1])
 
@@ -365,7 +366,7 @@ def test_every_strategy_stands_on_a_partition(strategy: str) -> None:
     seen: set[str] = set()
     for done in run(network, 3):
         assert done.row["dropped"] == {}
-        for state in network.states.values():
+        for state in network.memories.states.values():
             assert set(state["local"]) == set(scratch.local)
         seen |= set(done.state.get("params", {}))
     assert seen <= set(scratch.shared)
@@ -501,7 +502,7 @@ def test_ffa_lora_averages_exactly_and_plain_lora_does_not() -> None:
         (done,) = run(network, 1)
         again = Simulation(partial(population, name, epochs=3))
         download = Payload({"params": again.population.scratch.initial})
-        uploads = again.exchange(Purpose.TRAIN, 1, dict.fromkeys(range(CLIENTS), download))
+        uploads = again.exchange(Purpose.TRAIN, 1, dict.fromkeys(range(CLIENTS), download)).answers
         whole, scratch = done.state["params"], again.population.scratch
         a, b = (f"blocks.0.attn.qkv.lora_{side}.default.weight" for side in "AB")
 

@@ -9,17 +9,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import world
-from fedshare import checkpoint
 from fedshare.data import digits
 from fedshare.errors import UserError
-from fedshare.experiments import build
 from fedshare.experiments.cli import main
-from fedshare.experiments.compose import CONF, resolved
-from fedshare.experiments.instantiate import make
-from fedshare.parts import Role
+from fedshare.experiments.config import build
+from fedshare.experiments.config.compose import CONF, resolved
+from fedshare.experiments.config.instantiate import make
 from fedshare.peft import Method
-from fedshare.runs import RunFolder, verify
+from fedshare.runs import RunFolder, checkpoint, verify
 from fedshare.tensors import digest
+from fedshare.training.parts import Role
 from optional import NEEDED, needs
 
 VIT = ["model=vit", "model.dim=16", "model.depth=2", "model.heads=2"]
@@ -230,7 +229,7 @@ def test_a_run_of_a_version_without_partitions_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_client_s_own_weights_are_where_its_node_config_says(tmp_path: Path) -> None:
-    from fedshare.experiments import federation
+    from fedshare.experiments.hosts import federation
 
     path = backbone(tmp_path / "here.safetensors")
     config = resolved([*SMALL, "strategy=fedpeft", "weights=/where/the/server/has/it.safetensors"])
@@ -282,8 +281,8 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_created(
 
 def test_the_terms_of_a_deployment_cover_what_is_frozen() -> None:
     """Oracle 2: who joins with another backbone, by as little as a bit, is refused."""
-    from fedshare.experiments import federation
-    from fedshare.flower.participant import Terms
+    from fedshare.experiments.hosts import federation
+    from fedshare.transport.flower.participant import Terms
 
     config = resolved([*SMALL, "strategy=fedpeft"])
     one, two, other = (build.population_of(config) for _ in range(3))

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedshare import directions, seeds, threads
+from fedshare import directions, seeds
 from fedshare.directions import BLOCK, PROBES, SIGNS, Entry, Origin, accelerator, perturb, random_bytes
 from fedshare.directions.perturb import accumulate, displace, draw, settle
+from fedshare.machine import threads
 from optional import extra
 from world import PATIENCE
 

@@ -17,17 +17,18 @@ from test_runs import fedshare
 from torch import nn
 
 from deployed import eventually, interruptible
-from fedshare import checkpoint, seeds, weights
+from fedshare import seeds, weights
 from fedshare.client import Training
 from fedshare.data.augment import CropFlip
 from fedshare.data.dataset import Examples
 from fedshare.errors import RunHalted, UserError
 from fedshare.models import TextTransformer, ViT
-from fedshare.optimizers import MuonAdamW
 from fedshare.pretrain import Epoch, Plan, pretrain
-from fedshare.scratch import Scratch
+from fedshare.runs import checkpoint
 from fedshare.simulation import Part
 from fedshare.state import digests, pack, unpack
+from fedshare.training.optimizers import MuonAdamW
+from fedshare.training.scratch import Scratch
 from world import PATIENCE
 
 ADAM = partial(torch.optim.AdamW, lr=0.01)

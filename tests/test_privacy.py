@@ -16,22 +16,25 @@ from torch import Tensor, nn
 import world
 from fedshare import peft, seeds
 from fedshare.client import Client, Training
-from fedshare.clipping import Clipping
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
-from fedshare.flower.memory import Ledger
 from fedshare.models import TextTransformer, ViT
 from fedshare.network import Purpose
-from fedshare.noise import Stream
 from fedshare.payload import Payload
-from fedshare.poisson import Poisson
-from fedshare.privacy import Privacy, noise_for
-from fedshare.rounds import Round, Schedule, _averages, run_server
-from fedshare.scratch import Scratch
+from fedshare.rounds import Round, Schedule, run_server
+from fedshare.rounds.rows import averages as _averages
 from fedshare.simulation import Population, Simulation
+from fedshare.simulation.trial import attempt
 from fedshare.tasks import Classification
 from fedshare.tensors import Tensors
-from fedshare.trial import attempt
+from fedshare.training.fit import Fit
+from fedshare.training.private.budget import Budget, PrivacyRecord
+from fedshare.training.private.clipping import Clipping
+from fedshare.training.private.noise import Stream
+from fedshare.training.private.poisson import Poisson
+from fedshare.training.private.privacy import Privacy, noise_for
+from fedshare.training.scratch import Scratch
+from fedshare.transport.flower.memory import Record
 from optional import extra, needs
 
 needs_opacus = needs("opacus")
@@ -72,7 +75,7 @@ def population(
 
 def run(made: Population, schedule: Schedule = SCHEDULE) -> tuple[list[Round], Simulation]:
     network = Simulation(lambda: made)
-    state = made.strategy.init(made.scratch.initial)
+    state = made.strategy.init(made.scratch.initial, made.clients)
     return list(run_server(made.strategy, network, state, schedule)), network
 
 
@@ -91,6 +94,13 @@ def fitted(made: Population, id: int = 0) -> Tensors:
     with seeds.scope("test"):  # dropout
         client.fit(1)
     return client.params()
+
+
+def drawn(made: Population, record: PrivacyRecord | None = None, *names: str) -> Poisson:
+    """The steps of client 0's first fit of round 1."""
+    asked, budget, examples = Fit(round=1, names=names), Budget(0, made.seed, record), made.client(0, {}).train_examples
+    key = budget.key(asked, made.scratch, examples)
+    return budget.steps(key, asked, made.scratch, made.task, made.training, examples)
 
 
 def same(a: Tensors, b: Tensors) -> bool:
@@ -338,7 +348,7 @@ def test_a_step_that_nobody_is_in_is_taken() -> None:
 
     made = population(None, optimizer=decay, batch_size=1, epochs=2)
     steps = 2 * len(made.shares[0].train)
-    assert any(not len(targets) for _, targets in made.client(0, {})._poisson((1, 0, 1), []).batches())
+    assert any(not len(targets) for _, targets in drawn(made).batches())
     before, after = made.scratch.initial["first.weight"], fitted(made)["first.weight"]
     torch.testing.assert_close(after, before * 0.9**steps, rtol=1e-4, atol=1e-6)
 
@@ -389,7 +399,7 @@ def test_a_stream_is_named_by_all_of_its_key_and_lies_in_the_open_interval() -> 
 
 
 def test_a_stream_goes_on_beyond_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedshare.noise._BLOCK", 4)
+    monkeypatch.setattr("fedshare.training.private.noise._BLOCK", 4)
     long, short = Stream(0).uniform(10), Stream(0)
     assert torch.equal(long, torch.cat([short.uniform(4), short.uniform(4), short.uniform(2)]))
     assert Stream(0).normal(10).isfinite().all()
@@ -443,20 +453,18 @@ def test_noise_follows_secret_terms_model_and_examples(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "secret").write_text("5" * 64)
     (tmp_path / "other" / "secret").write_text("6" * 64)
-    secret = Ledger(tmp_path)
+    secret = Record(tmp_path)
 
-    def noise(ledger: Ledger | None, start: Tensors | None = None, population: Population = made) -> Tensor:
-        client = population.client(0, {}, ledger)
-        client.load(client.initial if start is None else start)
-        names = ["first.bias"]
-        return client._poisson(client._key(1, names), names)._noise.normal(4)
+    def noise(record: Record | None, start: Tensors | None = None, population: Population = made) -> Tensor:
+        population.scratch.load(population.scratch.initial if start is None else start)
+        return drawn(population, record, "first.bias")._noise.normal(4)
 
     other = {**made.scratch.initial, "last.bias": torch.full((world.CLASSES,), 1e-7)}
     fewer = Population(made.strategy, made.scratch, made.training, [world.shares()[1]], 0)
     assert torch.equal(noise(secret), noise(secret))
-    drawn = [noise(None), noise(secret), noise(Ledger(tmp_path / "other")), noise(Ledger(tmp_path, b"terms"))]
-    drawn += [noise(secret, other), noise(secret, population=fewer)]
-    assert len({float(draw[0]) for draw in drawn}) == len(drawn)
+    found = [noise(None), noise(secret), noise(Record(tmp_path / "other")), noise(Record(tmp_path, b"terms"))]
+    found += [noise(secret, other), noise(secret, population=fewer)]
+    assert len({float(draw[0]) for draw in found}) == len(found)
     assert torch.equal(noise(None, other), noise(None)), "where nothing is secret, the key is what is known of the step"
 
 
@@ -597,7 +605,8 @@ def test_epsilon_grows_with_the_rounds_of_every_strategy(name: str) -> None:
     if refused:
         assert refused.startswith("client.privacy: protects what `fit` makes of the examples")
         return
-    fits = network.states[0]["privacy"]["steps"] // (3 * -(-made.shares[0].size // 4))  # in a round: Ditto has two
+    taken = network.memories.states[0]["privacy"]["steps"]
+    fits = taken // (3 * -(-made.shares[0].size // 4))  # in a round: Ditto has two
     assert fits in (1, 2)
     for done in rounds:
         assert "train_loss" not in done.row
@@ -607,7 +616,7 @@ def test_epsilon_grows_with_the_rounds_of_every_strategy(name: str) -> None:
         }
         assert done.row["max_epsilon"] == max(spent.values()), "the smallest client's, not the mean"
     for id, share in enumerate(made.shares):
-        assert network.states[id]["privacy"] == {"steps": fits * 3 * -(-share.size // 4)}
+        assert network.memories.states[id]["privacy"] == {"steps": fits * 3 * -(-share.size // 4)}
 
 
 @needs_opacus
@@ -766,9 +775,9 @@ def test_batch_norm_is_refused_unless_it_stands_still(made: Privacy | None) -> N
 
 @needs_opacus
 def test_in_a_deployment_each_client_has_a_secret_that_lasts(tmp_path: Path) -> None:
-    from fedshare import wire
     from fedshare._proto.payload_pb2 import Request
-    from fedshare.flower.participant import Participant, Terms
+    from fedshare.forms import wire
+    from fedshare.transport.flower.participant import Participant, Terms
 
     def participant(folder: str, made: Privacy | None) -> Participant:
         here = population(made)
@@ -806,7 +815,7 @@ def test_in_a_deployment_each_client_has_a_secret_that_lasts(tmp_path: Path) -> 
 
     path.write_text("short\n")
     with pytest.raises(UserError, match=r"the secret .*client-0/secret is damaged: it must be 64 hex digits"):
-        Ledger(path.parent).secret  # noqa: B018
+        Record(path.parent).secret  # noqa: B018
 
     public = participant("c", None)
     assert "train_loss" in trained(public).metrics
@@ -816,9 +825,9 @@ def test_in_a_deployment_each_client_has_a_secret_that_lasts(tmp_path: Path) -> 
 @needs_opacus
 def test_in_a_deployment_every_answer_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What came too late, or of a round that was done again, has been seen; the server has the client forget it."""
-    from fedshare import wire
     from fedshare._proto.payload_pb2 import Request
-    from fedshare.flower.participant import Participant, Terms
+    from fedshare.forms import wire
+    from fedshare.transport.flower.participant import Participant, Terms
 
     here = population(noisy())
     who = Participant(here, Terms.of("config", here), tmp_path)
@@ -854,14 +863,16 @@ def test_in_a_deployment_every_answer_counts(tmp_path: Path, monkeypatch: pytest
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedshare.flower.memory.write_atomically", full)
+        patch.setattr("fedshare.transport.flower.memory.write_atomically", full)
         with pytest.raises(OSError, match="no space"):
             trained(5, 4, first)
     ledger.unlink()
-    with pytest.raises(UserError, match=r"client\.privacy: of 4 steps the client's ledger has 2: it is damaged"):
+    with pytest.raises(UserError, match=r"client\.privacy: of 4 steps the client's record has 2: it is damaged"):
         trained(5, 4, first)
     ledger.write_text("".join(f"{line}\n" for line in [*lines, "6 1 x"]))
-    with pytest.raises(UserError, match=r"the ledger .*client-0/ledger is damaged: line 6 must be round, fit, SHA-256"):
+    with pytest.raises(
+        UserError, match=r"the privacy record .*client-0/ledger is damaged: line 6 must be round, fit, SHA-256"
+    ):
         trained(5, 4, first)
 
 

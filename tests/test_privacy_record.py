@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedshare.errors import UserError
-from fedshare.flower.memory import Ledger
+from fedshare.transport.flower.memory import Record
 
 
 def lines(path: Path) -> list[str]:
@@ -23,13 +23,13 @@ DIGEST = ["0123456789abcdef" * 4, "f" * 64, "8" * 64, "a5" * 32]
 @pytest.fixture
 def record(tmp_path: Path) -> Path:
     for round, digest in enumerate(DIGEST, 1):
-        assert Ledger(tmp_path).spend(round, 1, digest, 10 * round) == sum(range(10, 10 * round + 1, 10))
+        assert Record(tmp_path).spend(round, 1, digest, 10 * round) == sum(range(10, 10 * round + 1, 10))
     return tmp_path / "ledger"
 
 
 def spend(record: Path) -> int:
     """Ask for what is entered already, which costs nothing more."""
-    return Ledger(record.parent).spend(1, 1, DIGEST[0], 10)
+    return Record(record.parent).spend(1, 1, DIGEST[0], 10)
 
 
 def test_every_flipped_bit_of_a_privacy_record_is_refused(record: Path) -> None:
@@ -41,7 +41,7 @@ def test_every_flipped_bit_of_a_privacy_record_is_refused(record: Path) -> None:
         changed = bytearray(data)
         changed[place] ^= 1 << bit
         record.write_bytes(changed)
-        with pytest.raises(UserError, match=r"^the ledger .*/ledger is damaged: line [1-5] ") as error:
+        with pytest.raises(UserError, match=r"^the privacy record .*/ledger is damaged: line [1-5] ") as error:
             spend(record)
         named = int(str(error.value).partition("damaged: line ")[2].split()[0])
         assert named - 1 <= data[:place].count(b"\n") + 1, f"byte {place}, bit {bit}"
@@ -58,7 +58,7 @@ def test_lines_removed_moved_or_repeated_are_refused(kept: tuple[int, ...], name
     put(record, *(held[line] for line in kept))
     before = record.read_bytes()
     with pytest.raises(UserError, match=f"line {named} does not follow from the lines before$"):
-        Ledger(record.parent).spend(5, 1, DIGEST[0], 1)
+        Record(record.parent).spend(5, 1, DIGEST[0], 1)
     assert record.read_bytes() == before
 
 
@@ -79,9 +79,9 @@ def test_an_older_privacy_record_is_read_said_to_be_unchecked_and_covered_from_t
     capfd.readouterr()
     assert spend(record) == 100
     assert capfd.readouterr().err == (
-        f"warning: the ledger {record}: its 4 lines are of a version without checksums, and are not checked\n"
+        f"warning: the privacy record {record}: its 4 lines are of a version without checksums, and are not checked\n"
     )
-    assert Ledger(record.parent).spend(5, 1, DIGEST[0], 1) == 101
+    assert Record(record.parent).spend(5, 1, DIGEST[0], 1) == 101
     held = lines(record)
     assert held[:4] == older
     assert spend(record) == 101

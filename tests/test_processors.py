@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_ledger_commands import ONEBYTE
 from test_runs import copy, fedshare
 
-from fedshare.experiments import build
+from fedshare.experiments.config import build
 from fedshare.runs import RunFolder, verify
 from fedshare.state import digests
 
@@ -109,7 +109,7 @@ def test_torch_does_draw_other_models_there(run: Callable[[str], RunFolder]) -> 
     """Or the test above would show nothing: as fedshare 0.1 did it, the model is another where kernels have no FMA."""
     folder = run("digits")
     config = folder.config.read_text()
-    program = "import sys; from fedshare.experiments.build import population as make\n"
+    program = "import sys; from fedshare.experiments.config.build import population as make\n"
     program += "print(make(sys.argv[1]).scratch.fingerprint)"
     command, drawn = [sys.executable, "-c", program, config], set()
     for processor in ("default", HERE):

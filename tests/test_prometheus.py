@@ -105,7 +105,7 @@ def test_the_page_of_a_deployment_is_what_its_rows_say(deployment: Deployment) -
 
 def test_a_server_that_goes_on_shows_the_round_before_and_counts_anew(tmp_path: Path) -> None:
     extra("prometheus_client")
-    from fedshare.experiments.prometheus import Exporter
+    from fedshare.experiments.hosts.prometheus import Exporter
 
     (tmp_path / "metrics.jsonl").write_text(
         '{"round": 7, "clients": [0, 2], "dropped": {"1": "no answer"}, "accuracy": 0.5, "bytes_up": 9}\n'
@@ -134,7 +134,7 @@ def test_an_address_that_is_none_is_bad_input(given: str, capsys: pytest.Capture
 
 def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     extra("prometheus_client")
-    from fedshare.experiments.prometheus import Exporter
+    from fedshare.experiments.hosts.prometheus import Exporter
 
     first = Exporter()
     port = first.listen("0").rpartition(":")[2].removesuffix("/metrics")
@@ -148,7 +148,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    monkeypatch.delitem(sys.modules, "fedshare.experiments.prometheus", raising=False)
+    monkeypatch.delitem(sys.modules, "fedshare.experiments.hosts.prometheus", raising=False)
     with pytest.raises(SystemExit, match="2"):
         main(["server", *SMALL, "--listen", "127.0.0.1:0", "--metrics", "0"])
     line = "fedshare: --metrics needs prometheus-client: pip install 'fedshare[metrics]'\n"

@@ -16,24 +16,24 @@ from flwr.app import Error, RecordDict
 from test_stream import CHUNK, Guest, ask, chunk, converse, hello, receive, serving, until_present
 
 import world
-from fedshare import wire
 from fedshare._proto.payload_pb2 import Attendance, Leaf, Metric, Reply
 from fedshare._proto.payload_pb2 import Tensor as Entry
 from fedshare.errors import NAME, RunHalted, brief, printable
-from fedshare.flower.envelope import seal, unseal
-from fedshare.flower.grid import reply
-from fedshare.flower.network import FlowerNetwork
-from fedshare.flower.participant import Terms
-from fedshare.flower.records import wrap
-from fedshare.flower.stream import StreamGrid
-from fedshare.network import Purpose
+from fedshare.forms import wire
+from fedshare.forms.wire import Limits
+from fedshare.network import Exchange, Heard, Purpose, Quotas
 from fedshare.payload import Payload, Quota
 from fedshare.report.attendance import attendance_table
 from fedshare.rounds import Schedule, run_server
 from fedshare.simulation import Simulation
 from fedshare.state import digests
-from fedshare.stream.server import METHOD, StreamServer
-from fedshare.wire import Limits
+from fedshare.transport.flower.envelope import seal, unseal
+from fedshare.transport.flower.grid import reply
+from fedshare.transport.flower.network import FlowerNetwork
+from fedshare.transport.flower.participant import Terms
+from fedshare.transport.flower.records import wrap
+from fedshare.transport.flower.stream import StreamGrid
+from fedshare.transport.stream.server import METHOD, StreamServer
 from world import PATIENCE
 
 FALSE_LINE = "host\n2026-11-30 12:00:00 round 9 is done\x1b[2J\u202e" + 200 * "x"
@@ -108,7 +108,7 @@ def asked(everyone: int = 1) -> Iterator[tuple[FlowerNetwork, StreamServer, Call
     """A network of one client that lies; and why what it answers is not taken, "" where it is."""
     here = world.build("fedavg")
     strategy = here.strategy
-    state = strategy.init(here.scratch.initial)
+    state = strategy.init(here.scratch.initial, here.clients)
     with serving(clients=everyone, grace=60.0) as server:
         network = FlowerNetwork(
             *(StreamGrid(server), Terms.of("config", here), bytes(8), PATIENCE, everyone, 1, PATIENCE),
@@ -116,14 +116,14 @@ def asked(everyone: int = 1) -> Iterator[tuple[FlowerNetwork, StreamServer, Call
         )
         liar = Liar(server.address)
         assert network.client_ids() == [0]
-        download = strategy.download(state, 0)
+        download = strategy.download(state, 0, Purpose.TRAIN)
         assert download is not None
 
         def why(answer: Answer, quota: Quota | None = None) -> str:
             liar.answer = answer
-            network.allow(lambda client: quota or Quota.of(strategy.expects(state, client)))
-            answers = network.exchange(Purpose.TRAIN, 1, {0: download})  # type: ignore[dict-item]
-            return "" if answers else network.absent()[0]
+            quotas = lambda client: quota or Quota.of(strategy.expects(state, client))  # noqa: E731
+            exchange = network.exchange(Purpose.TRAIN, 1, {0: download}, quotas)
+            return "" if exchange.answers else exchange.absent[0]
 
         yield network, server, why
 
@@ -220,31 +220,34 @@ def test_who_says_that_it_attends_is_brief() -> None:
 class Counting(Simulation):
     """Holds each answer to what was expected of it, as it would be on a wire."""
 
-    quotas: Callable[[int], Quota]
-
-    def allow(self, quotas: Callable[[int], Quota]) -> None:
-        self.quotas = staticmethod(quotas)  # type: ignore[assignment]
-
-    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        answers = super().exchange(purpose, round, downloads)
+    def exchange(
+        self,
+        purpose: Purpose,
+        round: int,
+        downloads: dict[int, Payload],
+        quotas: Quotas | None = None,
+        heard: Heard | None = None,
+    ) -> Exchange:
+        assert quotas is not None
+        exchange = super().exchange(purpose, round, downloads, quotas, heard)
         parts = len(self.population.scratch.shapes)
-        for client, answer in answers.items():
-            limits = Limits.of(self.quotas(client), 2000, parts)
+        for client, answer in exchange.answers.items():
+            limits = Limits.of(quotas(client), 2000, parts)
             contents, data = wire.pack(answer)
             wire.unpack(contents, data, limits)
-            leaves = digests(self.states.get(client, {}))
+            leaves = digests(self.memories.states.get(client, {}))
             head = Reply(upload=contents, memory=[Leaf(path=path, sha256=bytes(32)) for path in leaves])
             assert len(leaves) <= limits.leaves
             assert head.ByteSize() <= limits.head
             assert head.ByteSize() + len(data) <= limits.body
-        self.held = len(answers)
-        return answers
+        self.held = len(exchange.answers)
+        return exchange
 
 
 @pytest.mark.parametrize("name", world.STRATEGIES)
 def test_no_honest_answer_of_any_strategy_is_beyond_what_is_expected(name: str) -> None:
     network = Counting(partial(world.build, name))
-    state = network.population.strategy.init(network.population.scratch.initial)
+    state = world.begin(network.population)
     rounds = run_server(network.population.strategy, network, state, Schedule(rounds=3, seed=0, max_examples=100))
     assert len(list(rounds)) == 3
     assert network.held == world.CLIENTS
@@ -317,7 +320,7 @@ def test_a_name_in_an_upload_cannot_write_lines_of_the_log() -> None:
         return Payload({"params": upload.tensors["params"] | more}, upload.metrics)
 
     network = world.Altered(Simulation(lambda: here), {1: wrong})
-    state = here.strategy.init(here.scratch.initial)
+    state = here.strategy.init(here.scratch.initial, here.clients)
     (done,) = run_server(here.strategy, network, state, Schedule(rounds=1, seed=0, max_examples=100))
     assert done.row["dropped"]["1"].isprintable()
     assert r"has unknown w\n2026-11-30 all is well" in done.row["dropped"]["1"]

@@ -15,12 +15,12 @@ import pytest
 from omegaconf import OmegaConf
 
 import world
-from fedshare import checkpoint, runs
-from fedshare.chain import Link
+from fedshare import runs
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
-from fedshare.runs import RunFolder, verify
-from fedshare.seals import Seal
+from fedshare.rounds.chain import Link
+from fedshare.runs import RunFolder, checkpoint, verify
+from fedshare.runs.seals import Seal
 
 SMALL = ["partition.clients=4", "clients_per_round=3", "model=logistic", "client.epochs=1", "checkpoint_every=2"]
 SMALL += ["workers=0", "rounds=4"]
@@ -299,7 +299,7 @@ def test_kill_9_at_a_seal_then_resume_gives_the_same_bits(
     name, when = KILLS[moment]
     program = (
         "import os, signal, sys\n"
-        f"from fedshare import {name.partition('.')[0]}\n"
+        f"from fedshare.runs import {name.partition('.')[0]}\n"
         "from fedshare.experiments.cli import main\n"
         f"inner = {name}\n"
         "def fatal(*arguments):\n"

@@ -16,7 +16,6 @@ from test_runs import SMALL, fedshare
 import world
 from deployed import eventually
 from fedshare.experiments import execute
-from fedshare.metrics import summarise, weighted_mean, worst_share
 from fedshare.report import collaboration
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Lap, Progress, fitting
@@ -27,6 +26,7 @@ from fedshare.report.units import human_bytes, human_seconds
 from fedshare.rounds import Schedule, run_server
 from fedshare.simulation import Simulation
 from fedshare.tasks import Classification
+from fedshare.tasks.metrics import summarise, weighted_mean, worst_share
 
 ONE = Schedule(rounds=1, seed=0, max_examples=100)
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -467,8 +467,9 @@ def test_the_lines_of_a_deployments_rounds_have_the_time():
 def test_a_network_tells_of_each_answer(workers):
     heard = []
     with Simulation(partial(world.build, "fedavg"), workers) as network:
-        network.watch(lambda purpose, *counts: heard.append((purpose.value, *counts)))
-        list(run_server(network.population.strategy, network, {"params": network.population.scratch.initial}, ONE))
+        state = {"params": network.population.scratch.initial}
+        listen = lambda purpose, *counts: heard.append((purpose.value, *counts))  # noqa: E731
+        list(run_server(network.population.strategy, network, state, ONE, heard=listen))
     assert heard == [(purpose, 1, done, 5) for purpose in ("train", "evaluate") for done in range(6)]
 
 

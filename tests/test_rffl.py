@@ -12,17 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import world
-from fedshare import masks, seeds, sparse
+from fedshare import seeds
+from fedshare.attacks.liar import Liars
 from fedshare.attacks.lies import SignFlip
 from fedshare.errors import UserError
+from fedshare.forms import masks, sparse
 from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Schedule, run_server
 from fedshare.simulation import Simulation
 from fedshare.state import State, digests
 from fedshare.strategies.fedavg import FedAvg
-from fedshare.strategies.rffl import RFFL, cosine, reward
-from fedshare.tensors import Tensors
+from fedshare.strategies.reputation import reward
+from fedshare.strategies.rffl import RFFL
+from fedshare.tensors import Tensors, cosine, zeros_like
 
 NEVER = 10**6  # a warm-up in which nobody is removed
 
@@ -37,7 +40,7 @@ def vector(values: Sequence[float] | Tensor) -> Tensors:
 
 def play(strategy: RFFL, updates: dict[int, Tensors], rounds: int, examples: dict[int, float] | None = None) -> State:
     """The server's memory after so many rounds, in each of which everyone who is left sends the same."""
-    state = strategy.init({name: torch.zeros_like(t) for name, t in next(iter(updates.values())).items()})
+    state = strategy.init(zeros_like(next(iter(updates.values()))), len(updates))
     for round in range(1, rounds + 1):
         uploads = {
             client: upload(update, (examples or {}).get(client, 600))
@@ -77,7 +80,7 @@ def random_updates(clients: int, seed: int = 0) -> dict[int, Tensors]:
 
 def test_a_round_by_hand() -> None:
     strategy = RFFL(gamma=5, alpha=0.5)
-    state = strategy.init(vector([0, 0]))
+    state = strategy.init(vector([0, 0]), world.CLIENTS)
     # Norms 5 and 1: scaled to 5 both. Examples 1 and 3: the average is (3, 4) / 4 + 3 (5, 0) / 4 = (4.5, 1).
     state = strategy.aggregate(state, 1, {0: upload(vector([3, 4]), 1), 1: upload(vector([1, 0]), 3)})
     assert state["updates"][1]["w"].tolist() == pytest.approx([4.5, 1.0])
@@ -87,7 +90,7 @@ def test_a_round_by_hand() -> None:
     earned = {client: (one["weight"], one["share"]) for client, one in state["earned"].items()}
     assert earned[0] == pytest.approx((0.25, 0.58468), abs=1e-4)
     assert earned[1] == (0.75, 1.0)
-    download = strategy.download(state, 0)
+    download = strategy.download(state, 0, Purpose.TRAIN)
     assert download is not None
     got = sparse.decode(download.tensors, vector([0, 0]))["w"].tolist()
     assert got == pytest.approx([4.5, 1.0]), "58 % of 2 are 1.17, rounded up to 2"
@@ -108,7 +111,8 @@ def test_it_does_not_matter_which_places_adversaries_have(order: list[int]) -> N
     assert set(plain["removed"]) == {7, 8}
     for client, reputation in plain["reputation"].items():
         assert other["reputation"][order[client]] == pytest.approx(reputation)
-        mine, theirs = strategy.download(plain, client), strategy.download(other, order[client])
+        mine = strategy.download(plain, client, Purpose.TRAIN)
+        theirs = strategy.download(other, order[client], Purpose.TRAIN)
         assert mine is not None
         assert theirs is not None
         like = honest[0]
@@ -122,7 +126,7 @@ def test_equal_uploads_earn_alike_and_everything() -> None:
     assert state["reputation"] == pytest.approx(dict.fromkeys(range(8), 1 / 8))
     for client in range(8):
         assert state["earned"][client]["share"] == 1
-        download = strategy.download(state, client)
+        download = strategy.download(state, client, Purpose.TRAIN)
         assert download is not None
         assert digests(sparse.decode(download.tensors, update)) == digests(state["updates"][12])
 
@@ -151,14 +155,14 @@ def test_reputations_are_shares_and_who_is_removed_stays_so(
     random = torch.Generator().manual_seed(seed)
     updates = {client: vector(torch.randn(4, generator=random)) for client in range(n)}
     strategy = RFFL(alpha=alpha, beta=beta, warmup=3)
-    state, before = strategy.init(vector(torch.zeros(4))), dict[int, int]()
+    state, before = strategy.init(vector(torch.zeros(4)), world.CLIENTS), dict[int, int]()
     for round in range(1, t + 1):
         state = strategy.aggregate(state, round, {client: upload(update) for client, update in updates.items()})
         assert math.fsum(state["reputation"].values()) == pytest.approx(1)
         assert all(value >= 0 for value in state["reputation"].values())
         assert before.items() <= state["removed"].items()
         assert not state["removed"].keys() & (state["reputation"].keys() | state["earned"].keys())
-        assert all(strategy.download(state, client) is None for client in state["removed"])
+        assert all(strategy.download(state, client, Purpose.TRAIN) is None for client in state["removed"])
         assert min(state["removed"].values(), default=3) >= 3
         before = state["removed"]
 
@@ -263,7 +267,7 @@ def test_what_becomes_of_a_clients_own_update(own: str) -> None:
     client = network.population.client(0, {})
     strategy.apply(client, Payload())
     assert digests(client.params()) == digests(start)
-    sent = strategy.train(client, 1).tensors["update"]
+    sent = strategy.train(client, 1, Payload()).tensors["update"]
     parameters = dict(client.model.named_parameters())
     assert math.sqrt(sum(float(t.double().square().sum()) for t in sent.values())) == pytest.approx(0.5)
     assert not any(bool(tensor.any()) for name, tensor in sent.items() if name not in parameters)
@@ -286,13 +290,13 @@ def test_one_whose_upload_is_lost_goes_on_alone() -> None:
     schedule = Schedule(rounds=2, seed=0, max_examples=100)
     lost = world.Altered(network, {3: lambda payload: Payload({}, payload.metrics)})
     start = network.population.scratch.initial
-    done = list(run_server(strategy, lost, strategy.init(start), schedule))
+    done = list(run_server(strategy, lost, world.begin(network.population), schedule))
     assert [list(one.row["dropped"]) for one in done] == [["3"], ["3"]]
-    one = network.population.client(3, network.states[3])
-    download = strategy.download(done[-1].state, 3)
+    one = network.population.client(3, network.memories.states[3])
+    download = strategy.download(done[-1].state, 3, Purpose.TRAIN)
     assert download == Payload()
     strategy.apply(one, download)
-    memory = network.states[3]
+    memory = network.memories.states[3]
     assert digests(one.params()) == digests({n: t + memory["update"][n] for n, t in memory["params"].items()})
     assert any(bool((memory["params"][name] != start[name]).any()) for name in start), "the first update counts"
 
@@ -301,8 +305,8 @@ def test_models_differ_and_bytes_go_by_reputation() -> None:
     strategy = RFFL()
     network = Simulation(lambda: world.build("rffl"), 0)
     schedule = Schedule(rounds=3, seed=0, max_examples=100)
-    *_, done = run_server(strategy, network, strategy.init(network.population.scratch.initial), schedule)
-    downloads = {client: strategy.download(done.state, client) for client in network.client_ids()}
+    *_, done = run_server(strategy, network, world.begin(network.population), schedule)
+    downloads = {client: strategy.download(done.state, client, Purpose.TRAIN) for client in network.client_ids()}
     sent = {client: download.nbytes for client, download in downloads.items() if download is not None}
     reputation = done.state["reputation"]
     best = max(reputation, key=lambda client: reputation[client])
@@ -310,13 +314,13 @@ def test_models_differ_and_bytes_go_by_reputation() -> None:
     assert len(set(sent.values())) > 1
     found = set()
     for client in network.client_ids():
-        one, download = network.population.client(client, network.states[client]), downloads[client]
+        one, download = network.population.client(client, network.memories.states[client]), downloads[client]
         assert download is not None
         strategy.apply(one, download)
         found.add(repr(digests(one.params())))
     assert len(found) == 5
     asked = {client: download for client, download in downloads.items() if download is not None}
-    assert network.exchange(Purpose.EVALUATE, 3, asked).keys() == sent.keys()
+    assert network.exchange(Purpose.EVALUATE, 3, asked).answers.keys() == sent.keys()
 
 
 # Sparse tensors
@@ -352,10 +356,11 @@ def test_settings_that_mean_nothing_are_refused(fields: dict[str, Any], said: st
 
 
 def test_who_is_removed_is_tested_and_sends_nothing() -> None:
-    population = replace(world.build("rffl"), strategy=RFFL(warmup=1, alpha=0.0), attack=SignFlip(adversaries=[1]))
+    liars = Liars(SignFlip(adversaries=[1]), world.CLIENTS, 0)
+    population = replace(world.build("rffl"), strategy=RFFL(warmup=1, alpha=0.0), liars=liars)
     strategy, schedule = population.strategy, Schedule(rounds=3, seed=0)
     with Simulation(lambda: population, population=population) as network:
-        rows = [done.row for done in run_server(strategy, network, strategy.init(population.scratch.initial), schedule)]
+        rows = [done.row for done in run_server(strategy, network, world.begin(population), schedule)]
     removed = [row["removed"] for row in rows]
     assert removed == [{"1": 1}] * 3
     assert [row["clients"] for row in rows] == [[0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 2, 3, 4]]
@@ -366,14 +371,14 @@ def test_an_upload_of_which_most_is_zero_travels_sparse_and_is_counted_so() -> N
     strategy = RFFL()
     update = {"w": torch.zeros(40, 30), "b": torch.arange(30.0)}
     update["w"][3, 5] = 2.0
-    packed = strategy.pack(upload(update))
+    packed = strategy.form.encode(upload(update))
     assert packed.nbytes == 4 + 4 + 30 * 4
     assert packed.metrics == {"examples": 600}
-    unpacked = strategy.unpack(packed, {"update": update})
+    unpacked = strategy.form.decode(packed, {"update": update})
     assert digests(unpacked.tensors) == digests({"update": update})
     dense = upload({"w": torch.ones(3, 4)})
-    assert strategy.pack(dense) is dense
-    assert strategy.unpack(dense, {"update": dense.tensors["update"]}) is dense
+    assert strategy.form.encode(dense) is dense
+    assert strategy.form.decode(dense, {"update": dense.tensors["update"]}) is dense
 
 
 SPARSE = sparse.encode({"w": torch.arange(400.0) * (torch.arange(400) % 100 == 7)}, {"w": torch.arange(400) % 100 == 7})
@@ -403,11 +408,11 @@ def test_a_sparse_upload_that_nobody_packs_is_dropped_with_its_reason(groups: di
     assert SPARSE.keys() == {"values", "indices"}
     strategy = RFFL()
     with pytest.raises(ValueError, match=said):
-        strategy.unpack(Payload(SPARSE | groups, {"examples": 600}), {"update": {"w": torch.zeros(400)}})
+        strategy.form.decode(Payload(SPARSE | groups, {"examples": 600}), {"update": {"w": torch.zeros(400)}})
     network = Simulation(lambda: world.build("rffl"))
     altered = world.Altered(network, {2: lambda p: Payload(SPARSE | groups, p.metrics)})
     schedule = Schedule(rounds=1, seed=0, evaluate_every=0)
-    state = strategy.init(network.population.scratch.initial)
+    state = world.begin(network.population)
     (done,) = run_server(strategy, altered, state, schedule)
     assert list(done.row["dropped"]) == ["2"]
     assert done.row["clients"] == [0, 1, 3, 4]
@@ -415,15 +420,16 @@ def test_a_sparse_upload_that_nobody_packs_is_dropped_with_its_reason(groups: di
 
 def test_a_client_whose_training_diverged_once_is_back_in_the_next_round() -> None:
     network = Simulation(lambda: world.build("rffl"))
-    strategy, state = network.population.strategy, network.population.strategy.init(network.population.scratch.initial)
+    strategy, state = network.population.strategy, world.begin(network.population)
     state = list(run_server(strategy, network, state, Schedule(rounds=1, seed=0)))[-1].state
-    kept = digests(network.states[2])
-    broken, download = network.population.client(2, dict(network.states[2])), strategy.download(state, 2)
+    kept = digests(network.memories.states[2])
+    broken = network.population.client(2, dict(network.memories.states[2]))
+    download = strategy.download(state, 2, Purpose.TRAIN)
     assert download is not None
     strategy.apply(broken, download)
     with torch.no_grad():
         next(iter(broken.model.parameters())).fill_(math.nan)
-    lost = strategy.train(broken, 2)
+    lost = strategy.train(broken, 2, download)
     assert not all(tensor.isfinite().all() for tensor in lost.tensors["update"].values())
     assert digests(broken.state) == kept
     strategy.apply(broken, download)
@@ -435,14 +441,15 @@ def test_running_statistics_that_somebody_sends_reach_nobody() -> None:
     strategy = network.population.strategy
 
     def poisoned(payload: Payload) -> Payload:
-        update = strategy.unpack(payload, {"update": network.population.scratch.initial}).tensors["update"]
+        update = strategy.form.decode(payload, {"update": network.population.scratch.initial}).tensors["update"]
         return Payload({"update": update | {"norm.running_var": torch.full((8,), -1e3)}}, payload.metrics)
 
     altered = world.Altered(network, {2: poisoned})
-    state = strategy.init(network.population.scratch.initial)
+    state = world.begin(network.population)
     *_, done = run_server(strategy, altered, state, Schedule(rounds=2, seed=0))
     assert (done.state["updates"][2]["norm.running_var"] < 0).all()
-    one, download = network.population.client(0, network.states[0]), strategy.download(done.state, 0)
+    one = network.population.client(0, network.memories.states[0])
+    download = strategy.download(done.state, 0, Purpose.TRAIN)
     assert download is not None
     strategy.apply(one, download)
     assert (one.params()["norm.running_var"] > 0).all()

@@ -9,6 +9,7 @@ import torch
 
 from fedshare import seeds
 from fedshare.errors import UserError
+from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.state import State, digests
 from fedshare.strategies.rffl_plus import RFFLPlus, clips, inner, scores
@@ -19,7 +20,7 @@ STRATEGY = RFFLPlus(warmup=1)
 
 
 def begin(strategy: RFFLPlus = STRATEGY) -> State:
-    return strategy.init({"w": torch.zeros(WIDTH)})
+    return strategy.init({"w": torch.zeros(WIDTH)}, 5)
 
 
 def sent(vectors: dict[int, torch.Tensor]) -> dict[int, Payload]:
@@ -120,8 +121,8 @@ def test_who_agrees_with_nobody_while_others_agree_is_removed_by_way_of_probatio
     began = next(number for number, state in enumerate(states) if state["probation"])
     assert 3 <= began <= 8
     assert all(not state["earned"][8]["share"] for state in states[began:] if 8 in state["earned"])
-    assert STRATEGY.download(states[-1], 8) is None
-    assert STRATEGY.test_download(states[-1], 8) == Payload()
+    assert STRATEGY.download(states[-1], 8, Purpose.TRAIN) is None
+    assert STRATEGY.download(states[-1], 8, Purpose.EVALUATE) == Payload()
 
 
 def test_who_behaves_on_probation_comes_back() -> None:
@@ -217,7 +218,7 @@ def test_the_order_of_uploads_and_ids_means_nothing() -> None:
 
 def test_rewards_are_nested_by_reputation() -> None:
     state = play(STRATEGY, 3, lambda round, state: {})[-1]
-    sizes = {c: STRATEGY.download(state, c) for c in state["reputation"]}
+    sizes = {c: STRATEGY.download(state, c, Purpose.TRAIN) for c in state["reputation"]}
     ranked = sorted(state["reputation"], key=lambda client: state["reputation"][client])
     assert all(sizes[a].nbytes <= sizes[b].nbytes for a, b in pairwise(ranked))  # type: ignore[union-attr]
     assert state["earned"][ranked[-1]]["share"] == 1.0

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 import world
-from fedshare import checkpoint
-from fedshare.checkpoint import Checkpoint
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
-from fedshare.runs import RunFolder
+from fedshare.payload import Payload
+from fedshare.runs import RunFolder, checkpoint
+from fedshare.runs.checkpoint import Checkpoint
 from fedshare.state import digests
 
 SMALL = ["partition.clients=6", "clients_per_round=4", "model.hidden=[16]", "client.epochs=1", "checkpoint_every=2"]
@@ -129,6 +129,11 @@ def test_a_run_is_whole_whose_last_upload_of_a_client_was_dropped(
     assert capsys.readouterr().out.startswith("whole: 5 rounds")
 
 
+def test_nobody_else_can_lock_a_run(run: Runs) -> None:
+    lock = run().path / ".lock"
+    assert lock.stat().st_mode & 0o777 == 0o600, "who can read it could keep a run from being resumed"
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "local"])
 @pytest.mark.parametrize("moment", ["train", "save"])
 def test_kill_9_then_resume_gives_the_same_bits(run: Runs, tmp_path: Path, strategy: str, moment: str) -> None:
@@ -136,7 +141,8 @@ def test_kill_9_then_resume_gives_the_same_bits(run: Runs, tmp_path: Path, strat
     folder = tmp_path / "killed"
     program = (
         f"import os, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from fedshare import client, checkpoint\n"
+        "from fedshare import client\n"
+        "from fedshare.runs import checkpoint\n"
         "from fedshare.experiments.cli import main\n"
         "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -247,8 +253,8 @@ def test_a_bit_flipped_in_memory_is_found_and_named(
 
     train = Local.train
 
-    def struck(self: Local, client: world.Population, round: int) -> object:
-        upload = train(self, client, round)  # type: ignore[arg-type]
+    def struck(self: Local, client: world.Population, round: int, download: Payload) -> object:
+        upload = train(self, client, round, download)  # type: ignore[arg-type]
         if (client.id, round) == (2, 3):  # type: ignore[attr-defined]
             client.state["params"]["head.bias"].view(torch.int32)[4] ^= 1  # type: ignore[attr-defined]
         return upload

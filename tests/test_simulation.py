@@ -11,24 +11,24 @@ import pytest
 import torch
 
 import world
-from fedshare import threads
-from fedshare.chain import Link
 from fedshare.client import Client
 from fedshare.errors import RunHalted
+from fedshare.machine import threads
 from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Schedule, run_server
-from fedshare.scratch import Scratch
+from fedshare.rounds.chain import Link
 from fedshare.simulation import Population, Simulation, workers
 from fedshare.state import State
 from fedshare.strategies.fedavg import FedAvg
+from fedshare.training.scratch import Scratch
 
 SCHEDULE = Schedule(rounds=2, seed=0, clients_per_round=4)
 
 
 def links(network: Simulation) -> list[Link]:
     strategy = network.population.strategy
-    state = strategy.init(network.population.scratch.initial)
+    state = world.begin(network.population)
     return [done.link for done in run_server(strategy, network, state, SCHEDULE)]
 
 
@@ -56,7 +56,7 @@ class Troubled(FedAvg):
     trouble: str = "raise"
     mark: str = ""
 
-    def train(self, client: Client, round: int) -> Payload:
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
         if client.id == 2 and not (self.mark and Path(self.mark).exists()):
             if self.mark:
                 Path(self.mark).touch()
@@ -65,7 +65,7 @@ class Troubled(FedAvg):
             if self.trouble == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             signal.pause()
-        return super().train(client, round)
+        return super().train(client, round, download)
 
 
 def troubled(trouble: str, mark: str = "") -> Population:
@@ -78,7 +78,7 @@ ALL = Schedule(rounds=1, seed=0)
 
 def run(network: Simulation) -> list[Link]:
     strategy = network.population.strategy
-    state = strategy.init(network.population.scratch.initial)
+    state = world.begin(network.population)
     return [done.link for done in run_server(strategy, network, state, ALL)]
 
 
@@ -136,7 +136,7 @@ def test_a_worker_that_cannot_start_says_why() -> None:
 class Messy(FedAvg):
     """Leaves the model in every state that a strategy is free to leave it in, and depends on all of them."""
 
-    def train(self, client: Client, round: int) -> Payload:
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
         batch = next(client.batches(round))
         probe = client.loss(batch)  # in the mode, and with the dropout, that it finds
         probe.backward()
@@ -160,8 +160,8 @@ def messy(order: list[int] | None = None) -> Population:
 
 def test_nothing_a_strategy_does_to_the_model_reaches_the_next_client() -> None:
     def rows(network: Simulation, visits: list[int] | None = None) -> list[tuple[Link, dict[str, float]]]:
-        strategy, start = network.population.strategy, network.population.scratch.initial
-        run = run_server(strategy, network, strategy.init(start), Schedule(rounds=3, seed=0))
+        strategy = network.population.strategy
+        run = run_server(strategy, network, world.begin(network.population), Schedule(rounds=3, seed=0))
         return [(done.link, {name: done.row[name] for name in ("probe", "slope", "train_loss")}) for done in run]
 
     usual, other = Simulation(messy), Simulation(messy)
@@ -194,12 +194,12 @@ def test_after_an_error_no_old_answer_is_given_to_a_new_question() -> None:
 class Renamed(FedAvg):
     """Two downloads of the same tensors under other names."""
 
-    def download(self, state: State, client_id: int) -> Payload:
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload:
         names = ["a", "b"] if client_id else ["b", "a"]
         return Payload({"params": state["params"], "pair": dict(zip(names, [ONE, TWO], strict=True))})
 
-    def train(self, client: Client, round: int) -> Payload:
-        return super().train(client, round)
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
+        return super().train(client, round, download)
 
     def apply(self, client: Client, download: Payload) -> None:
         super().apply(client, download)
@@ -216,7 +216,7 @@ def renamed() -> Population:
 def test_a_worker_does_not_mistake_one_download_for_another() -> None:
     with Simulation(renamed, workers=1) as network:
         run(network)
-        assert [network.states[client]["a"] for client in range(world.CLIENTS)] == [2.0, 1.0, 1.0, 1.0, 1.0]
+        assert [network.memories.states[client]["a"] for client in range(world.CLIENTS)] == [2.0, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_a_stopped_worker_meets_the_deadline_in_the_middle_of_a_message() -> None:

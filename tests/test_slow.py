@@ -29,20 +29,21 @@ from test_stream import HEARTBEAT, Guest, ask, port, receive, serving, until_pre
 import world
 from deployed import Deployment, certificates
 from fedshare.errors import RunHalted, UserError
-from fedshare.experiments.compose import resolved
-from fedshare.flower import network as module
-from fedshare.flower.apps import client_app
-from fedshare.flower.inprocess import InProcessGrid
-from fedshare.flower.network import FlowerNetwork
-from fedshare.flower.participant import Terms
-from fedshare.flower.stream import StreamGrid, live
-from fedshare.network import Purpose
-from fedshare.pace import LATE, REMEMBERED, Deadline, Pace
+from fedshare.experiments.config.compose import resolved
+from fedshare.network import LATE, Heard, Purpose
 from fedshare.report.console import Progress
 from fedshare.rounds import Round, Schedule, run_server
-from fedshare.runs import RunFolder, _late
-from fedshare.stream.client import StreamClient
-from fedshare.suspension import LONGEST, Suspensions
+from fedshare.runs import RunFolder
+from fedshare.runs.verify import late as _late
+from fedshare.transport.flower import network as module
+from fedshare.transport.flower.apps import client_app
+from fedshare.transport.flower.inprocess import InProcessGrid
+from fedshare.transport.flower.network import FlowerNetwork
+from fedshare.transport.flower.participant import Terms
+from fedshare.transport.flower.stream import StreamGrid, live
+from fedshare.transport.pace import REMEMBERED, Deadline, Pace
+from fedshare.transport.stream.client import StreamClient
+from fedshare.transport.suspension import LONGEST, Suspensions
 from proxy import UP, Proxy
 from world import PATIENCE
 
@@ -222,17 +223,17 @@ class Clients:
             say=self.log.append,
             pace=self.pace,
         )
-        network.watch(self._heard)
         network._wait = partial(self._wait, network._wait)
         return network
 
-    def rounds(self, rounds: int, network: FlowerNetwork | None = None, **schedule: Any) -> Iterator[Round]:
+    def rounds(
+        self, rounds: int, network: FlowerNetwork | None = None, heard: Heard | None = None, **schedule: Any
+    ) -> Iterator[Round]:
         network = network or self.network()
-        state = self.made.strategy.init(self.made.scratch.initial)
         plan = Schedule(rounds=rounds, seed=0, max_examples=1000, clients=self.count, **schedule)
-        return run_server(self.made.strategy, network, state, plan)
+        return run_server(self.made.strategy, network, world.begin(self.made), plan, heard=heard or self.heard)
 
-    def _heard(self, purpose: Purpose, round: int, number: int, asked: int) -> None:
+    def heard(self, purpose: Purpose, round: int, number: int, asked: int) -> None:
         if self.late and number == asked - self.late and asked == self.count:
             self.ripe = True
 
@@ -330,15 +331,12 @@ def test_who_trains_and_is_never_tested_is_suspended_too(clients: Callable[..., 
     here.holds = lambda client, kind, round: client == SLOW and kind == "evaluate" and round <= 2
     network = here.network()
     done = []
-    rounds = here.rounds(3, network)
-    hold = here._heard
 
     def heard(purpose: Purpose, *counts: int) -> None:  # in training, all answer
         here.late = int(purpose is Purpose.EVALUATE)
-        hold(purpose, *counts)
+        here.heard(purpose, *counts)
 
-    network.watch(heard)
-    for one in rounds:
+    for one in here.rounds(3, network, heard):
         done.append(one)
         here.free[SLOW].set()  # it is done with its test, too late
         wait_until(lambda: here.server._clients[SLOW].current is None, "it has answered")
@@ -441,9 +439,8 @@ def test_where_too_few_are_left_the_suspended_are_tried_again_and_the_run_halts_
         if number == (2 if round == 1 else 1):  # those who answer have
             here.ripe = True
 
-    network.watch(heard)
     with pytest.raises(RunHalted, match="round 5: 2 of 3 uploads cannot be used: client 1: no answer in 3600 s; clie"):
-        done.extend(here.rounds(9, network, evaluate_every=0))
+        done.extend(here.rounds(9, network, heard, evaluate_every=0))
     assert [one.row["clients"] for one in done] == [[0, 1], [0], [0], [0]]
     assert [list(in_rounds(done, "suspended", client)) for client in (1, 2)] == [[3], [2, 4]], "in round 5 both"
 
@@ -455,14 +452,15 @@ def test_a_network_that_is_made_anew_knows_who_was_suspended(clients: Callable[.
     rounds = here.rounds(9, network, evaluate_every=0)
     for _ in range(3):  # asked in rounds 1 and 3
         next(rounds)
-    memories = network.remember()
+    memories = network.memories.remember()
     assert memories[0] == {"round": 0}, "of who answers, no more than before"
     here.free[SLOW].set()
     again = here.network()
     assert again.client_ids() == [0, 1, 2, SLOW]
-    again.recall(memories, 3)
+    again.memories.recall(memories, 3)
     assert again.client_ids() == [0, 1, 2]
-    assert again.suspended() == {SLOW: "missed 2 rounds in a row (no answer in 3600 s); asked again in round 6"}
+    said = again.exchange(Purpose.TRAIN, 4, {}).suspended
+    assert said == {SLOW: "missed 2 rounds in a row (no answer in 3600 s); asked again in round 6"}
 
 
 def test_verify_says_where_a_difference_is_chance() -> None:

@@ -16,6 +16,12 @@ def test_a_minute_among_hostile_clients_in_which_everything_is_killed_costs_no_b
     command = [sys.executable, str(ROOT / "deploy" / "soak"), "--minutes", "1", "--seed", "17"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stdout + done.stderr
-    for part in (r"kill -9 .*honest client \d+, host of the honest \d+, .*server \d", "none was dropped or untested"):
+    for part in (
+        r"kill -9 .*honest \d.*server \d",
+        r"hostile acts \w",
+        r"refused +[1-9]\d* answers",
+        "none was dropped or untested",
+        r"digests +equal: [1-9]",
+        "taken +0 uploads",
+    ):
         assert re.search(part, done.stdout), done.stdout
-    assert "taken        0 uploads of the hostile clients" in done.stdout

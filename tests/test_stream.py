@@ -22,16 +22,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedshare import certificates, keys
 from fedshare._proto.stream_pb2 import Chunk, Down, Hello, Leave, Up
 from fedshare.errors import RunHalted, UserError
-from fedshare.keys import Identity
-from fedshare.stream import client as client_module
-from fedshare.stream import frames, server, tls
-from fedshare.stream.client import StreamClient
-from fedshare.stream.diagnose import NotYet
-from fedshare.stream.frames import CHUNK, PROTOCOL, Assembly, chunks
-from fedshare.stream.server import METHOD, SERVICE, Answer, Settings, StreamServer
+from fedshare.identity import certificates, keys
+from fedshare.identity.keys import Identity
+from fedshare.transport.stream import client as client_module
+from fedshare.transport.stream import frames, server, tls
+from fedshare.transport.stream.client import StreamClient
+from fedshare.transport.stream.diagnose import NotYet
+from fedshare.transport.stream.frames import CHUNK, PROTOCOL, Assembly, chunks
+from fedshare.transport.stream.server import METHOD, SERVICE, Answer, Settings, StreamServer
 from proxy import DOWN, UP, Proxy
 from world import PATIENCE
 
@@ -768,7 +768,7 @@ def test_sockets_that_say_nothing_disturb_nobody(secure: bool, pki: Path, monkey
 
 CLIENT = f"""
 import sys
-from fedshare.stream.client import StreamClient
+from fedshare.transport.stream.client import StreamClient
 
 def answer(body):
     print(body.decode(), flush=True)

@@ -13,21 +13,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import world
-from fedshare import batching, rates, seeds
-from fedshare.best import Best
+from fedshare import seeds
 from fedshare.client import Client, Training
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.data.partition import Iid
 from fedshare.errors import RunHalted, UserError
-from fedshare.parts import Parts, Role
 from fedshare.payload import Payload
-from fedshare.privacy import Privacy
+from fedshare.report.best import Best
 from fedshare.rounds import Schedule, run_server
-from fedshare.scratch import Scratch
 from fedshare.simulation import Part, Partitioned, Population, Simulation
+from fedshare.simulation.trial import attempt
 from fedshare.strategies.fedavg import FedAvg
 from fedshare.tasks import Classification, Task
-from fedshare.trial import attempt
+from fedshare.training import batching, rates
+from fedshare.training.fit import Fit
+from fedshare.training.parts import Parts, Role
+from fedshare.training.private.budget import Budget
+from fedshare.training.private.privacy import Privacy
+from fedshare.training.scratch import Scratch
 
 FEATURES, CLASSES = world.FEATURES, world.CLASSES
 
@@ -124,7 +127,9 @@ def test_steps_and_parts_of_a_pass(given: dict[str, Any], steps: int) -> None:
 def test_poisson_steps_go_by_the_same_settings() -> None:
     for wish, steps in (({"epochs": 0.5}, 2), ({"steps": 9}, 9), ({"epochs": 2}, 8)):
         made = client(sampling="poisson", **wish)
-        assert made._poisson((), made._scratch.trainable).steps == steps
+        asked = Fit(round=1, names=tuple(made._scratch.trainable))
+        parts = made._scratch, made.task, made.training, made.train_examples
+        assert Budget(0, 0, None).steps((), asked, *parts).steps == steps
 
 
 @pytest.mark.parametrize(
@@ -342,7 +347,7 @@ def test_complex_parameters_step_as_in_torch(flat: bool) -> None:
 def test_strategies_take_complex_parameters_as_real_ones(name: str) -> None:
     made = replace(population(Complex, counts=(31, 20, 25, 30, 22)), strategy=world.strategy(name))
     network = Simulation(lambda: made)
-    state = made.strategy.init(made.scratch.initial)
+    state = made.strategy.init(made.scratch.initial, made.clients)
     rows = [done.row for done in run_server(made.strategy, network, state, Schedule(rounds=3, seed=0))]
     assert all(not row["dropped"] for row in rows)
     assert rows[0]["loss"] != rows[-1]["loss"]
@@ -488,7 +493,7 @@ def test_validation_is_a_part_of_the_training_part_and_no_other() -> None:
 def rows_of(made: Population, rounds: int = 3) -> list[dict[str, Any]]:
     schedule = Schedule(rounds=rounds, seed=0, unseen=tuple(made.newcomers), clients=len(made.shares))
     network = Simulation(lambda: made)
-    state = made.strategy.init(made.scratch.initial)
+    state = made.strategy.init(made.scratch.initial, made.clients)
     return [done.row for done in run_server(made.strategy, network, state, schedule, task=made.task)]
 
 
@@ -533,12 +538,12 @@ def test_the_best_round_goes_by_validation_and_its_direction() -> None:
 class Raising(FedAvg):
     """Client 1 raises in round 2, having spoilt its memory."""
 
-    def train(self, client: Client, round: int) -> Payload:
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
         client.state.setdefault("rounds", []).append(round)
         if client.id == 1 and round == 2:
             client.state["spoilt"] = 1
             raise ZeroDivisionError("its data are gone")
-        return super().train(client, round)
+        return super().train(client, round, download)
 
 
 def build_raising(clients: int = 3) -> Population:
@@ -551,7 +556,7 @@ def test_a_client_that_raises_is_dropped_or_ends_the_run(workers: int) -> None:
         rounds = list(
             run_server(Raising(), network, {"params": network.population.scratch.initial}, Schedule(rounds=3, seed=0))
         )
-        memories = network.states
+        memories = network.memories.remember()
     reason = "raised ZeroDivisionError: its data are gone (test_training.py, line "
     assert rounds[1].row["dropped"]["1"].startswith(reason)
     assert [list(done.row["dropped"]) for done in rounds] == [[], ["1"], []]
@@ -568,7 +573,7 @@ def test_a_run_halts_where_most_clients_raise() -> None:
     network = Simulation(lambda: replace(made, shares=made.shares[1:] * 2), on_error="drop")
 
     class All(Raising):
-        def train(self, client: Client, round: int) -> Payload:
+        def train(self, client: Client, round: int, download: Payload) -> Payload:
             raise ValueError("nothing works")
 
     network.population = replace(network.population, strategy=All())

@@ -14,10 +14,10 @@ from test_ledger_commands import refuses, says
 from test_runs import copy, fedshare
 
 import world
-from fedshare import marks
 from fedshare.errors import UserError
-from fedshare.experiments import compose, trust
-from fedshare.experiments.trust import Trust
+from fedshare.experiments.config import compose, trust
+from fedshare.experiments.config.trust import Trust
+from fedshare.identity import marks
 from fedshare.runs import RunFolder
 
 SMALL = ["data=digits", "model=logistic", "partition.clients=2", "rounds=1", "client.epochs=1"]
@@ -126,12 +126,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a module that runs": ({"model": {"_target_": "fedshare.data.__main__.x"}}, "may not be named here"),
     "a class of a class": ({"model": {"_target_": "torch.nn.Linear.__class__"}}, "may not be named here"),
     "a file's writer of ours": (
-        {"model": {"_target_": "fedshare.files.write_atomically", "path": "x", "data": "y"}},
-        "fedshare.files.write_atomically: may not be named here",
+        {"model": {"_target_": "fedshare.machine.files.write_atomically", "path": "x", "data": "y"}},
+        "fedshare.machine.files.write_atomically: may not be named here",
     ),
     "our command": ({"model": {"_target_": "fedshare.experiments.cli.main"}}, "may not be named here"),
     "our reader of configs": (
-        {"model": {"_target_": "fedshare.experiments.build.population", "config": "model: {_target_: os.getcwd}"}},
+        {
+            "model": {
+                "_target_": "fedshare.experiments.config.build.population",
+                "config": "model: {_target_: os.getcwd}",
+            }
+        },
         "may not be named here",
     ),
     "what makes something else": (
@@ -399,8 +404,8 @@ class Liar:
     def __init__(self, config: Any, digest: str = "") -> None:
         pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
         import fedshare
-        from fedshare.flower.stream import StreamGrid
-        from fedshare.stream.server import Settings, StreamServer
+        from fedshare.transport.flower.stream import StreamGrid
+        from fedshare.transport.stream.server import Settings, StreamServer
 
         told = json.dumps(config if isinstance(config, dict) else {"config": OmegaConf.to_yaml(config)})
         settings = Settings(version=fedshare.__version__, config=told, config_sha256=digest, clients=1)
@@ -415,8 +420,8 @@ class Liar:
         import fedshare
         from deployed import Command, eventually
         from fedshare._proto.payload_pb2 import Invitation
-        from fedshare.flower.grid import node_of
-        from fedshare.flower.records import wrap
+        from fedshare.transport.flower.grid import node_of
+        from fedshare.transport.flower.records import wrap
 
         arguments = ("client", self.server.address, *arguments, "--id", "0", "--gpu", "none")
         try:
@@ -445,7 +450,7 @@ def line_of(said: str) -> str:
 
 def test_a_client_that_insists_compares_the_config_itself(tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments import federation
+    from fedshare.experiments.hosts import federation
 
     mine, theirs = config(), config("seed=7")
     status, said = Liar(theirs, federation.digest(mine)).meets(tmp_path, *SMALL)
@@ -494,7 +499,7 @@ def test_what_this_user_s_server_tells_is_not_confined_and_what_another_s_does_i
     trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments import federation
+    from fedshare.experiments.hosts import federation
 
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "mine"))
     told = OmegaConf.to_yaml(OmegaConf.create({**OmegaConf.to_container(config()), "model": NET}))  # type: ignore[dict-item]
@@ -511,7 +516,7 @@ def test_what_this_user_s_server_tells_is_not_confined_and_what_another_s_does_i
 
 def options(*arguments: str) -> Any:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments.deploy_options import parser
+    from fedshare.experiments.hosts.deploy_options import parser
 
     return parser("server").parse_intermixed_args(list(arguments))
 
@@ -519,13 +524,13 @@ def options(*arguments: str) -> Any:
 def test_a_server_tells_what_clients_need_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "s3cr3t")
     given = options(*SMALL, "+tracking.key=${oc.env:A_SECRET}", "+tracking.word=a-word-of-the-server-s")
-    from fedshare.experiments import deploy
+    from fedshare.experiments.hosts import deploy
 
     run_config, told, digest, _ = deploy._ours(given)
     assert "key: ${oc.env:A_SECRET}" in str(run_config["config"])
     assert "s3cr3t" not in str(run_config) + str(told)
     assert "tracking" not in str(told) and "a-word" not in str(told)  # noqa: PT018
-    from fedshare.experiments import federation
+    from fedshare.experiments.hosts import federation
 
     assert digest == federation.digest(config()) == federation.digest(federation.config_of(told))
 
@@ -534,7 +539,7 @@ def test_a_server_goes_on_in_its_user_s_folder_and_not_in_another_s(
     own: RunFolder, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments import deploy
+    from fedshare.experiments.hosts import deploy
 
     assert "trap_of_tests.net" in str(deploy._ours(options("--resume", str(own.path)))[1])
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "another user"))
@@ -548,7 +553,7 @@ def test_a_server_goes_on_in_its_user_s_folder_and_not_in_another_s(
 def test_a_server_does_not_begin_with_what_clients_would_have_to_fill_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_FOLDER", "/srv/mnist")
     given = options("data=mnist", "+data.load.root=${oc.env:A_FOLDER}", "partition.clients=2")
-    from fedshare.experiments import deploy
+    from fedshare.experiments.hosts import deploy
 
     with pytest.raises(UserError, match=r"data.load.root=\$\{oc.env:A_FOLDER\}: a client does not read its"):
         deploy._ours(given)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fedshare import weights
 from fedshare.errors import UserError
 from fedshare.models import MLP
-from fedshare.scratch import Scratch
 from fedshare.tensors import Tensors
+from fedshare.training.scratch import Scratch
 
 
 def values(model: nn.Module) -> Tensors:

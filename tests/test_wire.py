@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedshare import wire
 from fedshare._proto.payload_pb2 import Contents, Envelope
-from fedshare.flower import private
-from fedshare.flower.envelope import LARGE, seal, unseal
-from fedshare.flower.grid import reply
-from fedshare.flower.records import unwrap, wrap
-from fedshare.flower.stream import StreamGrid
+from fedshare.forms import wire
 from fedshare.payload import Payload
-from fedshare.stream.server import Answer, Settings
+from fedshare.transport.flower import private
+from fedshare.transport.flower.envelope import LARGE, seal, unseal
+from fedshare.transport.flower.grid import reply
+from fedshare.transport.flower.records import unwrap, wrap
+from fedshare.transport.flower.stream import StreamGrid
+from fedshare.transport.stream.server import Answer, Settings
 from world import PATIENCE
 
 T = TypeVar("T")

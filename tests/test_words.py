@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from fedshare.experiments.compose import hydra, resolved
+from fedshare.experiments.config.compose import hydra, resolved
 
 NUMBERS = ["inf", "-inf", "nan", "1e-3", ".5", "1_000.5", "+inf", "Inf", "NaN", "2E5", "1e3"]
 

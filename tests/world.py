@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,26 +12,29 @@ from torch import Tensor, nn
 from fedshare import seeds
 from fedshare.client import Training
 from fedshare.data.dataset import Dataset, Examples
-from fedshare.experiments import build as building
-from fedshare.experiments.instantiate import make
-from fedshare.network import Heard, Purpose
-from fedshare.payload import Payload, Quota
-from fedshare.scratch import Scratch
+from fedshare.experiments.config import build as building
+from fedshare.experiments.config.instantiate import make
+from fedshare.network import Exchange, Heard, Memories, Purpose, Quotas
+from fedshare.payload import Payload
 from fedshare.simulation import Part, Population, Simulation
 from fedshare.state import State
 from fedshare.strategy import Strategy
 from fedshare.tasks import Task
 from fedshare.tensors import Tensors
+from fedshare.training.scratch import Scratch
 
 ROOT = Path(__file__).parents[1]
-STRATEGIES = sorted(path.stem for path in (ROOT / "strategies").glob("*.py") if path.stem != "__init__")
+CONFIGS = ROOT / "experiments" / "conf" / "strategy"
+STRATEGIES = sorted(
+    path.stem for path in (ROOT / "strategies").glob("*.py") if (CONFIGS / f"{path.stem}.yaml").exists()
+)
 CLIENTS, CLASSES, FEATURES = 5, 3, 6
 PATIENCE = 600.0  # seconds that a test waits for anything, on however busy a machine; how long it took is not asserted
 
 
 def strategy_config(name: str) -> DictConfig:
     """One file of the group, without the options of other groups that it asks for."""
-    config = OmegaConf.load(ROOT / "experiments" / "conf" / "strategy" / f"{name}.yaml")
+    config = OmegaConf.load(CONFIGS / f"{name}.yaml")
     config.pop("defaults", None)
     return config
 
@@ -40,7 +44,7 @@ def halves() -> list[str]:
     known = {}
     for name in STRATEGIES:
         kind = type(strategy(name))
-        known.setdefault((kind.apply, kind.train, kind.personalise), name)
+        known.setdefault((kind.apply, kind.train, kind.evaluate, kind.form), name)
     return list(known.values())
 
 
@@ -49,7 +53,7 @@ def shapes() -> list[str]:
     initial, known = Scratch(Net()).initial, dict[tuple[str, ...], str]()
     for name in STRATEGIES:
         one = strategy(name)
-        known.setdefault(tuple(one.expects(one.init(initial), 0)), name)
+        known.setdefault(tuple(one.expects(one.init(initial, CLIENTS), 0)), name)
     return list(known.values())
 
 
@@ -124,58 +128,60 @@ def build(name: str, seed: int = 0, training: Training | None = None, parts: lis
     return Population(strategy(name), Scratch(module), training, parts or shares(), seed)
 
 
+def begin(population: Population) -> State:
+    """The server's memory before round 1."""
+    return population.strategy.init(population.scratch.initial, population.clients)
+
+
 class Altered:
     """A network between the server and a simulation, whose `change` may rewrite what each client uploads."""
 
-    def __init__(self, inner: Simulation, change: dict[int, object]) -> None:
+    def __init__(self, inner: Simulation, change: dict[int, Callable[[Payload], Payload]]) -> None:
         self.inner, self.change = inner, change
 
     def client_ids(self) -> list[int]:
         return self.inner.client_ids()
 
-    def watch(self, heard: Heard) -> None:
-        self.inner.watch(heard)
-
-    def absent(self) -> dict[int, str]:
-        return self.inner.absent()
-
-    def allow(self, quotas: Callable[[int], Quota]) -> None:
-        self.inner.allow(quotas)
-
-    def suspended(self) -> dict[int, str]:
-        return self.inner.suspended()
-
-    def digests(self) -> dict[int, dict[str, str]]:
-        return self.inner.digests()
-
     @property
-    def remote(self) -> bool:
-        return self.inner.remote
+    def memories(self) -> Memories:
+        return self.inner.memories
 
-    def remember(self) -> dict[int, State]:
-        return self.inner.remember()
+    def exchange(
+        self,
+        purpose: Purpose,
+        round: int,
+        downloads: dict[int, Payload],
+        quotas: Quotas | None = None,
+        heard: Heard | None = None,
+    ) -> Exchange:
+        exchange = self.inner.exchange(purpose, round, downloads, quotas, heard)
+        return replace(exchange, answers=self.altered(purpose, round, downloads, dict(exchange.answers)))
 
-    def recall(self, memories: dict[int, State], round: int) -> None:
-        self.inner.recall(memories, round)
-
-    def kept(self, round: int) -> None:
-        self.inner.kept(round)
-
-    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        answers = self.inner.exchange(purpose, round, downloads)
-        if purpose is Purpose.TRAIN:
-            for client in self.change.keys() & answers.keys():
-                answers[client] = self.change[client](answers[client])  # type: ignore[operator]
-        return answers
+    def altered(
+        self, purpose: Purpose, round: int, downloads: dict[int, Payload], answers: dict[int, Payload]
+    ) -> dict[int, Payload]:
+        """What the server gets of the clients' answers."""
+        if purpose is not Purpose.TRAIN:
+            return answers
+        return answers | {
+            client: self.change[client](answers[client]) for client in self.change.keys() & answers.keys()
+        }
 
 
 class Reversed(Altered):
     """Clients visited, and answers given, from the last to the first."""
 
-    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+    def exchange(
+        self,
+        purpose: Purpose,
+        round: int,
+        downloads: dict[int, Payload],
+        quotas: Quotas | None = None,
+        heard: Heard | None = None,
+    ) -> Exchange:
         self.inner._sizes = list(self.client_ids())[::-1]  # the largest first: client 0
-        answers = self.inner.exchange(purpose, round, dict(reversed(downloads.items())))
-        return dict(reversed(answers.items()))
+        exchange = self.inner.exchange(purpose, round, dict(reversed(downloads.items())), quotas, heard)
+        return replace(exchange, answers=dict(reversed(exchange.answers.items())))
 
 
 def fenced(readme: str, language: str) -> list[str]:

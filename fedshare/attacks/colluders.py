@@ -15,11 +15,11 @@ import torch
 from fedshare.attacks.attack import Attack, Sight
 from fedshare.attacks.data import LabelFlip
 from fedshare.attacks.limits import limit
-from fedshare.attacks.vectors import deviation, dot, norm, normal, rms
+from fedshare.attacks.vectors import deviation, normal, rms
 from fedshare.client import Client
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
-from fedshare.tensors import Tensors, add, mean, scale, subtract
+from fedshare.tensors import Tensors, add, dot, mean, norm, scale, subtract
 
 Updates = dict[int, Tensors]
 Direction = Literal["std", "unit", "sign"]

@@ -1,16 +1,15 @@
 """Adversaries who see what the others send: between the server and wherever the clients are."""
 
-from collections.abc import Callable
+from dataclasses import replace
 
 from fedshare import seeds
 from fedshare.attacks.attack import Attack
 from fedshare.attacks.update import CHANGE, MODEL, read, write
-from fedshare.network import Heard, Network, Purpose
-from fedshare.payload import Payload, Quota
-from fedshare.state import State
+from fedshare.machine.threads import one_thread
+from fedshare.network import Exchange, Heard, Memories, Network, Purpose, Quotas
+from fedshare.payload import Payload
 from fedshare.strategy import Strategy
 from fedshare.tensors import Tensors
-from fedshare.threads import one_thread
 
 
 class Colluding:
@@ -32,11 +31,26 @@ class Colluding:
         self._network, self._strategy, self._attack, self._adversaries = network, strategy, attack, adversaries
         self._initial, self._seed = initial, seed
 
-    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
-        answers = self._network.exchange(purpose, round, downloads)
+    @property
+    def memories(self) -> Memories:
+        return self._network.memories
+
+    def client_ids(self) -> list[int]:
+        return self._network.client_ids()
+
+    def exchange(
+        self,
+        purpose: Purpose,
+        round: int,
+        downloads: dict[int, Payload],
+        quotas: Quotas | None = None,
+        heard: Heard | None = None,
+    ) -> Exchange:
+        exchange = self._network.exchange(purpose, round, downloads, quotas, heard)
+        answers = dict(exchange.answers)
         liars, attack = [client for client in self._adversaries if client in answers], self._attack.at(round)
         if purpose is not Purpose.TRAIN or not liars or type(attack).collude is Attack.collude:
-            return answers
+            return exchange
         known = {
             client: found for client in sorted(answers) if (found := self._read(answers[client], downloads[client]))
         }
@@ -48,51 +62,20 @@ class Colluding:
             with one_thread():  # or the last bits of sums would depend on how many there are
                 for client, update in attack.collude(honest, own, generator).items():
                     upload, start, _ = known[client]
-                    answers[client] = self._strategy.pack(write(upload, start, update))
-        return answers
+                    answers[client] = self._strategy.form.encode(write(upload, start, update))
+        return replace(exchange, answers=answers)
 
     def _read(self, upload: Payload, download: Payload) -> tuple[Payload, Tensors, Tensors] | None:
         """It unpacked, the model it began with, and the update; None for what the server will drop."""
         start = self._initial | download.tensors.get(MODEL, {})
         try:
-            upload = self._strategy.unpack(upload, {CHANGE: self._initial})
+            upload = self._strategy.form.decode(upload, {CHANGE: self._initial})
             update = read(upload, start)
         except (ValueError, KeyError, RuntimeError, AttributeError, TypeError):
             return None
         likes = {path: start.get(path.split("/", 1)[1]) for path in update}
         fits = all(like is not None and like.shape == update[path].shape for path, like in likes.items())
         return (upload, start, update) if fits else None
-
-    def client_ids(self) -> list[int]:
-        return self._network.client_ids()
-
-    def allow(self, quotas: Callable[[int], Quota]) -> None:
-        self._network.allow(quotas)
-
-    def watch(self, heard: Heard) -> None:
-        self._network.watch(heard)
-
-    def absent(self) -> dict[int, str]:
-        return self._network.absent()
-
-    def suspended(self) -> dict[int, str]:
-        return self._network.suspended()
-
-    def digests(self) -> dict[int, dict[str, str]]:
-        return self._network.digests()
-
-    @property
-    def remote(self) -> bool:
-        return self._network.remote
-
-    def remember(self) -> dict[int, State]:
-        return self._network.remember()
-
-    def recall(self, memories: dict[int, State], round: int) -> None:
-        self._network.recall(memories, round)
-
-    def kept(self, round: int) -> None:
-        self._network.kept(round)
 
 
 def _finite(update: Tensors) -> bool:

@@ -10,7 +10,7 @@ import torch
 from fedshare import seeds
 from fedshare.attacks.attack import Attack
 from fedshare.errors import UserError, first_line
-from fedshare.extras import importing
+from fedshare.machine.extras import importing
 from fedshare.tensors import Tensors
 
 

@@ -1,18 +1,43 @@
-"""The client's half of a strategy as an adversary plays it."""
+"""Adversaries, each of whom lies for itself: what a population is handed, and how they play their half."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from fedshare import seeds
 from fedshare.attacks.attack import Attack, Sight
 from fedshare.attacks.update import read, write
 from fedshare.client import Client
 from fedshare.data.dataset import Examples
+from fedshare.forms import Form
 from fedshare.payload import Payload
 from fedshare.state import State
-from fedshare.strategy import Strategy
+from fedshare.strategy import Purpose, Strategy
 from fedshare.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Liars:
+    """Who lies, and about what (`fedshare.population.Adversaries`)."""
+
+    attack: Attack
+    clients: int
+    seed: int
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """Raises UserError where the attack names a client that does not exist."""
+        named = self.attack.who(self.clients, self.seed)
+        return named if self.attack.lies else []
+
+    def play(self, client: Client, strategy: Strategy, round: int) -> "tuple[Client, Strategy]":
+        if client.id not in self.ids:
+            return client, strategy
+        attack = self.attack.at(round)
+        return Adversary(client, attack), Liar(strategy, attack)
+
+    def success(self, client: Client) -> dict[str, float]:
+        return self.attack.success(client)
 
 
 @dataclass(frozen=True)
@@ -22,18 +47,22 @@ class Liar(Strategy):
     honest: Strategy
     attack: Attack
 
-    def init(self, params: Tensors) -> State:
-        return self.honest.init(params)
+    @property
+    def form(self) -> Form:  # type: ignore[override]  # the strategy's own
+        return self.honest.form
 
-    def download(self, state: State, client_id: int) -> Payload | None:
-        return self.honest.download(state, client_id)
+    def init(self, params: Tensors, clients: int) -> State:
+        return self.honest.init(params, clients)
+
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
+        return self.honest.download(state, client_id, purpose)
 
     def apply(self, client: Client, download: Payload) -> None:
         self.honest.apply(client, download)
 
-    def train(self, client: Client, round: int) -> Payload:
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
         start = client.params()
-        upload = self.honest.train(client, round)
+        upload = self.honest.train(client, round, download)
         if type(self.attack).forge is Attack.forge:
             return upload
         memory = dict(client.state.pop("attack", {}))
@@ -43,14 +72,11 @@ class Liar(Strategy):
             client.state["attack"] = memory
         return upload
 
-    def pack(self, upload: Payload) -> Payload:
-        return self.honest.pack(upload)
-
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         return self.honest.aggregate(state, round, uploads)
 
-    def personalise(self, client: Client, round: int) -> None:
-        self.honest.personalise(client, round)
+    def evaluate(self, client: Client, round: int) -> Payload:
+        return self.honest.evaluate(client, round)
 
 
 class Adversary(Client):
@@ -65,19 +91,11 @@ class Adversary(Client):
         generator = seeds.generator(self.seed, "poison", self.id)
         return self.attack.poison(self._share.train, generator).to(self._scratch.device)
 
-    def fit(
-        self,
-        round: int,
-        names: Iterable[str] | None = None,
-        *,
-        epochs: float | None = None,
-        toward: Tensors | None = None,
-        pull: float = 0.0,
-    ) -> dict[str, float]:
+    def fit(self, *args: Any, **options: Any) -> dict[str, float]:
         """It claims all examples that it was given. A free-rider claims the loss of the model that it was sent."""
         claimed = {"examples": float(len(self._share.train))}
         if self.attack.trains:
-            return super().fit(round, names, epochs=epochs, toward=toward, pull=pull) | claimed
+            return super().fit(*args, **options) | claimed
         examples = self.train_examples
         if self.training.privacy:
             return claimed

@@ -6,15 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fedshare.tensors import Tensors
-
-
-def dot(a: Tensors, b: Tensors) -> float:
-    return math.fsum(float(torch.dot(a[name].double().reshape(-1), b[name].double().reshape(-1))) for name in a)
-
-
-def norm(a: Tensors) -> float:
-    return math.sqrt(dot(a, a))
+from fedshare.tensors import Tensors, norm
 
 
 def rms(a: Tensors) -> float:

@@ -19,7 +19,7 @@ from filelock import FileLock
 from fedshare.data.download import DEADLINE, fetch, unpack
 from fedshare.data.sources import Source
 from fedshare.errors import UserError
-from fedshare.files import data_folder
+from fedshare.machine.files import data_folder
 
 log = logging.getLogger(__name__)
 

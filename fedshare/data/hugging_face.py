@@ -12,7 +12,7 @@ from fedshare.data.lazy import Item, Lazy
 from fedshare.data.split import divided
 from fedshare.data.tokenizer import Tokenizer
 from fedshare.errors import UserError, first_line
-from fedshare.extras import importing
+from fedshare.machine.extras import importing
 
 
 class Read:

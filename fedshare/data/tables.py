@@ -10,7 +10,7 @@ import numpy as np
 from fedshare.data.dataset import Dataset, Examples, as_input, as_tensor
 from fedshare.data.split import divided
 from fedshare.errors import UserError, first_line
-from fedshare.extras import importing
+from fedshare.machine.extras import importing
 
 SHOWN = 5  # columns or values that an error names
 MANY = 32  # words of a column above which it is looked at whether they are names, dates or free text

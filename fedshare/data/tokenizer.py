@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from fedshare.data.files import find
 from fedshare.data.sources import STORIES260K
 from fedshare.errors import UserError, brief, first_line
-from fedshare.extras import importing
+from fedshare.machine.extras import importing
 from fedshare.weights import locate
 
 BOS, BYTES = 1, 3  # llama2.c's tokens: 0 is unknown, 1 begins a text, 2 ends it, and the 256 bytes come before pieces

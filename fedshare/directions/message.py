@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedshare.directions import philox
-from fedshare.threads import spread
+from fedshare.machine.threads import spread
 
 BLOCK = 2**18  # parameters that are computed at a time: what they need stays in the cache
 PROBES = 8

@@ -22,6 +22,10 @@ class Coding(Protocol):
         """The values, float64; NaN for nothing."""
         ...
 
+    def flaw(self, sent: Tensor) -> str | None:
+        """Why codes of the right type cannot be used; None where `encode` gives such."""
+        ...
+
     def integers(self, said: bytes) -> NDArray[np.int64]:
         """The integers that stand for what has travelled; 0 for nothing."""
         ...
@@ -38,6 +42,9 @@ class Byte:
     def decode(self, sent: Tensor) -> Tensor:
         return torch.from_numpy(codes.VALUES[sent.numpy()])
 
+    def flaw(self, sent: Tensor) -> str | None:
+        return _flaw(True, bool((sent == codes.NOTHING).all()))  # every byte is a code
+
     def integers(self, said: bytes) -> NDArray[np.int64]:
         return codes.INTEGERS[np.frombuffer(said, dtype=np.uint8)]
 
@@ -47,6 +54,10 @@ class Sign(Byte):
 
     def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
         return torch.from_numpy(codes.encode_sign(values.numpy()))
+
+    def flaw(self, sent: Tensor) -> str | None:
+        signs = torch.tensor([codes.ONE, codes.ONE | codes.NEGATIVE, codes.ZERO, codes.NOTHING], dtype=torch.uint8)
+        return _flaw(bool(torch.isin(sent, signs).all()), bool((sent == codes.NOTHING).all()))
 
 
 class Float:
@@ -62,6 +73,16 @@ class Float:
     def decode(self, sent: Tensor) -> Tensor:
         return torch.where(sent == self._nothing, torch.nan, sent.double() * 2.0**-self.bits)
 
+    def flaw(self, sent: Tensor) -> str | None:
+        nothing = sent == self._nothing
+        return _flaw(bool((nothing | (sent.abs() <= self._most)).all()), bool(nothing.all()))
+
     def integers(self, said: bytes) -> NDArray[np.int64]:
         whole = np.frombuffer(said, dtype="<i4").astype(np.int64)
         return np.where(whole == self._nothing, 0, whole)
+
+
+def _flaw(known: bool, nothing: bool) -> str | None:
+    if nothing:
+        return "none of its losses is finite"
+    return None if known else "it holds codes that are never sent"

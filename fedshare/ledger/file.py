@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedshare.errors import UserError
-from fedshare.files import append, write_atomically, writing
 from fedshare.ledger.commit import Commit, Manifest, head_of, number, numbers
+from fedshare.machine.files import append, write_atomically, writing
 
 _TITLE = b"fedshare ledger\n"
 _PRIME = 65521  # 1 length in so many of a wholly damaged place would pass

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,10 +59,11 @@ class Meaning:
         if not 0 <= self.manifest.fraction < 64:
             raise ValueError(f"its sums have {self.manifest.fraction} bits behind the point, not 0 to 63")
 
-    @classmethod
-    def of(cls, packed: str) -> "Meaning":
+    @staticmethod
+    @lru_cache(maxsize=8)  # a server asks for each client's download
+    def of(packed: str) -> "Meaning":
         """By a manifest as text."""
-        return cls(Manifest.unpack(packed.encode()))
+        return Meaning(Manifest.unpack(packed.encode()))
 
     @cached_property
     def coding(self) -> Coding:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedshare.ledger.commit import Commit, Manifest, framed, unframed
+from fedshare.ledger.meaning import Meaning
 from fedshare.payload import Payload
 from fedshare.state import State
 
@@ -99,6 +100,14 @@ class Transcript:
         if heads[-1] != head:
             raise ValueError(f"the ledger of round {self.round} does not lead to the head {head[:12]} that was sent")
         return self.extended(*new), {here: new[position:] for position, here in enumerate(heads)}
+
+
+def kept(state: State) -> tuple[Manifest, Transcript] | None:
+    """The ledger that the model is made of, where a server's memory holds one: its ``manifest`` and ``ledger``."""
+    if "ledger" not in state:
+        return None
+    manifest = Meaning.of(state["manifest"]).manifest
+    return manifest, Transcript.restore(state["ledger"], manifest)
 
 
 def telling(transcript: Transcript, sums: Tensor, round: int) -> Payload:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedshare.errors import UserError, brief
-from fedshare.extras import importing
+from fedshare.machine.extras import importing
 from fedshare.models import check
 from fedshare.models.timm_weights import complete, described, download
 from fedshare.weights import locate

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedshare.errors import UserError, brief, first_line
-from fedshare.extras import importing
+from fedshare.machine.extras import importing
 from fedshare.models import check
 
 TASKS = {"classification": "AutoModelForSequenceClassification", "language_model": "AutoModelForCausalLM"}

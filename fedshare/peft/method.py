@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from fedshare.errors import UserError
-from fedshare.parts import Parts, Role, moving_buffers
+from fedshare.training.parts import Parts, Role, moving_buffers
 
 
 @dataclass(frozen=True, kw_only=True)

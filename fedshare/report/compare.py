@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fedshare.fairness import collaborative, jain
-from fedshare.metrics import worst_share
+from fedshare.report.fairness import collaborative, jain
 from fedshare.report.plots import BLUE, GREEN, GREY, INK, RED, figure_at
 from fedshare.report.rows import MARK, evaluations, headline, higher, remark
 from fedshare.report.units import decimal
+from fedshare.tasks.metrics import worst_share
 
 MOST_LINES, SOME_LINES = 60, 10  # clients in the terminal: up to so many all, else those that differ most
 MOST_NAMED, MOST_JOINED = 50, 100  # clients in the picture: with a number each; with a line from worst to best

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedshare.errors import printable
-from fedshare.fairness import collaborative
-from fedshare.metrics import weighted_mean, worst_share
+from fedshare.report.fairness import collaborative
 from fedshare.report.plots import INK, figure_at, heat_map
 from fedshare.report.rows import MARK, headline, higher
 from fedshare.report.units import decimal, human_bytes, human_seconds
+from fedshare.tasks.metrics import weighted_mean, worst_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

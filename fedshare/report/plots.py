@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedshare.files import write_atomically
+from fedshare.machine.files import write_atomically
 from fedshare.report.rows import among, headline, share
 from fedshare.report.units import human_bytes
 

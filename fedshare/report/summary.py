@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fedshare.best import Best
+from fedshare.report.best import Best
 from fedshare.report.rows import MARK, Row, among, evaluations, headline, remark, share, spans
 from fedshare.report.units import decimal, human_bytes, human_seconds
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedshare import seeds
 from fedshare.errors import UserError, first_line
-from fedshare.extras import importing
+from fedshare.machine.extras import importing
 from fedshare.rules.rule import withstood
 from fedshare.tensors import digest
 

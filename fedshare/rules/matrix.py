@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedshare.machine.threads import spread
 from fedshare.tensors import Tensors
-from fedshare.threads import spread
 
 _WIDTH = 2**13  # columns at a time: those of a hundred clients stay in the cache
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fedshare.errors import RunHalted
+from fedshare.machine.threads import one_thread
 from fedshare.network import Peers, Purpose
 from fedshare.payload import Payload
-from fedshare.simulation.population import Population
+from fedshare.population import Population
 from fedshare.state import State
-from fedshare.threads import one_thread
 
 Result = TypeVar("Result")
 

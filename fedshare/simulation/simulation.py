@@ -3,12 +3,30 @@
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from fedshare.network import Heard, Purpose
-from fedshare.payload import Payload, Quota
-from fedshare.simulation.population import Population
+from fedshare.machine.threads import one_thread
+from fedshare.network import Exchange, Heard, Purpose, Quotas
+from fedshare.payload import Payload
+from fedshare.population import Population
 from fedshare.simulation.workers import Job, Outcome, Workers, attempt, played
 from fedshare.state import State
-from fedshare.threads import one_thread
+
+
+class Held:
+    """The memories of simulated clients, by id."""
+
+    remote = False
+
+    def __init__(self) -> None:
+        self.states: dict[int, State] = {}
+
+    def remember(self) -> dict[int, State]:
+        return self.states
+
+    def recall(self, memories: dict[int, State], round: int) -> None:
+        self.states = dict(memories)
+
+    def keep(self, round: int) -> None:
+        """All is held, of the last round alone."""
 
 
 class Simulation:
@@ -16,7 +34,7 @@ class Simulation:
 
     `build` makes the population, here and again in each worker process, so it must be importable (a module's function,
     a `functools.partial` of one); `population` is what it gave, where it was called before. `workers` is the number of
-    processes, no more than there are clients; 0 stays in this one. What clients remember lies in `states`, here: a
+    processes, no more than there are clients; 0 stays in this one. What clients remember lies in `memories`, here: a
     worker may serve any client, and one that dies loses nothing. `timeout` is how many seconds a client may take there.
     A client that raises is absent from the round with ``on_error="drop"``, and ends the run with ``halt``; a UserError,
     which is the config's fault and no client's, always does.
@@ -32,11 +50,8 @@ class Simulation:
     ) -> None:
         with one_thread():
             self.population = population or build()
-        self.states: dict[int, State] = {}
-        self._digests: dict[int, dict[str, str]] = {}
+        self.memories = Held()
         self._sizes = self.population.sizes()
-        self._absent: dict[int, str] = {}
-        self._heard: Heard = lambda *_: None
         self._build, self._timeout, self._halts = build, timeout, on_error == "halt"
         self._count = min(workers, len(self._sizes))
         self._workers: Workers | None = None  # started by the first exchange
@@ -54,51 +69,33 @@ class Simulation:
     def client_ids(self) -> list[int]:
         return list(range(len(self._sizes)))
 
-    def allow(self, quotas: Callable[[int], Quota]) -> None:
-        pass
-
-    def watch(self, heard: Heard) -> None:
-        self._heard = heard
-
-    def absent(self) -> dict[int, str]:
-        return self._absent
-
-    def suspended(self) -> dict[int, str]:
-        return {}
-
-    def digests(self) -> dict[int, dict[str, str]]:
-        return self._digests
-
-    @property
-    def remote(self) -> bool:
-        return False
-
-    def remember(self) -> dict[int, State]:
-        return self.states
-
-    def recall(self, memories: dict[int, State], round: int) -> None:
-        self.states = dict(memories)
-
-    def kept(self, round: int) -> None:
-        pass
-
-    def exchange(self, purpose: Purpose, round: int, downloads: dict[int, Payload]) -> dict[int, Payload]:
+    def exchange(
+        self,
+        purpose: Purpose,
+        round: int,
+        downloads: dict[int, Payload],
+        quotas: Quotas | None = None,
+        heard: Heard | None = None,
+    ) -> Exchange:
         # The largest clients first, so that no worker is left with one of them at the end.
         order = sorted(downloads, key=lambda client: -self._sizes[client])
-        jobs = [Job(purpose, round, client, downloads[client], self.states.get(client, {})) for client in order]
+        states = self.memories.states
+        jobs = [Job(purpose, round, client, downloads[client], states.get(client, {})) for client in order]
         if self._count and not self._workers:
             self._workers = Workers(self._build, self._count, self._timeout, self._halts)
+        heard = heard or (lambda *_: None)
         outcomes = dict[int, Outcome]()
-        self._heard(purpose, round, 0, len(jobs))
+        heard(purpose, round, 0, len(jobs))
         for client, outcome in self._workers.run(jobs) if self._workers else self._here(jobs):
             outcomes[client] = outcome
-            self._heard(purpose, round, len(outcomes), len(jobs))
-        self._absent = {client: why for client, why in sorted(outcomes.items()) if isinstance(why, str)}
-        answers = {client: answer for client, answer in outcomes.items() if not isinstance(answer, str)}
-        if purpose is Purpose.TRAIN:
-            self.states |= {client: answer.state for client, answer in answers.items()}
-            self._digests = {client: answer.digests for client, answer in sorted(answers.items())}
-        return {client: answers[client].payload for client in sorted(answers)}
+            heard(purpose, round, len(outcomes), len(jobs))
+        absent = {client: why for client, why in sorted(outcomes.items()) if isinstance(why, str)}
+        answers = {client: answer for client, answer in sorted(outcomes.items()) if not isinstance(answer, str)}
+        payloads = {client: answer.payload for client, answer in answers.items()}
+        if purpose is not Purpose.TRAIN:
+            return Exchange(payloads, absent)
+        self.memories.states |= {client: answer.state for client, answer in answers.items()}
+        return Exchange(payloads, absent, {client: answer.digests for client, answer in answers.items()})
 
     def _here(self, jobs: list[Job]) -> Iterator[tuple[int, Outcome]]:
         play = played if self._halts else attempt

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -19,8 +20,8 @@ import torch
 from fedshare.errors import RunHalted, UserError, brief, first_line
 from fedshare.network import Purpose
 from fedshare.payload import Payload, same_tensors
-from fedshare.simulation.population import Answer, Population
-from fedshare.state import State, copied, pack, unpack
+from fedshare.population import Answer, Population
+from fedshare.state import State, pack, unpack
 from fedshare.tensors import Tensors
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def played(job: Job, population: Population) -> Answer:
 
 def attempt(job: Job, population: Population) -> Outcome:
     """The answer, or in a line what was raised. What the client remembers is then as it was before."""
-    state = copied(job.state)
+    state = deepcopy(job.state)
     try:
         return replace(job, state=state).run(population)
     except UserError:

@@ -13,7 +13,7 @@ from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition, Split
 from fedshare.data.partition.deal import matched, shuffled
 from fedshare.errors import UserError
-from fedshare.extras import importing, root_cause
+from fedshare.machine.extras import importing, root_cause
 from fedshare.seeds import numpy_generator
 
 

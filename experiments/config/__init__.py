@@ -1,0 +1,1 @@
+"""From overrides to the objects of a run."""

@@ -1,0 +1,1 @@
+"""Deployments: servers, clients and gates, and their operators."""

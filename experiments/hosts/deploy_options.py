@@ -1,0 +1,183 @@
+"""The flags of the commands that deploy."""
+
+import argparse
+import math
+from typing import Any
+
+from fedshare.errors import UserError
+from fedshare.experiments.config.own import add_config_dir, add_trust
+from fedshare.experiments.options import Parser
+
+_TLS = "the folder that `fedshare keys` made, or this participant's part of it"
+_PAIRS: dict[str, Any] = {"action": "append", "default": [], "metavar": "PAIRS"}
+_FORM = "KEY=VALUE ..., which may be given several times, or a TOML file"
+
+
+def parser(command: str) -> Parser:
+    made = Parser(
+        prog=f"fedshare {command}", formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    {
+        "server": _server,
+        "client": _client,
+        "gate": _gate,
+        "flower-run": _flower_run,
+        "doctor": _doctor,
+    }[command](made)
+    return made
+
+
+_RANGES = {
+    "heartbeat": 0.1,
+    "grace": 0.0,
+    "wait": 0.0,
+    "patience": 0.0,
+    "clients": 1,
+    "nodes": 1,
+    "callers": 1,
+    "slack": 0.1,
+}  # the least
+
+
+def check_ranges(options: argparse.Namespace) -> None:
+    for name, least in _RANGES.items():
+        value = getattr(options, name, None)
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"--{name} {value:g}: must be at least {least:g}")
+
+
+def _server(made: Parser) -> None:
+    made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
+    made.add_argument("-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`")
+    add_config_dir(made)
+    add_trust(made)
+    made.add_argument(
+        "--listen", metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces; without it and --gate: 127.0.0.1:9443"
+    )
+    made.add_argument("--name", metavar="NAME", help="of the run: clients that ask for another are refused")
+    made.add_argument(
+        "--gate", metavar="FOLDER", help="listen for the gate whose --socket this is, under --name, at no port"
+    )
+    made.add_argument(
+        "--clients",
+        type=int,
+        help="begin rounds when so many are there; without it: all; for --app: how many there are",
+    )
+    made.add_argument("--wait", type=float, default=600.0, metavar="S", help="seconds to wait for them")
+    made.add_argument(
+        "--resume", nargs="?", const="", metavar="FOLDER", help="go on with the run there, if there is one"
+    )
+    made.add_argument("--grace", type=float, default=30.0, metavar="S", help="seconds a client may be cut off")
+    made.add_argument(
+        "--deny", metavar="FILE", help="who is not let in, read while it runs; else `denied` in the server's --keys"
+    )
+    made.add_argument(
+        "--allow", metavar="FILE", help="who alone is let in, read while it runs; else `allowed` in the server's --keys"
+    )
+    made.add_argument(
+        "--metrics", metavar="[HOST:]PORT", help="numbers for Prometheus there; without HOST, for this machine alone"
+    )
+    made.add_argument(
+        "--audit", metavar="FILE", help="the audit log; without it audit.jsonl in the run's folder (--app: none)"
+    )
+    _callers(made)
+    made.add_argument(
+        "--slack",
+        type=float,
+        default=1.0,
+        metavar="MB",
+        help="what a client's answer may have beyond twice the size that its strategy expects",
+    )
+    _app(made, "a folder with anybody's Flower app: run its ServerApp")
+    made.add_argument("-c", "--run-config", **_PAIRS, help=f"for --app: {_FORM}")
+    _connection(made)
+
+
+def _gate(made: Parser) -> None:
+    made.add_argument("--listen", required=True, metavar="HOST:PORT", help="0.0.0.0:PORT: all interfaces")
+    made.add_argument(
+        "--socket", required=True, metavar="FOLDER", help="where servers of runs listen: made, for this user alone"
+    )
+    _callers(made)
+    _connection(made)
+
+
+def _callers(made: Parser) -> None:
+    made.add_argument(
+        "--callers",
+        type=int,
+        default=64,
+        metavar="N",
+        help="connections of one address that have not said yet which client they are, beside those still to come",
+    )
+
+
+def _client(made: Parser) -> None:
+    made.add_argument("server", metavar="HOST:PORT")
+    made.add_argument("overrides", nargs="*", help="insist on this config; without any, the server's is taken")
+    made.add_argument("-cn", "--config-name", metavar="NAME", help="insist on this preset, with the overrides")
+    add_config_dir(made)
+    add_trust(made)
+    made.add_argument("--id", metavar="I,J,...", help="which clients this host is; a single certificate says so itself")
+    made.add_argument(
+        "--gpu", default="auto", help="auto: one client a GPU, the rest on the CPU; 0 or 0,1: these; none"
+    )
+    made.add_argument("--per-gpu", type=int, metavar="N", help="clients on one GPU")
+    made.add_argument("--gpu-memory", type=float, metavar="F", help="the part of a GPU's memory that a client may take")
+    made.add_argument(
+        "--threads", default="1", help="CPU threads of a client; auto: the cores, divided; 1 keeps the bits"
+    )
+    made.add_argument(
+        "--state", metavar="DIR", help="where clients remember; else $FEDSHARE_STATE, ~/.local/state/fedshare"
+    )
+    made.add_argument(
+        "--weights", metavar="FILE", help="where the server's weights=... lie here; else where the server says"
+    )
+    made.add_argument(
+        "--data", metavar="FILE", help="this host's own data, for partition=own; {id} stands for the client's number"
+    )
+    made.add_argument(
+        "--patience", type=float, default=600.0, metavar="S", help="seconds to wait for a server that is away"
+    )
+    _run(made)
+    made.add_argument("--stay", action="store_true", help="when a run is over, wait for the next")
+    _app(made, "a folder with anybody's Flower app: be its ClientApp")
+    made.add_argument("--node-config", **_PAIRS, help=f"for --app: what only this host's nodes are told: {_FORM}")
+    _connection(made)
+
+
+def _flower_run(made: Parser) -> None:
+    made.add_argument("app", nargs="?", default=".", metavar="PATH", help="the app's folder")
+    made.add_argument("--nodes", type=int, default=10, help="how many clients")
+    made.add_argument(
+        "--wait", type=float, default=10.0, metavar="S", help="seconds an app may look for more than that"
+    )
+    made.add_argument("-c", "--run-config", **_PAIRS, help=_FORM)
+    made.add_argument("--node-config", **_PAIRS, help=f"what nodes are told: {_FORM}")
+
+
+def _doctor(made: Parser) -> None:
+    made.add_argument("server", nargs="?", metavar="HOST:PORT", help="try to reach it, as a client would")
+    made.add_argument("overrides", nargs="*", help="the config, to compare its digest with the server's")
+    made.add_argument("-cn", "--config-name", metavar="NAME", help="a preset, as for `fedshare run`")
+    add_config_dir(made)
+    made.add_argument("--id", type=int, help="which client")
+    _run(made)
+    made.add_argument("--listen", metavar="HOST:PORT", help="whether a server could listen there")
+    made.add_argument("--keys", metavar="DIR", help=_TLS)
+    made.add_argument("--state", metavar="DIR", help="where clients remember; else as for `fedshare client`")
+    made.add_argument("--insecure", action="store_true", help="no TLS")
+
+
+def _run(made: Parser) -> None:
+    made.add_argument("--run", metavar="NAME", help="the run to take part in, where several are at one port")
+
+
+def _app(made: Parser, help: str) -> None:
+    made.add_argument("--app", metavar="PATH", help=help)
+
+
+def _connection(made: Parser) -> None:
+    made.add_argument("--keys", metavar="DIR", help=_TLS)
+    made.add_argument("--insecure", action="store_true", help="no TLS, although it leaves this machine")
+    made.add_argument("--heartbeat", type=float, default=10.0, metavar="S", help="seconds between pings")

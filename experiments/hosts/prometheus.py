@@ -1,0 +1,143 @@
+"""A deployment's numbers, for Prometheus to read by HTTP. This file alone knows prometheus_client.
+
+A tracker, fed from the rows of a run; who is connected and how old the checkpoint is, is looked up for each reader.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Collection
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+import fedshare
+from fedshare.errors import UserError
+from fedshare.experiments.tracking import Note, _note
+from fedshare.machine.extras import importing
+from fedshare.report.reasons import FAILURES, REFUSALS, failure, refusal
+from fedshare.report.rows import headline
+from fedshare.runs import RunFolder, checkpoint
+
+with importing("prometheus_client", "--metrics"):
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
+
+STATES = {"trained": "clients", "dropped": "dropped", "absent": "absent", "untested": "untested"}
+STATES |= {"suspended": "suspended"}  # -> a row's key
+_MEANS = {"all": "", "mean": "_mean", "worst10": "_worst10"}  # over what a score is -> what its key in a row ends with
+
+
+class Exporter:
+    """Counters count from the start of this process, as Prometheus expects; gauges show the round before, too."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"fedshare_{name}", about, labels, registry=registry)
+
+        def gauge(name: str, about: str, *labels: str) -> Gauge:
+            return Gauge(f"fedshare_{name}", about, labels, registry=registry)
+
+        self._rounds = counter("rounds", "Rounds that this process has completed")
+        self._seconds = counter("round_seconds", "Seconds that rounds took, by phase", "phase")
+        self._bytes = counter("bytes", "Bytes of tensors that travelled, without framing", "direction")
+        self._failures = counter("client_failures", "Clients dropped from a round, or untested in it", "when", "reason")
+        self._refusals = counter("refusals", "Callers and nodes that were not let in", "reason")
+        self._round = gauge("round", "The last round that is complete")
+        self._planned = gauge("rounds_planned", "The round with which the run is over")
+        self._clients = gauge("clients", "Clients of the last round", "state")
+        self._score = gauge("score", "The headline metric of the last test", "metric", "over")
+        self._loss = gauge("loss", "The last losses", "of")
+        self._present = gauge("clients_present", "Clients that are connected, or may come back within --grace")
+        self._connections = gauge("connections", "Clients that are connected")
+        self._checkpoint = gauge("checkpoint_round", "The round of the last checkpoint; 0: there is none")
+        self._age = gauge("checkpoint_age_seconds", "Seconds since the last checkpoint; NaN: there is none")
+        self._run = Info("fedshare_run", "The run", registry=registry)
+        packages = {name: version(name) for name in ("torch", "flwr", "grpcio")}
+        python = {"version": fedshare.__version__, "python": platform.python_version()}
+        Info("fedshare_build", "What runs", registry=registry).info(python | packages)
+        ProcessCollector(registry=registry)
+        for reason in FAILURES:  # all there are, so that a rate has a beginning
+            for when in ("train", "test"):
+                self._failures.labels(when, reason)
+        for reason in REFUSALS:
+            self._refusals.labels(reason)
+        for way in ("up", "down"):
+            self._bytes.labels(way)
+        self._server: WSGIServer | None = None
+
+    def listen(self, address: str) -> str:
+        """At "[HOST:]PORT", without HOST on this machine alone; the address of the page. Raises UserError."""
+        host, _, port = address.rpartition(":")
+        if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+            raise UserError(f"--metrics {address}: must be [HOST:]PORT, such as 9464 or 0.0.0.0:9464")
+        host = host or "127.0.0.1"
+        try:
+            self._server, _ = start_http_server(int(port), host.strip("[]"), self._registry)
+        except OSError as error:
+            raise UserError(f"--metrics {address}: cannot listen there: {error.strerror or error}") from error
+        return f"http://{host}:{self._server.server_port}/metrics"
+
+    def close(self) -> None:
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def watch(self, present: Callable[[], Collection[int]], connections: Callable[[], int]) -> None:
+        """Whom to ask who is there."""
+        self._present.set_function(lambda: len(present()))
+        self._connections.set_function(connections)
+
+    def refused(self, reason: str) -> None:
+        self._refusals.labels(refusal(reason)).inc()
+
+    # A tracker.
+
+    def start(self, config: dict[str, Any], name: str, group: str | None, folder: Path, note: Note = _note) -> None:
+        run = RunFolder(folder)
+        self._run.info({"name": name, "folder": str(folder)})
+        self._planned.set(config["rounds"])
+        self._checkpoint.set_function(lambda: next(iter(checkpoint.rounds(run.checkpoints)), 0))
+        self._age.set_function(lambda: _age(run.checkpoints))
+        for row in run.rows():
+            self._show(row)
+
+    def log(self, row: dict[str, Any]) -> None:
+        self._rounds.inc()
+        for phase, seconds in row.get("seconds", {}).items():
+            self._seconds.labels(phase).inc(seconds)
+        for way in ("up", "down"):
+            self._bytes.labels(way).inc(row.get(f"bytes_{way}", 0))
+        for when, key in (("train", "dropped"), ("test", "untested")):
+            for reason in row.get(key, {}).values():
+                self._failures.labels(when, failure(reason)).inc()
+        self._show(row)
+
+    def finish(self, completed: bool = True) -> None:
+        """The page lives as long as the server."""
+
+    def _show(self, row: dict[str, Any]) -> None:
+        for state, key in STATES.items():
+            if key in row or key == "suspended":  # not every round is tested
+                self._clients.labels(state).set(len(row.get(key, ())))
+        name = headline([row])
+        for over, suffix in _MEANS.items():
+            _set(self._score, row.get(name + suffix), name, over)
+        for of, loss in (("test", row.get("loss")), ("train", row.get("train_loss"))):
+            _set(self._loss, loss, of)
+        self._round.set(row["round"])
+
+
+def _set(gauge: Gauge, value: float | None, *labels: str) -> None:
+    if value is not None:
+        gauge.labels(*labels).set(value)
+
+
+def _age(folder: Path) -> float:
+    """Of the newest checkpoint."""
+    try:
+        return max(0.0, time.time() - max(path.stat().st_mtime for path in folder.glob("round-*.json")))
+    except (OSError, ValueError):  # removed meanwhile, or none
+        return math.nan

@@ -1,0 +1,15 @@
+"""What the command lines of all commands have in common."""
+
+import argparse
+from typing import NoReturn
+
+from fedshare.errors import UserError
+
+PASSPHRASE = "of the key: the first line of FILE, or asked for"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")

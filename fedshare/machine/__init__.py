@@ -1,0 +1,1 @@
+"""What a machine has: files, devices, threads, installed packages."""

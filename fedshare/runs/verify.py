@@ -1,0 +1,195 @@
+"""Whether a run is what it was, and whether two runs are the same."""
+
+from itertools import zip_longest
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fedshare.errors import UserError
+from fedshare.network import LATE
+from fedshare.rounds import chain
+from fedshare.rounds.chain import Link
+from fedshare.runs import checkpoint
+from fedshare.runs.folder import RunFolder
+from fedshare.state import digests
+from fedshare.tensors import fingerprint
+
+
+def records_flaw(run: RunFolder) -> str | None:
+    """What in the lines of `run` contradicts its seal or its digests; what a kill has cut short does not."""
+    return run.seal_flaw() or _chain_flaw(run, run.links())
+
+
+def unwritten(run: RunFolder, links: list[Link]) -> list[str]:
+    """What is sealed and not there, rounds or a config: of one thing, a kill may have cut the writing short."""
+    if not run.seals.exists():
+        return []
+    lost = [f"round {seal.round}" for seal in run.seals.read() if seal.round and seal.round > len(links)]
+    return lost if run.seals.holds(run.config.read_bytes()) else [*lost, "the newest config"]
+
+
+def self_check(run: RunFolder) -> str | None:
+    """What in `run` contradicts its own records: the first round, participant and tensor; None if nothing does."""
+    links = run.links()
+    if wrong := run.seal_flaw():
+        return wrong
+    if wrong := _chain_flaw(run, links) or _contents_flaw(run, links):
+        return f"{wrong} (differs from its recorded digest)"
+    if len(lost := unwritten(run, links)) > 1:
+        return f"{lost[0]} to {lost[-1]} are sealed and missing: removed, or a resume was killed as it went back"
+    return None
+
+
+def _chain_flaw(run: RunFolder, links: list[Link]) -> str | None:
+    previous = chain.START
+    for position, link in enumerate(links, 1):
+        if link.round != position or not link.follows(previous):
+            return f"round {position}: the line in {run.links_file.name} does not follow from the lines before"
+        previous = link.digest
+    logged = [(row["round"], row.get("digest")) for row in run.rows()]
+    for link in links:
+        if logged[link.round - 1 : link.round] != [(link.round, link.digest)]:
+            return f"round {link.round}: {run.metrics.name} has no line of this round with its digest"
+    return None
+
+
+def _contents_flaw(run: RunFolder, links: list[Link]) -> str | None:
+    for round in sorted(checkpoint.rounds(run.checkpoints)):
+        if wrong := _check_checkpoint(run, links, round):
+            return f"round {round}: {wrong}"
+    if wrong := _check_ledger(run, links) or initial_flaw(run):
+        return wrong
+    if run.model.exists() and links:
+        # Where nothing is shared, the one path is "params" itself.
+        params = {path: digest for path, digest in links[-1].server.items() if path.split("/")[0] == "params"}
+        try:
+            found = digests({"params": load_file(run.model)})
+        except SafetensorError as error:
+            return f"{run.model.name} is damaged: {error}"
+        if path := next(chain.differences(params, found), None):
+            return f"{run.model.name}: {path}"
+    return None
+
+
+def _check_ledger(run: RunFolder, links: list[Link]) -> str | None:
+    if not run.ledger.exists():
+        told = next((link.round for link in links if "ledger/head" in link.server), None)
+        return f"round {told}: {run.ledger.path.name} is missing" if told else None
+    try:
+        contents = run.ledger.read()
+    except UserError as error:
+        return str(error).removeprefix(f"{run.path}/")
+    heads = {place.commit.round: place.head for place in contents.places}
+    head = contents.manifest.head
+    for link in links:
+        head = heads.pop(link.round, head)
+        if link.server.get("ledger/head") != digests({"head": head})["head"]:
+            return f"round {link.round}: {run.ledger.path.name} leads to another head"
+    return f"round {min(heads)}: {run.ledger.path.name} has a commit, and there was no such round" if heads else None
+
+
+def initial_flaw(run: RunFolder) -> str | None:
+    """What is wrong with what `run` holds of the model that it began with."""
+    if (recorded := run.made_with().get("initial")) is None:  # a run of fedshare 0.1 holds none
+        return None
+    if not run.initial.exists():
+        return f"{run.initial.name} is missing"
+    try:
+        same = fingerprint(load_file(run.initial)) == recorded
+    except SafetensorError as error:
+        return f"{run.initial.name} is damaged: {error}"
+    return None if same else f"{run.initial.name} is not the model that the run began with"
+
+
+def _check_checkpoint(run: RunFolder, links: list[Link], round: int) -> str | None:
+    if round > len(links):
+        return f"{run.links_file.name} has no line for this checkpoint"
+    memories = checkpoint.read_damaged(run.checkpoints, round)
+    if memories is None:
+        return "its checkpoint cannot be read"
+    try:
+        loaded = checkpoint.load(run.checkpoints, round)
+    except UserError as error:
+        return _contradiction(links[:round], *memories) or str(error)
+    if wrong := _contradiction(links[:round], *memories, remote=loaded.remote):
+        return wrong
+    return None if loaded.digest == links[round - 1].digest else "its checkpoint is of another run"
+
+
+def _contradiction(
+    links: list[Link],
+    server: dict[str, Any],
+    clients: dict[int, dict[str, Any]],
+    remote: bool = False,
+) -> str | None:
+    """The first part of these memories whose digest is not the one recorded."""
+    recorded: dict[str, chain.Leaves] = {}
+    for link in links:
+        # Of a memory that its client keeps, only the round is known here.
+        recorded |= {
+            c: digests({"round": link.round if leaves else 0}) if remote else leaves
+            for c, leaves in link.memories.items()
+        }
+    found = {str(client): digests(state) for client, state in clients.items()}
+    if remote:  # beside it stands what is held against a client, of which no digest tells
+        found = {str(c): digests({"round": state.get("round")}) for c, state in clients.items() if str(c) in recorded}
+    for client in sorted(recorded.keys() | found.keys(), key=int):
+        if path := next(chain.differences(recorded.get(client, {}), found.get(client, {})), None):
+            return f"client {client}: {path}"
+    path = next(chain.differences(links[-1].server, digests(server)), None)
+    return f"server: {path}" if path else None
+
+
+def verify(a: RunFolder, b: RunFolder | None = None) -> tuple[bool, str]:
+    """Whether two runs are the same to the bit, and the sentence to say about it; of one run, whether it is whole."""
+    for run in [a, b] if b else [a]:
+        if wrong := self_check(run):
+            return False, f"{run.path}: {wrong}"
+    mine = a.links()
+    if not mine:
+        return False, f"{a.path}: no round is recorded"
+    if b is None:
+        whole = f"whole: {len(mine)} rounds, metrics and checkpoints agree with digest {mine[-1].digest}"
+        return True, f"{whole}{_unproven(a, mine)}"
+    others = b.links()
+    models = {run.made_with().get("model") for run in (a, b)} - {None}
+    if where := chain.first_difference(mine, others):
+        began = "; so do the models that they began with" if len(models) > 1 else ""
+        return False, f"differ first in {where}{began}{late(a) or late(b)}{_config_difference(a, b)}"
+    if len(models) > 1:  # in what is frozen, which no digest of a round covers
+        return False, f"differ in the models that they began with{_config_difference(a, b)}"
+    if len(mine) != len(others):
+        both = min(len(mine), len(others))
+        return False, f"equal up to round {both}; {a.path} has {len(mine)}, {b.path} has {len(others)}"
+    return True, f"equal: {len(mine)} rounds, digest {mine[-1].digest}"
+
+
+def _unproven(run: RunFolder, links: list[Link]) -> str:
+    """What a whole record does not show."""
+    if not run.seals.exists():
+        return "; config and rows may be others, for it has no seal: made before there were seals, or it was removed"
+    if lost := unwritten(run, links):
+        return f"; {lost[0]} is sealed and missing: a kill cut its writing short, or it was removed"
+    return ""
+
+
+_HARMLESS = ("workers:", "timeout:", "checkpoint_every:", "evaluate_every:", "name:", "group:", "rounds:", "deadline_")
+
+
+def late(run: RunFolder) -> str:
+    """Where a round was closed without some, which is chance: no other run need give the same."""
+    late = [row["round"] for row in run.rows() if any(why.startswith(LATE) for why in row.get("dropped", {}).values())]
+    return f"; {run.path} closed round {late[0]} without who was late (quorum)" if late else ""
+
+
+def _config_difference(a: RunFolder, b: RunFolder) -> str:
+    """The first lines in which two configs differ that may be why their runs do."""
+    mine, other = (
+        [line.strip() for line in run.config.read_text().splitlines() if not line.strip().startswith(_HARMLESS)]
+        for run in (a, b)
+    )
+    for left, right in zip_longest(mine, other, fillvalue="nothing"):
+        if left != right:
+            return f"; so do their configs: {left} | {right}"
+    return ""

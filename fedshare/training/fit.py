@@ -1,0 +1,131 @@
+"""Training as data: what a strategy asks for, and the plain engine, which is the reference for all others."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from fedshare.data.dataset import Examples, Inputs
+from fedshare.tasks import Losses, Task, models
+from fedshare.training.scratch import Scratch
+from fedshare.training.settings import Training, needs_closure
+
+Batch = tuple[Inputs, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A piece of training."""
+
+    round: int
+    names: tuple[str, ...]  # the parameters that are trained, in the model's order
+    epochs: float | None = None  # passes over the examples; None: the config's
+    toward: Mapping[str, Tensor] = field(default_factory=dict)  # the loss has a proximal term more:
+    pull: float = 0.0  # ``pull / 2`` times the squared distance of the parameters from `toward`
+    correction: Mapping[str, Tensor] = field(default_factory=dict)  # added to the gradient of each step
+
+
+class Steps(Protocol):
+    """Where the steps of a fit come from."""
+
+    def batches(self) -> Iterator[Batch]: ...
+
+    def backward(self, batch: Batch) -> Losses:
+        """Add the gradient of a step to the parameters'; the losses that it is made of."""
+        ...
+
+
+class Engine(Protocol):
+    """What carries out a fit."""
+
+    def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
+        """Train the model in `scratch`; the mean of all losses, before each step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Steps on batches of `examples`, whose gradient is that of the batch's mean loss."""
+
+    scratch: Scratch
+    task: Task
+    training: Training
+    examples: Examples
+    rows: Iterable[Tensor]  # of each batch
+
+    def batches(self) -> Iterator[Batch]:
+        for some in self.rows:
+            yield self.examples.batch(some.to(self.scratch.device))
+
+    def backward(self, batch: Batch) -> Losses:
+        inputs, targets = batch
+        with autocast(self.training, self.scratch.device):
+            returned = models.call(self.scratch.module, inputs)
+        losses = self.task.train_losses(returned, targets)
+        losses.mean().backward()
+        return Losses(losses.sums.detach(), losses.weights.detach())
+
+
+class Plain:
+    """One step after the other, each on the trained parameters alone."""
+
+    def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
+        chosen, names = set(fit.names), list(fit.names)
+        for name in scratch.trainable:
+            scratch.parameters[name].requires_grad_(name in chosen)
+        vectors = scratch.slices(names) if training.flat else [scratch.parameters[name] for name in names]
+        optimizer = training.optimizer(vectors)
+        for group in optimizer.param_groups:
+            group["lr"] *= training.rate(fit.round)
+        anchors = {name: fit.toward[name].to(scratch.device) for name in names if name in fit.toward}
+        corrections = {name: fit.correction[name].to(scratch.device) for name in names if name in fit.correction}
+        total, weight = torch.zeros(2, device=scratch.device)
+
+        def gradient(batch: Batch) -> Losses:
+            for vector in vectors:
+                vector.grad.zero_()  # type: ignore[union-attr]
+            losses = steps.backward(batch)
+            for name, anchor in anchors.items():
+                scratch.slope(name).add_(scratch.value(name) - anchor, alpha=fit.pull)
+            for name, correction in corrections.items():
+                scratch.slope(name).add_(correction)
+            if training.clip_norm is not None:
+                clip_grad_norm_(vectors, training.clip_norm)
+            return losses
+
+        step = _searching if needs_closure(optimizer) else _stepping
+        scratch.train()
+        for batch in steps.batches():
+            losses = step(optimizer, partial(gradient, batch))
+            total += losses.sums.sum()
+            weight += losses.weights.sum()
+        scratch.module.eval()
+        return float(total) / float(weight) if weight else 0.0
+
+
+def autocast(training: Training, device: torch.device) -> AbstractContextManager[object]:
+    """In it, the model computes in the precision that the config says."""
+    return torch.autocast(device.type, torch.bfloat16) if training.precision == "bfloat16" else nullcontext()
+
+
+def _stepping(optimizer: torch.optim.Optimizer, gradient: Callable[[], Losses]) -> Losses:
+    losses = gradient()
+    optimizer.step()
+    return losses
+
+
+def _searching(optimizer: torch.optim.Optimizer, gradient: Callable[[], Losses]) -> Losses:
+    """A step that asks for loss and gradient as often as it likes; the losses that it began with."""
+    asked: list[Losses] = []
+
+    def closure() -> float:
+        asked.append(gradient())
+        return float(asked[-1].mean())
+
+    optimizer.step(closure)
+    return asked[0]

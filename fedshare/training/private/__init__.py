@@ -1,0 +1,1 @@
+"""Differential privacy: Poisson samples, clipped gradients, noise, and what they cost."""

@@ -1,0 +1,85 @@
+"""How a client trains: the fields that a config's ``client`` has."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedshare.errors import UserError
+from fedshare.training.batching import LastBatch, sizes, steps_of
+from fedshare.training.private.privacy import Privacy
+from fedshare.training.rates import Constant, Rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a client trains in one round."""
+
+    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]  # given the parameters; a fresh one each round
+    epochs: float = 1  # passes over the client's examples; 0.5 is half of one, in whole steps
+    steps: int | None = None  # steps in a round, whatever the number of examples; null: `epochs` says
+    batch_size: int | None = 10  # examples a step, with poisson only the expected number; null is all of them
+    last_batch: LastBatch = "join"  # a last batch of one joins the one before; drop leaves short ones out; keep
+    lr_decay: float = 1.0  # the learning rate is multiplied by this after each round
+    clip_norm: float | None = None  # the L2 norm to which a step's gradient, of all trained tensors, is cut; null: none
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: in autocast; weights stay as they are
+    flat: bool = True  # step on one vector; false for optimizers that look at a tensor's shape (Muon, Adafactor)
+    sampling: Literal["shuffle", "poisson"] = "shuffle"  # passes in a random order; or `private.poisson`
+    privacy: Privacy | None = None  # differential privacy of each example; needs poisson
+    evaluation_batch_size: int = 500  # examples a forward pass when testing
+    schedule: Rate = field(default_factory=Constant)  # of the learning rate, by the round; the config's own group
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluation_batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        if not 0 < self.epochs < math.inf:
+            raise UserError(f"epochs must be above 0, not {self.epochs}")
+        if self.last_batch not in ("join", "drop", "keep"):
+            raise UserError(f"last_batch must be join, drop or keep, not {self.last_batch}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"clip_norm must be above 0, not {self.clip_norm}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise UserError(f"precision must be float32 or bfloat16, not {self.precision}")
+        if not 0 < self.lr_decay <= 1:
+            raise UserError(f"lr_decay must be in (0, 1], not {self.lr_decay}")
+        if self.sampling not in ("shuffle", "poisson"):
+            raise UserError(f"sampling must be shuffle or poisson, not {self.sampling}")
+        if self.privacy and self.sampling != "poisson":
+            raise UserError(f"sampling={self.sampling}: privacy needs poisson, for which what is spent is counted")
+        try:
+            made = self.optimizer([torch.zeros((1,) if self.flat else (1, 1), requires_grad=True)])
+        except (TypeError, ValueError) as error:
+            hint = "; try flat=false" if self.flat else ""
+            raise UserError(f"optimizer: {error}{hint if 'param' in str(error).lower() else ''}") from error
+        if self.sampling == "poisson" and needs_closure(made):
+            raise UserError(f"optimizer: {type(made).__name__} asks for a step's loss again and again; poisson has one")
+
+    @property
+    def private(self) -> bool:
+        """Whether noise hides what a client's examples are."""
+        return self.privacy is not None and self.privacy.noisy
+
+    def rate(self, round: int) -> float:
+        """What the optimizer's learning rate is multiplied by; round 0 is the test before round 1."""
+        return float(self.lr_decay ** max(round - 1, 0) * self.schedule(max(round, 1)))
+
+    def pieces(self, count: int) -> list[int]:
+        """The sizes of the batches of one pass over `count` examples."""
+        return sizes(count, self.batch_size, self.last_batch)
+
+    def round_steps(self, per_pass: int, epochs: float | None = None) -> int:
+        """The steps of a round whose passes have `per_pass` steps; `epochs` comes before what the config says."""
+        if epochs is None and self.steps is not None:
+            return self.steps
+        return steps_of(self.epochs if epochs is None else epochs, per_pass)
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step must be given a function that computes the loss anew, as LBFGS's must."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

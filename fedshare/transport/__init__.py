@@ -1,0 +1,1 @@
+"""How messages reach clients on other hosts, and who is waited for."""

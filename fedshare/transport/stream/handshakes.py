@@ -1,0 +1,92 @@
+"""Connections that end before their caller has said who it is: from where, and why, as far as that can be known.
+
+gRPC tells a program nothing of a TLS handshake that failed. It does ask for certificates before each one: then this
+process's own descriptors show from where the connection comes. Why a handshake failed is in gRPC's own log alone: see
+`fedshare.transport.stream.grpc_log`.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from fedshare.transport.stream.callers import Peer
+
+ENDED = "the connection ended before its first call"
+UNKNOWN = f"{ENDED}: no TLS, no certificate, one of another authority, or an expired one?"
+_SHARE = 10  # looking for connections takes at most one part in so many of a processor
+_KEEP = 2.0  # seconds for which a reason waits for its connection
+_HELD = 1000  # connections, reasons
+
+
+class Handshakes:
+    """Who has begun one and was not heard of since. `found` gives the connections there are."""
+
+    def __init__(self, found: Callable[[], set[Peer]], say: Callable[[Peer | None, str], None]) -> None:
+        self._found, self._say = found, say
+        self._lock = threading.Lock()
+        self._pending = dict[Peer, None]()  # those that have said nothing, in the order of their coming
+        self._spoken = set[Peer]()  # the others, and those that have ended since the last look
+        self._unseen = 0  # handshakes that began when there was no time to look
+        self._next = 0.0  # when there is
+        self._changed = False  # who has spoken
+        self.informed = False  # whether `failed` is called when a handshake has
+        self._reasons = deque[tuple[float, str]](maxlen=_HELD)
+
+    def begins(self) -> None:
+        """A handshake does, in whatever thread."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next:
+                self._unseen += 1
+                return
+            for peer in self._look() - self._spoken:
+                if len(self._pending) < _HELD:
+                    self._pending[peer] = None
+            self._next = time.monotonic() + _SHARE * (time.monotonic() - now)
+
+    def speaks(self, peer: Peer) -> None:
+        """The caller at `peer` has made a call: whatever comes of it, its handshake is over."""
+        with self._lock:
+            self._pending.pop(peer, None)
+            self._spoken.add(peer)
+            self._changed = True
+
+    def failed(self, reason: str) -> None:
+        """A handshake has; nobody says which."""
+        with self._lock:
+            self._reasons.append((time.monotonic(), reason))
+
+    def sweep(self) -> None:
+        """Say who has gone without a word."""
+        with self._lock:
+            if not (self._pending or self._unseen or self._reasons or self._changed):
+                return
+            there, now = self._look(), time.monotonic()
+            ended = [peer for peer in self._pending if peer not in there]
+            self._spoken &= there
+            self._changed = False
+            for peer in ended:
+                del self._pending[peer]
+            self._reasons = deque((one for one in self._reasons if now - one[0] < _KEEP), maxlen=_HELD)
+            reasons = [reason for _, reason in self._reasons]
+            unseen, self._unseen = self._unseen, 0
+            if ended or unseen:
+                self._reasons.clear()
+        for peer in ended:
+            self._say(peer, self._why(reasons, len(ended)))
+        if unseen and len(reasons) > len(ended):  # most of those not seen may be clients that were let in
+            self._say(None, self._why(reasons, len(reasons)))
+
+    def _why(self, reasons: list[str], ended: int) -> str:
+        """Of those that ended at the same time, only that much is known."""
+        if not self.informed:
+            return UNKNOWN
+        failed = f"the TLS handshake failed: {' or '.join(dict.fromkeys(reasons))}"
+        return " or ".join([*[failed] * bool(reasons), *[ENDED] * (len(reasons) < ended)])
+
+    def _look(self) -> set[Peer]:
+        with suppress(OSError):
+            return self._found()
+        return set()
