@@ -36,13 +36,12 @@ CONFIG = json.dumps({"overrides": " ".join(f"key{i}=value{i}" for i in range(200
 # One server and its clients, of whatever fedshare is on the path.
 
 
+FLOWER = ("apps", "envelope", "grid", "inprocess", "network", "participant", "stream")
 OLDER = {  # where a checkout of fedshare 0.2 has what is asked for here
     "fedshare.training.scratch": "fedshare.scratch",
     "fedshare.identity.keys": "fedshare.keys",
     "fedshare.transport.flower": "fedshare.flower",
-    **{f"fedshare.transport.flower.{name}": f"fedshare.flower.{name}" for name in ("apps", "envelope", "grid")},
-    **{f"fedshare.transport.flower.{name}": f"fedshare.flower.{name}" for name in ("inprocess", "network")},
-    **{f"fedshare.transport.flower.{name}": f"fedshare.flower.{name}" for name in ("participant", "stream")},
+    **{f"fedshare.transport.flower.{name}": f"fedshare.flower.{name}" for name in FLOWER},
     "fedshare.transport.stream": "fedshare.stream",
     **{f"fedshare.transport.stream.{name}": f"fedshare.stream.{name}" for name in ("server", "frames")},
 }

@@ -25,7 +25,7 @@ class Strategy(ABC):
     Fields are hyperparameters, and nothing else is kept on self: the server remembers in `state`, a client in
     `client.state`, both plain nested data (`fedshare.state`). `aggregate` is deterministic and independent of the order
     in which uploads arrive, so a server or every peer may run it. By convention ``state["params"]`` is the global
-    model, where there is one, and ``state["ledger"]`` the ledger that the model is made of (`fedshare.ledger.kept`).
+    model, where there is one, and ``state["ledger"]`` the ledger that the model is made of (`ledger.transcript.kept`).
     """
 
     optimizes: ClassVar[bool] = True  # whether clients train what they share with the config's optimizer, in `fit`

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig, ListConfig
 
-MOVED = {  # modules that lie elsewhere since 0.3
+MOVED = {  # modules that have moved since 0.2.0
     "fedshare.optimizers": "fedshare.training.optimizers",
     "fedshare.privacy": "fedshare.training.private.privacy",
     "fedshare.rates": "fedshare.training.rates",

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedshare.errors import UserError
@@ -176,17 +177,25 @@ def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 def signing_key(path: Path, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:
     """An authority's, which may have a passphrase."""
+    wanted = "must be a private key in PEM, on an elliptic curve"
+    key = decrypted(path, read(path), passphrase, f"the passphrase is another, or it is damaged: it {wanted}", wanted)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UserError(f"{path}: {wanted}")
+    return key
+
+
+def decrypted(path: Path, pem: bytes, passphrase: bytes | None, doubt: str, otherwise: str) -> PrivateKeyTypes:
+    """The private key that `path` holds as `pem`, of whatever kind.
+
+    Raises UserError: `doubt` where there is none that the passphrase opens, `otherwise` where none is needed.
+    """
     try:
-        key = serialization.load_pem_private_key(read(path), passphrase)
+        return serialization.load_pem_private_key(pem, passphrase)
     except TypeError as error:
         wrong = "has no passphrase" if passphrase else "is encrypted: give --passphrase"
         raise UserError(f"{path}: {wrong}") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        wrong = "the passphrase is another, or it is damaged: it " if passphrase else ""
-        raise UserError(f"{path}: {wrong}must be a private key in PEM, on an elliptic curve") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise UserError(f"{path}: must be a private key in PEM, on an elliptic curve")
-    return key
+        raise UserError(f"{path}: {doubt if passphrase else otherwise}") from error
 
 
 def new_key(flower: bool = False, passphrase: bytes | None = None) -> tuple[ec.EllipticCurvePrivateKey, bytes]:

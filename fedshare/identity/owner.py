@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedshare.errors import UserError, first_line
+from fedshare.identity.certificates import decrypted
 from fedshare.machine.files import write_atomically
 
 
@@ -93,14 +94,8 @@ def _name(key: Ed25519PublicKey) -> str:
 
 
 def _private(path: Path, passphrase: bytes | None) -> Ed25519PrivateKey:
-    try:
-        key = serialization.load_pem_private_key(_read(path), passphrase)
-    except TypeError as error:
-        wrong = "has no passphrase" if passphrase else "is encrypted: give --passphrase"
-        raise UserError(f"{path}: {wrong}") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        wrong = "the passphrase is another, or " if passphrase else ""
-        raise UserError(f"{path}: {wrong}it is no private key; `fedshare keys DIR --owner` makes one") from error
+    none = "it is no private key; `fedshare keys DIR --owner` makes one"
+    key = decrypted(path, _read(path), passphrase, f"the passphrase is another, or {none}", none)
     if not isinstance(key, Ed25519PrivateKey):
         raise UserError(f"{path}: is no Ed25519 key; `fedshare keys DIR --owner` makes one")
     return key

@@ -52,10 +52,10 @@ def run_server(
     for round in range(start + 1, schedule.rounds + 1):
         here = network.client_ids()
         known |= set(here)
-        away = dict.fromkeys(sorted(known - set(here)), "not connected")
         clock = _Clock()
         before = {}
         if schedule.evaluate_first and round == 1:
+            away = _away(known, here, {})
             before = {"before": _tested(strategy, network, state, 0, here, away, schedule, task, heard)}
             clock.lap("evaluate")
         trains = [client for client in here if client not in schedule.unseen]
@@ -65,7 +65,7 @@ def run_server(
         exchange = network.exchange(Purpose.TRAIN, round, downloads, partial(_quota, strategy, state), heard)
         answers, suspended = exchange.answers, exchange.suspended
         known |= suspended.keys()
-        away = {c: "suspended" if c in suspended else "not connected" for c in sorted(known - set(here))}
+        away = _away(known, here, suspended)
         clock.lap("train")
         state, uploads, dropped, weakened = _concluded(
             strategy, state, round, answers, downloads, exchange.absent, schedule, watch
@@ -128,6 +128,11 @@ def run_peer(
                 row = merged(row, row_of_test(task, {me: play(Purpose.EVALUATE, round, download)}, schedule))
             clock.lap("evaluate")
         yield Round(round, state, link, row | {"seconds": clock.laps})
+
+
+def _away(known: set[int], here: list[int], suspended: dict[int, str]) -> dict[int, str]:
+    """Who of the known clients is not asked, and why, in client order."""
+    return {c: "suspended" if c in suspended else "not connected" for c in sorted(known - set(here))}
 
 
 def _concluded(

@@ -61,7 +61,7 @@ def played(job: Job, population: Population) -> Answer:
 
 def attempt(job: Job, population: Population) -> Outcome:
     """The answer, or in a line what was raised. What the client remembers is then as it was before."""
-    state = deepcopy(job.state)
+    state = deepcopy(job.state) if job.purpose is Purpose.TRAIN else job.state  # a test changes nothing in it
     try:
         return replace(job, state=state).run(population)
     except UserError:

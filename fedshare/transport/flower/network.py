@@ -116,7 +116,6 @@ class FlowerNetwork:
         self._ask_at: dict[int, float] = {}  # node -> when to ask it again
         self._begun = False
         self.memories = Versions(Suspensions(pace.suspend_after))
-        self._absent: dict[int, str] = {}
 
     # Who is there.
 
@@ -235,7 +234,7 @@ class FlowerNetwork:
         heard: Heard | None = None,
     ) -> Exchange:
         heard = heard or (lambda *_: None)
-        self._absent = dict.fromkeys(downloads.keys() - self._nodes.keys(), "not connected")
+        absent = dict.fromkeys(downloads.keys() - self._nodes.keys(), "not connected")
         self.memories.round = round
         clients = sorted(downloads.keys() & self._nodes.keys())
         requests = self._requests(purpose, round, {client: downloads[client] for client in clients})
@@ -250,7 +249,7 @@ class FlowerNetwork:
         heard(purpose, round, 0, len(clients))
         waiting = dict(zip(self._grid.push_messages(messages), clients, strict=True))
         began, slowest, punctual = time.monotonic(), 0.0, set[int]()
-        for number, (client, reply) in enumerate(self._collect(purpose, waiting, began, answers), 1):
+        for number, (client, reply) in enumerate(self._collect(purpose, waiting, began, answers, absent), 1):
             heard(purpose, round, number, len(clients))
             if self._halts and reply.has_error() and reply.error.code == RAISED:
                 raise RunHalted(f"round {round}: client {client}: {brief(reply.error.reason or 'raised an error')}")
@@ -258,14 +257,14 @@ class FlowerNetwork:
                 answers[client], memories[client] = _read(reply, limits[client])
                 slowest = time.monotonic() - began
             except (ValueError, DecodeError) as error:
-                self._absent[client] = brief(str(error))
+                absent[client] = brief(str(error))
                 if reply.has_error() and reply.error.code == RAISED:  # that is an answer, too, and cost no time
                     punctual.add(client)
         if answers:
             self._deadlines[purpose].saw(slowest)
-        late = {c: why for c, why in self._absent.items() if c not in punctual and not isinstance(why, NotAwaited)}
+        late = {c: why for c, why in absent.items() if c not in punctual and not isinstance(why, NotAwaited)}
         self.memories.suspensions.heard(punctual | answers.keys(), late)
-        found = Exchange(dict(sorted(answers.items())), self._absent, suspended=self._suspended)
+        found = Exchange(dict(sorted(answers.items())), absent, suspended=self._suspended)
         if purpose is not Purpose.TRAIN:
             return found
         self.memories.heard(round, memories)
@@ -287,9 +286,17 @@ class FlowerNetwork:
             yield made[base]
 
     def _collect(
-        self, purpose: Purpose, waiting: dict[str, int], began: float, answers: Collection[int]
+        self,
+        purpose: Purpose,
+        waiting: dict[str, int],
+        began: float,
+        answers: Collection[int],
+        absent: dict[int, str],
     ) -> Iterable[tuple[int, Message]]:
-        """The replies to messages by id, as they come, until the deadline, or until `answers` are enough of them."""
+        """The replies to messages by id, as they come, until the deadline, or until `answers` are enough of them.
+
+        Adds to `absent` whose reply is not waited for any longer, and why.
+        """
         seconds, late, asked = self._deadlines[purpose].seconds(), False, len(waiting)
         until, enough = began + seconds, self._pace.enough(asked)
         while waiting:
@@ -299,7 +306,7 @@ class FlowerNetwork:
             if waiting and len(answers) >= enough:
                 why = NotAwaited(f"{LATE}{len(answers)} of {asked} had answered (quorum={self._pace.quorum:g})")
             if why:
-                self._absent |= dict.fromkeys(waiting.values(), why)
+                absent |= dict.fromkeys(waiting.values(), why)
                 self._give_up(set(waiting))
                 return
             if waiting:
