@@ -234,8 +234,8 @@ class Clients:
         return run_server(self.made.strategy, network, world.begin(self.made), plan, heard=heard or self.heard)
 
     def heard(self, purpose: Purpose, round: int, number: int, asked: int) -> None:
-        if self.late and number == asked - self.late and asked == self.count:
-            self.ripe = True
+        # Anew each time: who was counted as late may yet answer, and the next exchange must not begin at its end.
+        self.ripe = bool(self.late) and number == asked - self.late and asked == self.count
 
     def _wait(self, wait: Callable[[float], None], seconds: float) -> None:
         if self.ripe:  # all that will answer have, and been read
