@@ -66,17 +66,19 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, apps: Path) -> Iterator[d
             config = {"overrides": " ".join(keys), "folder": str(runs / name)}
             started[name] = fleet.submit(apps / "fedshare", config)
             if name == PLAYED[0]:  # the first has installed the app before the next begins
-                _until_exists(runs / name / "config.yaml")
+                _until_exists(runs / name / "config.yaml", fleet, started[name])
         deadline = time.monotonic() + 4 * world.PATIENCE  # for all runs
         yield {
             name: Outcome(*fleet.end(run, deadline - time.monotonic()), runs / name) for name, run in started.items()
         }
 
 
-def _until_exists(path: Path) -> None:
+def _until_exists(path: Path, fleet: Fleet, run: str) -> None:
     deadline = time.monotonic() + world.PATIENCE
     while not path.exists():
         assert time.monotonic() < deadline, f"there is no {path} after {world.PATIENCE:g} s"
+        status = fleet.status(run)
+        assert not status.startswith("finished"), f"the run has ended without {path}: {status}\n{fleet.log(run)}"
         time.sleep(0.1)
 
 

@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from fedshare._proto.payload_pb2 import Envelope
 from fedshare.errors import first_line
 from fedshare.transport.flower import private
-from fedshare.transport.flower.records import Shared
+from fedshare.transport.flower.records import once
 from fedshare.transport.stream.frames import Buffer
 
 LARGE = 4096  # bytes from which an array travels behind the envelope
@@ -34,7 +34,7 @@ def seal(message: Message) -> list[Buffer]:
         envelope.error_code, envelope.error_reason = message.error.code, message.error.reason or ""
     else:
         content = message.content
-        envelope.content, sizes, large = content.once(_written) if isinstance(content, Shared) else _written(content)
+        envelope.content, sizes, large = once(content, _written)
         envelope.arrays.extend(sizes)
     head = envelope.SerializeToString()
     return [len(head).to_bytes(_HEAD, "little") + head, *large]

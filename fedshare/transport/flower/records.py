@@ -7,27 +7,32 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 _NAME = "fedshare"
 _TENSORS = "tensors"
+_MADE = "_fedshare_made"
 
 T = TypeVar("T")
 
 
-class Shared(RecordDict):
-    """Records that nobody changes any more: many messages may have them, and they are written down once."""
-
-    def once(self, make: Callable[[RecordDict], T]) -> T:
-        """What `make`, always the same function, makes of them."""
-        kept: dict[str, Any] = self.__dict__
-        if "_made" not in kept:
-            kept["_made"] = make(self)
-        return cast(T, kept["_made"])
-
-
-def wrap(head: bytes, tensors: bytes | bytearray = b"") -> Shared:
-    content = Shared({_NAME: ConfigRecord({"": head})})
+def wrap(head: bytes, tensors: bytes | bytearray = b"") -> RecordDict:
+    """Records that nobody changes afterwards: many messages may have them, and they are encoded `once`."""
+    content = RecordDict({_NAME: ConfigRecord({"": head})})
     if tensors:  # one array, not one a tensor: on Flower's own way each is several requests
         flat = Array(dtype="uint8", shape=(len(tensors),), stype="raw", data=bytes(tensors))
         content[_TENSORS] = ArrayRecord({"": flat})
+    vars(content)[_MADE] = None
     return content
+
+
+def once(content: RecordDict, make: Callable[[RecordDict], T]) -> T:
+    """Return what `make`, always the same function, makes of records; of those that `wrap` has made it is kept.
+
+    Not a method of a subclass: Flower sends an object's class name, and accepts the names of its own classes only.
+    """
+    kept: dict[str, Any] = vars(content)
+    if _MADE not in kept:
+        return make(content)
+    if kept[_MADE] is None:
+        kept[_MADE] = make(content)
+    return cast(T, kept[_MADE])
 
 
 def unwrap(content: RecordDict) -> tuple[bytes, bytes]:
