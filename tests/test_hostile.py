@@ -431,6 +431,13 @@ def test_no_bound_drops_half_of_the_clients(sizes: list[float], ratio: float) ->
     assert all(norms[c] <= min(norms[o] for o in out) for c in norms.keys() - out.keys() if out)
 
 
+def test_where_most_have_changed_nothing_the_bound_is_that_of_the_others() -> None:
+    sizes = [0.0, 0.0, 0.0, 1.0, 1e20]
+    sent = {c: Payload({"update": {"w": torch.zeros(2)}}) for c in range(5)}
+    uploads = {c: Payload({"update": {"w": torch.full((2,), size)}}) for c, size in enumerate(sizes)}
+    assert list(Watch(10.0).outliers(uploads, sent)) == [4]
+
+
 def test_peers_halt_alike(tmp_path: Path) -> None:
     made = world.build("fedavg")
 

@@ -31,9 +31,10 @@ class Watch:
         if (most := self._ratio) is None or not uploads:
             return {}
         norms = _norms(uploads, downloads)
-        middle = median_low(norms.values())
-        if not middle > 0:  # most have changed nothing, which is no measure
+        moved = [length for length in norms.values() if length > 0]
+        if not moved:
             return {}
+        middle = median_low(norms.values()) or median_low(moved)  # where most changed nothing, that of the others
         return {
             client: f"its update has norm {length:.3g}, {length / middle:.3g} times the median: max_norm_ratio={most:g}"
             for client, length in norms.items()
