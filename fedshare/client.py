@@ -146,6 +146,10 @@ class Client:
         """
         return self._steps(round, epochs).batches()
 
+    def steps(self, epochs: float | None = None) -> int:
+        """How many steps a round's training has: `epochs` passes, by default the config's."""
+        return self.training.round_steps(self.training.pass_steps(len(self.train_examples)), epochs)
+
     def _steps(self, round: int, epochs: float | None) -> Batches:
         if self.training.private:
             raise UserError(
@@ -212,7 +216,7 @@ class Client:
         `toward`, the loss has a proximal term more: ``pull / 2`` times the squared distance of the parameters from
         those. `correction` is added to the gradient of each step, before clipping (SCAFFOLD's control variates). The
         model's local part is kept in ``state["local"]``, unless `keep_local` is false. Raises KeyError where a name is
-        no parameter's.
+        no parameter's, or in `toward` or `correction` none of the model's, and ValueError where a shape is another.
 
         Returns ``examples`` (how many the client has) and ``train_loss`` (averaged over the steps, before each). With
         `Training.privacy` there is no ``train_loss``, which would tell of the examples what the noise is to hide, but
@@ -222,6 +226,8 @@ class Client:
         chosen = set(scratch.trainable if names is None else names)
         if unknown := sorted(chosen - scratch.parameters.keys()):
             raise KeyError(f"the model has no parameter {', '.join(unknown)}")
+        for tensors in (toward or {}, correction or {}):
+            self._check(tensors)
         trained = tuple(name for name in scratch.trainable if name in chosen)
         asked = Fit(
             round=round,
@@ -247,6 +253,15 @@ class Client:
         if scratch.local and keep_local:
             self.state["local"] = scratch.params(scratch.local)
         return metrics
+
+    def _check(self, tensors: Tensors) -> None:
+        """Raise where `tensors` are not like the model's of the same names: PyTorch would broadcast them."""
+        shapes = self._scratch.shapes
+        if unknown := sorted(tensors.keys() - shapes.keys()):
+            raise KeyError(f"the model has no tensor {', '.join(unknown)}")
+        for name, tensor in tensors.items():
+            if tensor.shape != shapes[name]:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(shapes[name])}")
 
     def evaluate(self) -> Payload:
         """Test the model: the task's sums over the test examples, and over those for validation where there are some.

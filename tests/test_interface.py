@@ -195,6 +195,45 @@ def test_only_what_is_trained_is_corrected() -> None:
     torch.testing.assert_close(client.params()["bias"], before["bias"] - 0.5 * (slope + CORRECTION["bias"]))
 
 
+@pytest.mark.parametrize("option", ["toward", "correction"])
+@pytest.mark.parametrize(
+    ("tensors", "kind", "reason"),
+    [
+        ({"wieght": torch.zeros(2, 2)}, KeyError, "the model has no tensor wieght"),
+        ({"weight": torch.zeros(2)}, ValueError, "weight has shape [2], not [2, 2]"),
+        ({"bias": torch.zeros(())}, ValueError, "bias has shape [], not [2]"),
+    ],
+)
+def test_a_misspelt_or_broadcast_tensor_is_refused(
+    option: str, tensors: Tensors, kind: type[Exception], reason: str
+) -> None:
+    scratch, training, examples = one_layer()
+    client = Client(0, 0, scratch, training, Part(examples, examples), {})
+    client.load({})
+    before = client.params()
+    with pytest.raises(kind) as refused:
+        client.fit(1, pull=0.1, **{option: tensors})  # type: ignore[arg-type]
+    assert refused.value.args[0] == reason
+    assert all(torch.equal(tensor, before[name]) for name, tensor in client.params().items())
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "poisson"])
+@pytest.mark.parametrize("epochs", [None, 0.5, 3])
+def test_a_client_knows_how_many_steps_its_training_has(sampling: str, epochs: float | None) -> None:
+    scratch, training, examples = one_layer(sampling=sampling, batch_size=3, last_batch="keep", epochs=2)
+    taken = []
+
+    class Counting(Plain):
+        def run(self, scratch: Scratch, training: Training, fit: Fit, steps: fits.Steps) -> float:
+            taken.append(sum(1 for _ in steps.batches()))
+            return 0.0
+
+    client = Client(0, 0, scratch, training, Part(examples, examples), {}, engine=Counting())
+    client.load({})
+    client.fit(1, epochs=epochs)
+    assert taken == [client.steps(epochs)]
+
+
 def test_the_plain_engine_runs_a_fit_without_a_client() -> None:
     scratch, training, examples = one_layer()
     before = scratch.params()

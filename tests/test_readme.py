@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import world
@@ -42,6 +43,42 @@ def test_adding_a_strategy_is_one_file_one_yaml_and_one_test(tmp_path: Path) -> 
     assert re.search(r"\b2\d passed", tests), tests
     rounds = run("-m", "fedshare", "run", "strategy=fedavgm", "strategy.momentum=0.5", "rounds=2", "workers=0")
     assert "fedavgm-digits-dirichlet" in rounds
+
+
+def test_fedprox_and_scaffold_pass_the_contract_as_they_stand(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.S | re.M)
+    fedprox = next(block for block in blocks if "class FedProx" in block)
+    methods = next(block for block in blocks if block.startswith("# the methods of class Scaffold(FedAvg)"))
+    imports = fedprox[fedprox.index("from") : fedprox.index("@dataclass")]
+    more = "from fedshare.state import State\nfrom fedshare.strategy import Purpose\n"
+    more += "from fedshare.tensors import Tensors, add, mean, parameters, subtract, zeros_like\n"
+    head = "@dataclass(frozen=True)\nclass Scaffold(FedAvg):\n    lr: float = 0.05\n\n"
+    for folder in ("fedshare", "strategies", "experiments", "tests"):
+        shutil.copytree(world.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    files = {
+        "strategies/fedprox.py": fedprox,
+        "strategies/scaffold.py": imports + more + head + textwrap.indent(methods, "    "),
+        "experiments/conf/strategy/fedprox.yaml": (
+            "_target_: fedshare.strategies.fedprox.FedProx\nweighted: true\nmu: 0.01\n"
+        ),
+        "experiments/conf/strategy/scaffold.yaml": (
+            "_target_: fedshare.strategies.scaffold.Scaffold\nweighted: true\n"
+            "lr: ${oc.select:client.optimizer.lr,0.05}\n"
+        ),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_contract.py", "-k"]
+    result = subprocess.run(
+        [*tests, "fedprox or scaffold"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=2 * world.PATIENCE,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"\b[45]\d passed", result.stdout), result.stdout
 
 
 def test_the_program_runs(tmp_path: Path) -> None:

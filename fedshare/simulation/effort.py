@@ -26,10 +26,10 @@ class Effort:
         taking_part = min(clients_per_round or len(sizes), len(sizes)) / max(1, len(sizes))
         steps = examples = 0.0
         for size in sizes:
-            pieces = training.pieces(size)
-            count = training.round_steps(len(pieces))
+            per_pass = training.pass_steps(size)
+            count = training.round_steps(per_pass)
             steps += count
-            examples += count * sum(pieces) / max(1, len(pieces))
+            examples += count * size / per_pass
         share = taking_part * rounds
         return cls(math.ceil(steps * share), 3 * examples * share * operations(population))
 

@@ -72,6 +72,12 @@ class Training:
         """The sizes of the batches of one pass over `count` examples."""
         return sizes(count, self.batch_size, self.last_batch)
 
+    def pass_steps(self, count: int) -> int:
+        """The steps of one pass over `count` examples."""
+        if self.sampling == "poisson":
+            return math.ceil(count / min(self.batch_size or count, count)) if count else 0
+        return len(self.pieces(count))
+
     def round_steps(self, per_pass: int, epochs: float | None = None) -> int:
         """The steps of a round whose passes have `per_pass` steps; `epochs` comes before what the config says."""
         if epochs is None and self.steps is not None:

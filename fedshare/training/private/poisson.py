@@ -52,7 +52,7 @@ class Poisson:
         count = len(examples)
         self._expected = min(training.batch_size or count, count)
         self.rate = self._expected / count if count else 1.0
-        self.steps = training.round_steps(math.ceil(count / self._expected), epochs) if count else 0
+        self.steps = training.round_steps(training.pass_steps(count), epochs) if count else 0
         clips = privacy is not None and privacy.max_grad_norm < math.inf
         self._clipping = Clipping(module, task, trained, training) if clips else None
 
