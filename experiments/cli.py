@@ -90,7 +90,7 @@ def _dispatch(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     importable(getattr(options, "config_dir", None))
     if options.command == "resume":
-        from .execute import resume
+        from fedshare.experiments.running.execute import resume
 
         resume(options.run, options.rounds, _trusted(options))
         return 0

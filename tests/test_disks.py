@@ -20,12 +20,12 @@ import torch
 import world
 from deployed import Deployment, assert_equal, certificates
 from fedshare.errors import RunHalted, UserError
-from fedshare.experiments import execute
 from fedshare.experiments.cli import main
+from fedshare.experiments.running import pictures, rounds
 from fedshare.identity.keys import Identity
 from fedshare.machine import files
 from fedshare.machine.files import private_folder, sweep, write_atomically
-from fedshare.runs import RunFolder
+from fedshare.runs import RunFolder, checkpoint
 from fedshare.transport.flower.memory import Memory
 
 SMALL = ["model=logistic", "partition.clients=3", "rounds=3", "client.epochs=1", "workers=0", "checkpoint_every=2"]
@@ -138,7 +138,7 @@ def test_a_disk_that_is_full_at_any_write_costs_no_bit(
     assert said[-1].startswith(f"fedshare: {folder}: cannot be written: No space left on device ({point}); "), said
     assert strays(tmp_path) == []
     if (begun := folder / "config.yaml").exists():
-        last = next(iter(execute.checkpoint.rounds(folder / "checkpoints")), 0)
+        last = next(iter(checkpoint.rounds(folder / "checkpoints")), 0)
         assert (f"safe up to round {last}, its last checkpoint" if last else "no round yet") in said[-1]
         assert said[-1].endswith(f"`fedshare resume {folder}` goes on, to the same bits")
         again = ["resume", str(folder)]
@@ -163,8 +163,8 @@ def test_a_picture_that_cannot_be_drawn_does_not_hide_why_a_run_ended(
     def halted(*_: object, **__: object) -> None:
         raise RunHalted("round 1: the cause")
 
-    monkeypatch.setattr(execute, "progress_plot", broken)
-    monkeypatch.setattr(execute, "played", halted)
+    monkeypatch.setattr(pictures, "progress_plot", broken)
+    monkeypatch.setattr(rounds, "played", halted)
     assert fedshare("run", *SMALL, f"folder={tmp_path / 'run'}") == 3
     assert capsys.readouterr().err == "fedshare: round 1: the cause\n"
 

@@ -18,9 +18,11 @@ from torch import Tensor
 import world
 from deployed import Deployment, assert_equal, certificates, flower_app, simulated
 from fedshare.errors import RunHalted, UserError
-from fedshare.experiments import beginnings, execute
+from fedshare.experiments import beginnings
 from fedshare.experiments.cli import main
 from fedshare.experiments.config import build, compose
+from fedshare.experiments.running.execute import resume, simulation
+from fedshare.experiments.running.rounds import rounds
 from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.report.best import Best
@@ -478,16 +480,16 @@ def test_the_folder_keeps_the_round_before_and_resume_goes_on_to_the_same_bits(s
     folder = RunFolder(tmp_path / "run")
     made = build.simulated(config)
     lie = filled(3e38) if strategy != "onebyte" else lambda up: (_ for _ in ()).throw(RunHalted("round 3: stopped"))
-    with execute.simulation(config, folder, made) as network:
+    with simulation(config, folder, made) as network:
         beginnings.create(folder, config, made)
         hostile = Hostile(network, lie, Purpose.TRAIN, [3])  # type: ignore[arg-type]
         with folder.lock(), pytest.raises(RunHalted) as halted:
-            execute.rounds(config, folder, hostile, made, None, None)
+            rounds(config, folder, hostile, made, None, None)
     assert halted.value.exit_code == 3
     assert str(halted.value).endswith(f"; {folder.path} keeps the rounds before")
     assert [row["round"] for row in folder.rows()] == [1, 2]
     assert checkpoint.rounds(folder.checkpoints) == [2]
-    execute.resume(str(folder.path))
+    resume(str(folder.path))
     same, sentence = verify(folder, RunFolder(tmp_path / "whole"))
     assert same, sentence
 
@@ -619,10 +621,10 @@ def test_the_screen_says_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
         [*SMALL, "rounds=4", "strategy=trimmed_mean", "strategy.rule.f=1", f"folder={tmp_path}/run"]
     )
     folder, made = RunFolder(tmp_path / "run"), build.simulated(config)
-    with execute.simulation(config, folder, made) as network:
+    with simulation(config, folder, made) as network:
         beginnings.create(folder, config, made)
         with folder.lock():
-            execute.rounds(config, folder, Away(network, {2}), made, None, None)
+            rounds(config, folder, Away(network, {2}), made, None, None)
     said = capsys.readouterr().out
     assert (
         said.count("! round 2: TrimmedMean of 2 updates withstands f=0 adversaries, not 1: that takes 3 updates") == 1

@@ -15,7 +15,7 @@ from test_runs import SMALL, fedshare
 
 import world
 from deployed import eventually
-from fedshare.experiments import execute
+from fedshare.experiments.running import adversaries
 from fedshare.report import collaboration
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Lap, Progress, fitting
@@ -288,9 +288,9 @@ def test_a_run_draws_who_collaborates(tmp_path, monkeypatch, capfd, stopped):
         yield from itertools.islice(rounds(*arguments), 2)
         raise KeyboardInterrupt
 
-    rounds = execute.run_server
+    rounds = adversaries.run_server
     if stopped:
-        monkeypatch.setattr(execute, "run_server", stop)
+        monkeypatch.setattr(adversaries, "run_server", stop)
     folder = tmp_path / "run"
     small = ["strategy=fedcac", "workers=0", *SMALL, "rounds=3"]
     assert fedshare("run", f"folder={folder}", *small) == (130 if stopped else 0)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 import fedshare
 from fedshare.errors import RunHalted, first_line
 from fedshare.experiments.config import build
-from fedshare.experiments.execute import played
+from fedshare.experiments.running.adversaries import played
 from fedshare.machine.files import write_atomically
 from fedshare.machine.threads import one_thread
 from fedshare.report.robustness import detection

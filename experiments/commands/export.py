@@ -11,8 +11,8 @@ from torch import nn
 from fedshare.errors import UserError
 from fedshare.experiments.beginnings import begin, streams, warn
 from fedshare.experiments.config import build
+from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
-from fedshare.experiments.execute import stored
 from fedshare.machine.files import write_atomically
 from fedshare.runs import RunFolder, checkpoint
 from fedshare.runs.checkpoint import Checkpoint
@@ -23,7 +23,7 @@ from fedshare.tensors import Tensors
 def export(run: str, file: str, client: int | None, trusted: Trust | None = None) -> None:
     """The global model, or the one that `client` would use now. Raises UserError where there is none.
 
-    `trusted`: as for `execute.stored`.
+    `trusted`: as for `stored`.
     """
     folder, path = RunFolder.open(run), target(file)
     config = stored(folder, trusted=trusted)

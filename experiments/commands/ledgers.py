@@ -13,8 +13,8 @@ from fedshare.experiments.beginnings import begin, streams, warn, why_another
 from fedshare.experiments.commands.export import target, write
 from fedshare.experiments.commands.ledger_summary import opened
 from fedshare.experiments.config import build
+from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
-from fedshare.experiments.execute import stored
 from fedshare.ledger import Manifest
 from fedshare.ledger.file import Contents
 from fedshare.ledger.replay import count, parted
@@ -34,7 +34,7 @@ from fedshare.training.scratch import Scratch
 def replay(run: str, round: int | None, into: str | None, trusted: Trust | None = None) -> bool:
     """The model after `round`, by default the last; whether it is the one that the run has recorded.
 
-    `trusted`: as for `execute.stored`.
+    `trusted`: as for `stored`.
     """
     folder = RunFolder.open(run)
     path = target(into) if into else None
@@ -68,7 +68,7 @@ def replay(run: str, round: int | None, into: str | None, trusted: Trust | None 
 def undo(run: str, peers: Collection[int], since: int, into: str | None, trusted: Trust | None = None) -> None:
     """The model after the last round, with all that was said and without what `peers` said from round `since` on.
 
-    `trusted`: as for `execute.stored`.
+    `trusted`: as for `stored`.
     """
     folder = RunFolder.open(run)
     path = target(into) if into else None

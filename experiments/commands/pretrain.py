@@ -19,8 +19,8 @@ from fedshare.experiments.config import build, instantiate
 from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.config.own import add_config_dir, add_trust, importable
 from fedshare.experiments.config.schema import Pretraining
+from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
-from fedshare.experiments.execute import stored
 from fedshare.experiments.options import Parser
 from fedshare.experiments.signals import terminable
 from fedshare.machine import devices
@@ -109,7 +109,7 @@ def execute(config: DictConfig, path: Path, _sweep: str | None = None, made: Bui
 
 
 def resume(path: str, trusted: Trust | None = None) -> None:
-    """Go on with what was stopped, from its last whole checkpoint. `trusted`: as for `execute.stored`."""
+    """Go on with what was stopped, from its last whole checkpoint. `trusted`: as for `stored`."""
     folder = Folder(path)
     if not folder.config.is_file():
         raise UserError(f"{path}: not a folder of `fedshare pretrain`: it has no {folder.config.name}")

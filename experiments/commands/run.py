@@ -22,8 +22,8 @@ from fedshare.experiments.config import build, compose
 from fedshare.experiments.config.compose import App
 from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.config.own import add_config_dir
-from fedshare.experiments.execute import execute
 from fedshare.experiments.options import Parser
+from fedshare.experiments.running.execute import execute
 from fedshare.experiments.tracking import Tracker
 from fedshare.report.best import Best
 from fedshare.tasks import Task

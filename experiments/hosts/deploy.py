@@ -120,8 +120,9 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     """Run config, the part that clients are told, the digest of what they must share, and how many they are."""
     from omegaconf import OmegaConf
 
-    from fedshare.experiments import beginnings, execute
+    from fedshare.experiments import beginnings
     from fedshare.experiments.config import compose
+    from fedshare.experiments.config.stored import stored
     from fedshare.experiments.config.trust import Trust
     from fedshare.experiments.hosts import federation
     from fedshare.runs import RunFolder
@@ -142,8 +143,8 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     composed = partial(compose.resolved, options.overrides, options.config_name, app)
     if resuming:
         own = composed() if options.overrides else None
-        stored = execute.stored(RunFolder(folder), trusted=Trust.of(options.trust, options.config_dir, own))
-        config = stored if own is None else own
+        before = stored(RunFolder(folder), trusted=Trust.of(options.trust, options.config_dir, own))
+        config = before if own is None else own
     else:
         config = composed()
     if options.resume is None and folder:

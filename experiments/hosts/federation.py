@@ -19,11 +19,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedshare.errors import UserError, first_line
-from fedshare.experiments import beginnings, execute
+from fedshare.experiments import beginnings
 from fedshare.experiments.config import build, compose, trust
 from fedshare.experiments.config.environment import unfilled
+from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
 from fedshare.experiments.hosts.orders import NoOrders, Orders
+from fedshare.experiments.running.going_on import goes_on, last_checkpoint
+from fedshare.experiments.running.rounds import rounds
 from fedshare.experiments.tracking import NoTracker, Watcher
 from fedshare.identity import marks
 from fedshare.machine.files import on_disk, write_atomically
@@ -171,7 +174,7 @@ def serve(
     resuming = order.resume and folder.config.exists()
     if resuming:
         beginnings.check_streams(folder)
-        config = _same(execute.stored(folder), config, folder)
+        config = _same(stored(folder), config, folder)
     else:
         folder.check_new()
     told(config)
@@ -201,7 +204,7 @@ def serve(
         pace=build.pace(config),
         ready=orders.ready,
     )
-    with on_disk(folder.path, partial(execute.goes_on, folder, remote=True) if resuming else lambda: NOTHING):
+    with on_disk(folder.path, partial(goes_on, folder, remote=True) if resuming else lambda: NOTHING):
         orders.opens(order.folder)
     with settled():
         if not resuming:
@@ -210,7 +213,7 @@ def serve(
                 if declared is not None:
                     declared.keep(folder.declared)
                 beginnings.create(folder, config, here)
-        with on_disk(folder.path, partial(execute.goes_on, folder, remote=True)), folder.lock():
+        with on_disk(folder.path, partial(goes_on, folder, remote=True)), folder.lock():
             write_atomically(folder.path / RUN_ID, run.hex() + "\n")
             start = _start(folder, config) if resuming else None
             if resuming:
@@ -219,7 +222,7 @@ def serve(
                 _gather(network)
                 folder.rewind(start.round if start else 0)
                 folder.amend(OmegaConf.to_yaml(config))
-            execute.rounds(config, folder, network, here, start, None, watcher or NoTracker(), orders)
+            rounds(config, folder, network, here, start, None, watcher or NoTracker(), orders)
 
 
 def _gather(network: FlowerNetwork) -> None:
@@ -228,7 +231,7 @@ def _gather(network: FlowerNetwork) -> None:
 
 
 def _start(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
-    start = execute.last_checkpoint(folder, config)
+    start = last_checkpoint(folder, config)
     if start and not start.remote:
         raise UserError(f"{folder.path}: its clients were simulated: `fedshare resume` goes on with it")
     say(f"going on with {folder.path} after round {start.round if start else 0}")

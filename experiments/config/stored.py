@@ -1,0 +1,67 @@
+"""The config that a run's folder holds, as this version reads it."""
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+
+from fedshare.errors import UserError, first_line
+from fedshare.experiments.config import older, trust
+from fedshare.experiments.config.schema import Pretraining, Root, check_complete, check_ranges
+from fedshare.experiments.config.trust import Trust
+from fedshare.runs import RunFolder
+
+# Keys that older versions had not, and what they did without them.
+MEANT = {
+    "peft": {"_target_": "fedshare.peft.Full"},
+    "train_examples": None,
+    "weights": None,
+    "evaluate_first": False,
+    "validation": 0.0,
+    "unseen": 0,
+    "best": None,
+    "patience": None,
+    "on_client_error": "halt",
+    "on_weakened": "note",
+    "max_norm_ratio": None,
+    "deadline_factor": None,
+    "deadline_floor": 0.0,
+    "suspend_after": None,
+    "quorum": 1.0,
+    "schedule": {"_target_": "fedshare.training.rates.Constant"},
+    "task": {"_target_": "fedshare.tasks.Classification"},
+    "attack": {"_target_": "fedshare.attacks.Attack", "adversaries": 0},
+}
+
+
+def stored(
+    folder: RunFolder,
+    last: int | None = None,
+    root: type[Root] | type[Pretraining] = Root,
+    trusted: Trust | None = None,
+) -> DictConfig:
+    """The config that a run was started with; with `last`, for another last round.
+
+    What it may name where another user wrote it is what all may and what is `trusted`; None: whatever it does.
+    """
+    try:
+        text = folder.config.read_text("utf-8")
+        config = OmegaConf.create(text)
+        if not isinstance(config, DictConfig):
+            raise ValueError("it holds no keys")
+        older.renew(config)
+        if trusted is not None and not folder.is_ours(text):
+            trust.check(config, trusted, f"{folder.path}, whose config this user did not write")
+        for key, meant in MEANT.items() if root is Root else ():
+            config.setdefault(key, meant)
+        if last is not None:
+            config.rounds = last
+        check_complete(config, root)
+        check_ranges(config)
+        made = OmegaConf.masked_copy(config, [str(key) for key in config if key != "tracking"])
+        OmegaConf.to_container(made, resolve=True)
+    except UserError:
+        raise
+    except InterpolationResolutionError as error:  # a variable of the environment that is gone
+        raise UserError(f"{folder.config}: {error.full_key}: {first_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"{folder.config} is damaged: {first_line(error)}") from error
+    return config

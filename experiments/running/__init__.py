@@ -1,0 +1,1 @@
+"""One run, from its resolved config to the folder that it leaves."""

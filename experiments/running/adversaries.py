@@ -1,0 +1,49 @@
+"""The rounds of a config with its adversaries, and in each row what is seen of them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from omegaconf import DictConfig
+
+from fedshare.attacks import Attack
+from fedshare.attacks.colluding import Colluding
+from fedshare.attacks.liar import Liars
+from fedshare.attacks.update import CHANGE, MODEL
+from fedshare.errors import UserError
+from fedshare.experiments.config import build
+from fedshare.network import Heard, Network
+from fedshare.report.robustness import observed
+from fedshare.rounds import Round, run_server
+from fedshare.rounds.chain import START
+from fedshare.simulation import Population
+from fedshare.state import State
+
+
+def played(
+    config: DictConfig,
+    network: Network,
+    population: Population,
+    state: State,
+    start: int = 0,
+    digest: str = START,
+    heard: Heard | None = None,
+) -> Iterator[Round]:
+    """The rounds after `start`, as `run_server` gives them. Raises UserError where the attack does not suit them."""
+    liars = population.liars.ids
+    if isinstance(population.liars, Liars) and liars:
+        attack = population.liars.attack
+        _check_collusion(population, attack, state, config.rounds)
+        network = Colluding(network, population.strategy, attack, liars, population.scratch.initial, config.seed)
+    schedule = build.schedule(config, population)
+    account = build.account(population.scratch)
+    strategy, task = population.strategy, population.task
+    for done in run_server(strategy, network, state, schedule, start, digest, account, task, heard):
+        yield replace(done, row=done.row | observed(done.row, liars))
+
+
+def _check_collusion(population: Population, attack: Attack, state: State, rounds: int) -> None:
+    """Raise UserError where adversaries answer what others say of a model, and nobody says anything of one."""
+    uploads = population.strategy.expects(state, population.liars.ids[0])
+    told = not uploads or {MODEL, CHANGE} & uploads.keys()
+    if not told and any(type(attack.at(r)).collude is not Attack.collude for r in range(1, rounds + 1)):
+        raise UserError(f"attack: answers what others upload of a model, and the strategy uploads {', '.join(uploads)}")

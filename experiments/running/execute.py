@@ -1,0 +1,66 @@
+"""A simulated run, from a resolved config to the folder it leaves; `fedshare run`, `demo` and `resume` end here."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedshare.errors import UserError
+from fedshare.experiments.beginnings import begin, check_streams, create, warn
+from fedshare.experiments.config import build
+from fedshare.experiments.config.stored import stored
+from fedshare.experiments.config.trust import Trust
+from fedshare.experiments.running.going_on import goes_on, last_checkpoint
+from fedshare.experiments.running.rounds import rounds
+from fedshare.machine import devices
+from fedshare.machine.files import on_disk
+from fedshare.report.best import Best
+from fedshare.runs import RunFolder
+from fedshare.simulation import Population, Simulation
+
+
+def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> Best:
+    """Run all rounds, in a folder of their own. `group` names the sweep that the run is part of."""
+    folder = RunFolder(path)
+    folder.check_new()
+    population = population or build.simulated(config)  # of nothing that a crash has left in the folder
+    with simulation(config, folder, population) as network:
+        create(folder, config, network.population)
+        with on_disk(path, partial(goes_on, folder)), folder.lock():
+            return rounds(config, folder, network, network.population, None, group)
+
+
+def resume(path: str, last: int | None = None, trusted: Trust | None = None) -> None:
+    """Go on with a run that was stopped, from its last whole checkpoint; with `last`, up to another last round.
+
+    `trusted`: as for `stored`.
+    """
+    folder = RunFolder.open(path)
+    check_streams(folder)
+    config = stored(folder, last, trusted=trusted)
+    with on_disk(folder.path, partial(goes_on, folder)), folder.lock():
+        start = last_checkpoint(folder, config)
+        if start and start.remote and any(memory["round"] for memory in start.clients.values()):
+            raise UserError(f"{path}: its clients keep their memories: `fedshare server --resume` goes on with it")
+        if start:  # those who keep their memories themselves have none
+            start = replace(start, clients={} if start.remote else start.clients, remote=False)
+        with simulation(config, folder) as network:
+            begin(folder, network.population, config)
+            folder.rewind(start.round if start else 0)
+            if last is not None:
+                folder.amend(OmegaConf.to_yaml(config))
+            rounds(config, folder, network, network.population, start, None)
+
+
+def simulation(config: DictConfig, folder: RunFolder, population: Population | None = None) -> Simulation:
+    workers = config.workers
+    cores = devices.cores()
+    if workers is None:
+        # Processes on one accelerator would each hold a context of it, and wait for each other.
+        workers = cores if cores > 1 and config.device == "cpu" else 0
+    elif workers > (most := 4 * cores):
+        warn(f"workers={workers}: starting {most}, four a core")
+        workers = most
+    make_one = partial(build.population, OmegaConf.to_yaml(config), folder.initial)  # here, and in each worker
+    return Simulation(make_one, workers, config.timeout, population, config.on_client_error)

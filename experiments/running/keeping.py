@@ -1,0 +1,84 @@
+"""What a run is saved in: its checkpoints, the one of the best round, and the models."""
+
+import time
+from collections.abc import Iterator, Mapping
+
+from safetensors.torch import save as save_tensors
+
+from fedshare.errors import RunHalted
+from fedshare.machine.files import write_atomically
+from fedshare.network import Network
+from fedshare.report.best import Best
+from fedshare.rounds import Round
+from fedshare.runs import RunFolder, checkpoint
+from fedshare.runs.checkpoint import Checkpoint
+from fedshare.state import State, copied, nbytes
+from fedshare.tensors import Tensors
+
+_TWICE = 1 << 28  # bytes of what clients remember that are held a second time, lest the run halts in the next round
+
+
+class Keeper:
+    """Saves the server's memory, and what `network` knows of the clients', in `folder`."""
+
+    def __init__(self, folder: RunFolder, network: Network) -> None:
+        self._folder, self._network = folder, network
+
+    def recall(self, start: Checkpoint) -> None:
+        """Let the clients go on from `start`."""
+        self._network.memories.recall(start.clients, start.round)
+        self._tell_oldest()
+
+    def save(self, done: Round) -> float:
+        """Write the checkpoint of a round; the seconds that it took."""
+        began = time.perf_counter()
+        checkpoint.save(self._folder.checkpoints, self._checkpoint(done))
+        self._tell_oldest()
+        return time.perf_counter() - began
+
+    def save_best(self, done: Round, best: Best) -> None:
+        """Keep a round as the best one, and its model."""
+        checkpoint.save(self._folder.best, self._checkpoint(done), keep=1)
+        if "params" in done.state:
+            about = {"round": str(best.round), "metric": best.metric, "validation": repr(best.value)}
+            write_atomically(self._folder.best_model, _packed(done.state["params"], about))
+
+    def save_models(self, state: State) -> list[str]:
+        """Write the model of the run's end, where there is one; the names of it and of the best round's."""
+        files = [self._folder.best_model.name] * self._folder.best_model.exists()
+        if "params" not in state:
+            return files
+        write_atomically(self._folder.model, _packed(state["params"]))
+        return [self._folder.model.name, *files]
+
+    def until_halted(self, coming: Iterator[Round]) -> Iterator[Round]:
+        """The rounds as they come; where the run halts in one, the last before it is checkpointed, and gone on from.
+
+        Clients whose memories are too much to be held twice go on from the last checkpoint that was due, to the same
+        bits.
+        """
+        last: Checkpoint | None = None
+        memories = self._network.memories
+        try:
+            for done in coming:
+                last = None
+                yield done
+                if nbytes(held := memories.remember()) <= _TWICE:
+                    # Now, and a copy: the next round changes what the clients remember.
+                    last = Checkpoint(done.number, done.link.digest, done.state, copied(held), memories.remote)
+        except RunHalted:
+            if last is not None and checkpoint.rounds(self._folder.checkpoints)[:1] != [last.round]:
+                checkpoint.save(self._folder.checkpoints, last)
+            raise
+
+    def _checkpoint(self, done: Round) -> Checkpoint:
+        memories = self._network.memories
+        return Checkpoint(done.number, done.link.digest, done.state, memories.remember(), memories.remote)
+
+    def _tell_oldest(self) -> None:
+        """Clients that keep their memories need none from before the oldest checkpoint."""
+        self._network.memories.keep(checkpoint.rounds(self._folder.checkpoints)[-1])
+
+
+def _packed(tensors: Tensors, about: Mapping[str, str] | None = None) -> bytes:
+    return save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, about and dict(about))

@@ -1,0 +1,66 @@
+"""Observers of a run, and the two that write its folder: the lines of each round, and the ledger."""
+
+from typing import Protocol
+
+from fedshare.errors import UserError
+from fedshare.ledger.file import LedgerFile
+from fedshare.ledger.transcript import kept
+from fedshare.rounds import Round
+from fedshare.runs.folder import RunFolder
+from fedshare.state import State
+
+
+class Observer(Protocol):
+    """Who is told of each finished round, in order.
+
+    A round's checkpoint is written after all observers have been told of it: a run that goes on from the checkpoint
+    finds what they wrote.
+    """
+
+    def saw(self, done: Round) -> None:
+        """What is kept of the round is on disk when this returns. Raises OSError where it cannot be."""
+
+
+class LineWriter:
+    """Writes the seal, the metrics and the digests of each round."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def saw(self, done: Round) -> None:
+        self._folder.append(done.row, done.link)
+
+
+class LedgerWriter:
+    """Writes the commits of the ledger that the server's memory holds (`fedshare.ledger.transcript.kept`)."""
+
+    def __init__(self, file: LedgerFile) -> None:
+        self._file = file
+
+    def begin(self, state: State) -> bool:
+        """Create the file, or check that it leads to where the run goes on; false where the run has no ledger.
+
+        Raises UserError where it leads elsewhere.
+        """
+        if (found := kept(state)) is None:
+            return False
+        manifest, transcript = found
+        if transcript.round == 0:
+            self._file.create(manifest)
+        elif self._file.read().head != transcript.head:
+            raise UserError(f"{self._file.path}: does not lead to the checkpoint's round {transcript.round}")
+        return True
+
+    def saw(self, done: Round) -> None:
+        found = kept(done.state)
+        if found and found[1].round == done.number:  # else no upload could be used
+            self._file.append(found[1].last, found[1].head)
+
+
+def writers(folder: RunFolder, state: State) -> list[Observer]:
+    """The observers that write `folder`, in the order in which they write; the run begins, or goes on, at `state`.
+
+    The lines are written first, so that the ledger has no commit of a round without its lines.
+    """
+    ledger = LedgerWriter(folder.ledger)
+    return [LineWriter(folder), ledger] if ledger.begin(state) else [LineWriter(folder)]
