@@ -203,6 +203,7 @@ def test_in_a_deployment_a_killed_client_marks_its_rounds(deployment: Deployment
     server.until("without client 2 (not connected)", 3)
     clients[2] = deployment.client(2)
     server.until("means are over other clients than in round", 2)
+    deployment.reach(deployment.rounds() + 1, server)  # so that the line of the round of which that was said is there
     server.signal(signal.SIGTERM)
     server.wait()
     found = RunFolder(deployment.run).rows()

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -401,6 +402,23 @@ def test_a_folder_that_several_use_keeps_what_a_live_process_writes(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == [names["live"]]
     sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_leaves_what_another_thread_of_this_process_is_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an operator's order is written by the thread of the socket while the run takes its folder."""
+    fsync = os.fsync
+
+    def swept(descriptor: int) -> None:
+        thread = threading.Thread(target=sweep, args=[tmp_path])
+        thread.start()
+        thread.join()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", swept)
+    write_atomically(tmp_path / "orders.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["orders.json"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_quotas import Liar
+from test_stream import serving
 from torch import Tensor
 
 import world
@@ -21,10 +23,13 @@ from fedshare.errors import RunHalted, UserError
 from fedshare.experiments import beginnings
 from fedshare.experiments.cli import main
 from fedshare.experiments.config import build, compose
+from fedshare.experiments.hosts import federation
 from fedshare.experiments.running.execute import resume, simulation
 from fedshare.experiments.running.rounds import rounds
 from fedshare.network import Purpose
 from fedshare.payload import Payload
+from fedshare.population import Computed
+from fedshare.population.own import Elsewhere
 from fedshare.report.best import Best
 from fedshare.report.console import Progress
 from fedshare.report.summary import summary
@@ -44,6 +49,7 @@ from fedshare.transport.flower.apps import client_app
 from fedshare.transport.flower.inprocess import InProcessGrid
 from fedshare.transport.flower.network import FlowerNetwork
 from fedshare.transport.flower.participant import Terms
+from fedshare.transport.flower.stream import StreamGrid
 from optional import extra
 
 LIAR = 2
@@ -307,6 +313,53 @@ def test_a_server_without_the_data_holds_clients_to_what_they_declared(tmp_path:
     rows = [done.row for done in run_server(made.strategy, network, state, plan)]
     assert declared.tests == dict.fromkeys(range(world.CLIENTS), 4)
     assert [row["untested"] for row in rows] == [{str(LIAR): "claims 40 examples, not 0 to 4"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "lie", "told", "own"),
+    [
+        ("examples", 17, "17 training", 16),
+        ("examples", 15, "15 training", 16),
+        ("examples", 2**64 - 1, f"{2**64 - 1} training", 16),
+        ("tests", 2**63, f"{2**63} test", 4),
+        ("tests", 0, "0 test", 4),
+        ("validation", 1, "1 validation", 0),
+    ],
+)
+def test_who_joins_with_other_counts_than_the_servers_is_refused_with_both_numbers(
+    kind: str, lie: int, told: str, own: int
+) -> None:
+    made, said = world.build("fedavg"), list[str]()
+    counts = {c: {"examples": share.size, "tests": share.tests} for c, share in enumerate(made.shares)}
+    assert counts[LIAR] == {"examples": 16, "tests": 4}
+    with serving(clients=world.CLIENTS) as server:
+        network = FlowerNetwork(
+            *(StreamGrid(server), Terms.of("config", made), bytes(8), world.PATIENCE, world.CLIENTS, 2, world.PATIENCE),
+            say=said.append,
+            declared=Computed(made.shares),
+        )
+        for client in (0, 1, LIAR):
+            Liar(server.address, client, **counts[client] | ({kind: lie} if client == LIAR else {}))
+        while len(network.client_ids()) < 2 or not network.refused:
+            pass
+        reason = f"it says that it has {told} examples; by the server's count it has {own}"
+        assert list(network.refused.values()) == [reason]
+        assert network.client_ids() == [0, 1]
+        assert sorted(network.attendance) == [0, 1]
+    assert next(line for line in said if "does not take part" in line).endswith(f": {reason}")
+
+
+def test_a_server_that_has_the_partition_begins_no_run_on_counts_that_contradict_it(tmp_path: Path) -> None:
+    config = [*SMALL, f"folder={tmp_path / 'run'}"]
+    text, honest = federation.population({"overrides": " ".join(SMALL)}, {})
+    real_shares = list(honest.shares)
+    app = client_app(lambda *_: (text, replace(honest, shares=[*real_shares[:LIAR], Elsewhere(10**12, 10**12)])))
+    grid = InProcessGrid(app, 3, {}, {"state-dir": str(tmp_path / "state")})
+    with pytest.raises(UserError) as refused:
+        federation.serve(grid, {"overrides": " ".join(config), "wait": 5.0})
+    own = real_shares[LIAR].size
+    assert f"it says that it has {10**12} training examples; by the server's count it has {own}" in str(refused.value)
+    assert not (tmp_path / "run").exists()
 
 
 # Aggregates.

@@ -16,7 +16,7 @@ from test_runs import SMALL, fedshare
 import world
 from deployed import eventually
 from fedshare.experiments.running import adversaries
-from fedshare.report import collaboration
+from fedshare.report import clock, collaboration
 from fedshare.report.collaboration import collaboration_plot
 from fedshare.report.console import Lap, Progress, fitting
 from fedshare.report.plots import partition_plot, progress_plot
@@ -533,3 +533,23 @@ def test_units():
     assert [human_seconds(s) for s in (0.123, 12.34, 59.97, 61, 3599.7, 7380)] == [
         "0.12 s", "12.3 s", "1 min 00 s", "1 min 01 s", "1 h 00 min", "2 h 03 min",
     ]  # fmt: skip
+
+
+def test_each_line_of_a_log_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or lines of several threads would run into each other."""
+    writes: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            if text:
+                writes.append(text)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Stream())
+    monkeypatch.setattr(sys, "stderr", Stream())
+    clock.say("client 2 is back")
+    clock.tell("two\nlines")
+    with Progress(rounds=1, stream=Stream()) as progress:
+        progress.note("client 2 is late")
+    assert len(writes) == 4
+    assert all(text.endswith("\n") for text in writes)

@@ -31,6 +31,7 @@ from fedshare.experiments.tracking import NoTracker, Watcher
 from fedshare.identity import marks
 from fedshare.machine.files import on_disk, write_atomically
 from fedshare.machine.garbage import settled
+from fedshare.population import Computed
 from fedshare.report.attendance import attendance_table
 from fedshare.report.clock import say
 from fedshare.runs import NOTHING, RunFolder
@@ -197,7 +198,7 @@ def serve(
         *(grid, terms, run, config.timeout, everyone, clients, order.wait),
         say=say,
         on_error=config.on_client_error,
-        declared=declared,
+        declared=Computed(here.shares) if declared is None else declared,
         refusal=watcher.refused if watcher else lambda reason: None,
         slack=order.slack,
         parts=len(here.scratch.shapes),

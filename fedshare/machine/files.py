@@ -33,7 +33,7 @@ def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> 
     An OSError names `path`, and leaves nothing beside it.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with writing(path), _under_way(beside):
         beside.unlink(missing_ok=True)  # what a crash left may have wider permissions
         try:
             with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode or 0o666)) as file:
@@ -53,6 +53,18 @@ def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> 
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+_temporary: list[str] = []  # names of the files that threads of this process are writing; `sweep` leaves them
+
+
+@contextmanager
+def _under_way(beside: Path) -> Iterator[None]:
+    _temporary.append(beside.name)
+    try:
+        yield
+    finally:
+        _temporary.remove(beside.name)
 
 
 def append(path: Path, data: bytes) -> None:
@@ -89,8 +101,13 @@ def private_folder(path: Path) -> None:
 
 
 def sweep(folder: Path, shared: bool = False) -> None:
-    """Remove the temporary files that killed processes left in `folder`; if it is `shared`, none of a live process."""
+    """Remove the temporary files that killed processes left in `folder`; if it is `shared`, none of a live process.
+
+    Those that another thread of this process is writing stay in any case.
+    """
     for stray in folder.glob(".*.tmp"):
+        if stray.name in _temporary:
+            continue
         process = stray.suffixes[-2:][0].removeprefix(".")
         if not (shared and process.isdigit() and int(process) != os.getpid() and _lives(int(process))):
             with suppress(OSError):  # a disk that is read-only: who writes there says so

@@ -1,4 +1,7 @@
-"""Lines of a log, with the time."""
+"""Lines of a log, with the time.
+
+A line is written in one call, with its end: `print` makes two, and lines of several threads would run into each other.
+"""
 
 import sys
 import time
@@ -12,9 +15,9 @@ def stamped(text: str) -> str:
 
 def say(text: str) -> None:
     """Print `text` so, at once."""
-    print(stamped(text), flush=True)
+    print(f"{stamped(text)}\n", end="", flush=True)
 
 
 def tell(text: str) -> None:
     """The same, on the standard error."""
-    print(stamped(text), file=sys.stderr, flush=True)
+    print(f"{stamped(text)}\n", end="", file=sys.stderr, flush=True)

@@ -212,7 +212,7 @@ class Progress:
         if self.bar is None:
             line = GAP.join(text for text, _ in cells).rstrip()
             with self._writing:
-                print(stamped(line) if self.times else line, file=self.stream, flush=True)
+                print(f"{stamped(line) if self.times else line}\n", end="", file=self.stream, flush=True)
                 self._spoke = time.monotonic()
             return
         from rich.text import Text

@@ -19,7 +19,7 @@ from fedshare.forms.wire import Limits
 from fedshare.machine.tally import Tally
 from fedshare.network import LATE, Exchange, Heard, NotAwaited, Purpose, Quotas
 from fedshare.payload import Payload, Quota, same_tensors
-from fedshare.population import Declared
+from fedshare.population import Counts
 from fedshare.state import State
 from fedshare.transport.flower import private
 from fedshare.transport.flower.participant import INITIAL as GROUP
@@ -71,10 +71,10 @@ class FlowerNetwork:
     and `pace` who is waited for no longer, or not asked at all for a while. The first round waits for `clients` of
     `everyone`, a later one for half as many, both up to `patience` seconds. A node is asked who it is when it comes;
     then its client takes part whenever the Grid lists the node. A client that raises is absent from the round, or with
-    ``on_error="halt"`` ends the run. `declared` takes down how many examples a client says it has, where the server
-    does not know. `refusal` hears why a node does not take part. An answer may be twice as large as is expected, and
-    `slack` bytes; `parts` is how many tensors a whole model has. `ready` is called before a round,
-    and while clients are waited for: it raises where there is to be none.
+    ``on_error="halt"`` ends the run. `declared` hears how many examples a client says it has, and raises ValueError
+    where that cannot be. `refusal` hears why a node does not take part. An answer may be twice as large as is expected,
+    and `slack` bytes; `parts` is how many tensors a whole model has. `ready` is called before a round, and while
+    clients are waited for: it raises where there is to be none.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FlowerNetwork:
         patience: float = 600.0,
         say: Callable[[str], None] = print,
         on_error: Literal["halt", "drop"] = "drop",
-        declared: Declared | None = None,
+        declared: Counts | None = None,
         refusal: Callable[[str], None] = lambda reason: None,
         slack: int = wire.SLACK,
         parts: int = 0,
