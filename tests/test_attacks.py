@@ -167,7 +167,7 @@ def test_yaml_keys_are_the_fields(option: str) -> None:
         make(node, "attack", Attack).suits(IMAGE, 10)
     text = (CONF / "attack" / f"{option}.yaml").read_text().splitlines()
     assert text[0].startswith("# ")
-    assert text[2].endswith("# who: their ids, or how many, drawn by the seed")
+    assert text[2].endswith("# the adversaries: their ids, or their number, drawn by the seed")
     top = [line for line in text[2:] if not line.startswith(" ")]
     assert all(" # " in line for line in top), top
 
