@@ -18,6 +18,7 @@ from fedshare.machine.files import on_disk
 from fedshare.report.best import Best
 from fedshare.runs import RunFolder
 from fedshare.simulation import Population, Simulation
+from fedshare.simulation.effort import Effort
 
 
 def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> Best:
@@ -54,13 +55,23 @@ def resume(path: str, last: int | None = None, trusted: Trust | None = None) -> 
 
 
 def simulation(config: DictConfig, folder: RunFolder, population: Population | None = None) -> Simulation:
-    workers = config.workers
-    cores = devices.cores()
-    if workers is None:
-        # Processes on one accelerator would each hold a context of it, and wait for each other.
-        workers = cores if cores > 1 and config.device == "cpu" else 0
-    elif workers > (most := 4 * cores):
-        warn(f"workers={workers}: starting {most}, four a core")
-        workers = most
     make_one = partial(build.population, OmegaConf.to_yaml(config), folder.initial)  # here, and in each worker
+    population = population or make_one()
+    workers = _workers(config, population)
     return Simulation(make_one, workers, config.timeout, population, config.on_client_error)
+
+
+def _workers(config: DictConfig, population: Population) -> int:
+    """How many processes simulate the clients; 0 for this one."""
+    cores, asked = devices.cores(), config.workers
+    if asked is not None:
+        if asked > (most := 4 * cores):
+            warn(f"workers={asked}: starting {most}, four a core")
+        return int(min(asked, most))
+    # Processes on one accelerator would each hold a context of it, and wait for each other.
+    if cores == 1 or config.device != "cpu":
+        return 0
+    if (effort := Effort.of(population, config.clients_per_round, config.rounds)).small:
+        print(f"small work ({effort}): no worker processes; workers={cores} starts some", flush=True)
+        return 0
+    return cores

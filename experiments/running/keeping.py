@@ -81,4 +81,4 @@ class Keeper:
 
 
 def _packed(tensors: Tensors, about: Mapping[str, str] | None = None) -> bytes:
-    return save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, about and dict(about))
+    return save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(about) if about else None)

@@ -1,6 +1,7 @@
 """All rounds of a run, wherever its clients are: who is told of each, and when a checkpoint is written."""
 
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -54,7 +55,7 @@ def rounds(
         state, digest, first = start.server, start.digest, start.round + 1
         keeper.recall(start)
     writing = writers(folder, state)
-    draw_partition(population, folder, config.name)
+    partition = cache(lambda: draw_partition(population, folder, config.name))  # behind a round: it takes a second
     for line in _remarks(config, population):
         print(line, flush=True)
     best = best_of(config, population, folder.rows())
@@ -78,6 +79,7 @@ def rounds(
                 due = orders.due() or best.over or _due(done.number, config)
                 saved = {"save": keeper.save(done)} if due else {}
                 progress.row(done.row | {"seconds": done.row["seconds"] | saved})
+                partition()
                 if best.over:
                     break
             if best.over:
@@ -88,11 +90,13 @@ def rounds(
                     how = again(folder, network.memories.remote)
                     progress.note(f"stopped; {how} goes on after round {last_saved(folder)}, its last checkpoint")
                 trackers.finish(False)
+                partition()
                 draw_progress(folder, metric, config)
             if isinstance(error, RunHalted) and folder.metrics.exists() and folder.metrics.stat().st_size:
                 raise RunHalted(f"{error}; {folder.path} keeps the rounds before") from error
             raise
         trackers.finish(True)
+        partition()
         rows, collaborates = draw_progress(folder, metric, config)
     files = [f"{metric}.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
     files += keeper.save_models(state)

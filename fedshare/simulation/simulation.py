@@ -53,7 +53,7 @@ class Simulation:
         self.memories = Held()
         self._sizes = self.population.sizes()
         self._build, self._timeout, self._halts = build, timeout, on_error == "halt"
-        self._count = min(workers, len(self._sizes))
+        self.processes = min(workers, len(self._sizes))
         self._workers: Workers | None = None  # started by the first exchange
 
     def __enter__(self) -> "Simulation":
@@ -81,8 +81,8 @@ class Simulation:
         order = sorted(downloads, key=lambda client: -self._sizes[client])
         states = self.memories.states
         jobs = [Job(purpose, round, client, downloads[client], states.get(client, {})) for client in order]
-        if self._count and not self._workers:
-            self._workers = Workers(self._build, self._count, self._timeout, self._halts)
+        if self.processes and not self._workers:
+            self._workers = Workers(self._build, self.processes, self._timeout, self._halts)
         heard = heard or (lambda *_: None)
         outcomes = dict[int, Outcome]()
         heard(purpose, round, 0, len(jobs))
