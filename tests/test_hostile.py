@@ -20,7 +20,7 @@ from deployed import Deployment, assert_equal, certificates, flower_app, simulat
 from fedshare.errors import RunHalted, UserError
 from fedshare.experiments import beginnings
 from fedshare.experiments.cli import main
-from fedshare.experiments.config import build, compose
+from fedshare.experiments.config import application, build, compose
 from fedshare.experiments.running.execute import resume, simulation
 from fedshare.experiments.running.rounds import rounds
 from fedshare.network import Purpose
@@ -560,7 +560,7 @@ def test_fields_out_of_range_are_refused(key: str, value: str, said: str) -> Non
 def test_cells_of_a_matrix_from_before_these_fields_are_still_found() -> None:
     from fedshare.experiments.commands import matrix
 
-    app = compose.hydra(None)
+    app = application.hydra(None)
     given = ["attacks=none", "defences=fedavg", "partitions=iid", "seeds=0"]
     for more in ([], ["max_norm_ratio=9"]):
         config, _ = matrix.wanted(app, "matrix", [*given, *more])

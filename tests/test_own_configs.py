@@ -8,7 +8,7 @@ import pytest
 from test_ledger_commands import refuses, says
 from test_runs import fedshare
 
-from fedshare.experiments.config import compose
+from fedshare.experiments.config import application, compose
 from fedshare.runs import RunFolder, verify
 
 NET = """
@@ -122,7 +122,7 @@ def test_a_doctor_composes_what_a_client_would(conf: Path, capfd: pytest.Capture
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
     from fedshare.experiments.hosts import federation
 
-    app = compose.hydra(str(conf))
+    app = application.hydra(str(conf))
     for given, config in (
         (["model=mine", "partition.clients=2"], compose.resolved(["model=mine", "partition.clients=2"], "config", app)),
         (["-cn", "exp"], compose.resolved([], "exp", app)),

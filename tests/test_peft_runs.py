@@ -13,7 +13,8 @@ from fedshare.data import digits
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
 from fedshare.experiments.config import build
-from fedshare.experiments.config.compose import CONF, resolved
+from fedshare.experiments.config.application import CONF
+from fedshare.experiments.config.compose import resolved
 from fedshare.experiments.config.instantiate import make
 from fedshare.peft import Method
 from fedshare.runs import RunFolder, checkpoint, verify

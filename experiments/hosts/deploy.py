@@ -121,7 +121,7 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     from omegaconf import OmegaConf
 
     from fedshare.experiments import beginnings
-    from fedshare.experiments.config import compose
+    from fedshare.experiments.config import application, compose
     from fedshare.experiments.config.stored import stored
     from fedshare.experiments.config.trust import Trust
     from fedshare.experiments.hosts import federation
@@ -130,7 +130,7 @@ def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     if options.resume and "=" in options.resume:  # argparse takes the word behind --resume for its folder
         options.overrides.insert(0, options.resume)
         options.resume = ""
-    app = compose.hydra(options.config_dir)
+    app = application.hydra(options.config_dir)
     named = compose.folder(options.overrides, options.config_name, app)
     if options.resume and named and Path(options.resume) != Path(named):
         raise UserError(f"--resume {options.resume} and folder={named}: name one folder")
@@ -238,13 +238,13 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
 
 def _insisted(options: argparse.Namespace) -> tuple[str, Callable[[Any], None]]:
     """The digest of the config that the client insists on, where it does; and what lets a server's config in."""
-    from fedshare.experiments.config import compose
+    from fedshare.experiments.config import application, compose
     from fedshare.experiments.config.trust import Trust
     from fedshare.experiments.hosts import federation
 
     own = None
     if options.overrides or options.config_name:
-        app = compose.hydra(options.config_dir)
+        app = application.hydra(options.config_dir)
         own = compose.resolved(options.overrides, options.config_name or "config", app)
     trusted = Trust.of(options.trust, options.config_dir, own)
     whose = f"{options.server}: the server's config"

@@ -11,7 +11,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fedshare.errors import UserError, first_line
 from fedshare.experiments import beginnings
 from fedshare.experiments.config import build, compose, trust
 from fedshare.experiments.config.environment import unfilled
+from fedshare.experiments.config.schema import MAY_CHANGE, SHARED
 from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
 from fedshare.experiments.hosts.orders import NoOrders, Orders
@@ -38,16 +39,9 @@ from fedshare.runs.checkpoint import Checkpoint
 from fedshare.simulation import Declared, Population
 from fedshare.transport.flower.network import FlowerNetwork
 from fedshare.transport.flower.participant import Terms
-from fedshare.transport.pace import Pace
 
 RunConfig = Mapping[str, Any]
 RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
-# What a client's part depends on, and so what everyone must have alike. The rest is the server's own affair, but for
-# the weights, which may lie elsewhere on each host: the digest of what is taken of them tells whether it is the same.
-SHARED = (
-    *("strategy", "peft", "data", "train_examples", "validation", "unseen", "partition", "model", "client", "schedule"),
-    *("task", "attack", "seed"),
-)
 
 
 @dataclass(frozen=True)
@@ -238,17 +232,17 @@ def _start(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
     return start
 
 
-def _same(stored: DictConfig, asked: DictConfig, folder: RunFolder) -> DictConfig:
-    """The config of a run that goes on: as it was, but for the rounds."""
-    before, now = (OmegaConf.to_container(config) for config in (stored, asked))  # the environment is not read
+def _same(began: DictConfig, asked: DictConfig, folder: RunFolder) -> DictConfig:
+    """The config of a run that goes on: as it was, but for what may change."""
+    before, now = (OmegaConf.to_container(config) for config in (began, asked))  # the environment is not read
     assert isinstance(before, dict)
     assert isinstance(now, dict)
     for key in map(str, asked):
-        if key not in ("rounds", "tracking", "timeout", "device", *asdict(Pace())) and before.get(key) != now[key]:
+        if key not in MAY_CHANGE and before.get(key) != now[key]:
             raise UserError(
                 f"{folder.path} holds a run with another {key}: name another folder, or give the same config"
             )
-    asked.tracking = stored.tracking
+    asked.tracking = began.tracking
     return asked
 
 
