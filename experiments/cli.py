@@ -163,13 +163,13 @@ def _deploy(command: str, arguments: list[str]) -> int:
         from fedshare.transport.stream import grpc_log
 
         with grpc_log.captured():
-            from fedshare.experiments.hosts import deploy
+            from fedshare.experiments.hosts import serving
 
-            return deploy.server(options)
-    from fedshare.experiments.hosts import deploy
+            return serving.server(options)
+    from fedshare.experiments.hosts import clients, deploy
 
     run = {
-        "client": deploy.client,
+        "client": clients.client,
         "gate": deploy.gate,
         "flower-run": deploy.flower_run,
         "doctor": deploy.doctor,

@@ -632,7 +632,7 @@ HOSTILE = """
 from dataclasses import fields, replace
 import torch
 from fedshare.app import server_app as server
-from fedshare.experiments.hosts import federation
+from fedshare.experiments.hosts import agreement
 from fedshare.transport.flower.apps import client_app
 from fedshare.network import Purpose
 from fedshare.payload import Payload
@@ -646,7 +646,7 @@ class Lying(Population):
         return replace(told, payload=Payload(tensors, metrics))
 
 def build(run_config, node_config):
-    text, honest = federation.population(run_config, node_config)
+    text, honest = agreement.population(run_config, node_config)
     return text, Lying(**{{field.name: getattr(honest, field.name) for field in fields(honest)}})
 
 client = client_app(build)

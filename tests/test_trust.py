@@ -450,12 +450,12 @@ def line_of(said: str) -> str:
 
 def test_a_client_that_insists_compares_the_config_itself(tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments.hosts import federation
+    from fedshare.experiments.hosts import agreement
 
     mine, theirs = config(), config("seed=7")
-    status, said = Liar(theirs, federation.digest(mine)).meets(tmp_path, *SMALL)
+    status, said = Liar(theirs, agreement.digest(mine)).meets(tmp_path, *SMALL)
     assert status == 2, said
-    digests = [federation.digest(one)[:12] for one in (theirs, mine)]
+    digests = [agreement.digest(one)[:12] for one in (theirs, mine)]
     assert line_of(said).endswith(
         f": the server's config has the digest {digests[0]}, and the one that this client insists on {digests[1]}"
     )
@@ -499,18 +499,18 @@ def test_what_this_user_s_server_tells_is_not_confined_and_what_another_s_does_i
     trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments.hosts import federation
+    from fedshare.experiments.hosts import agreement
 
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "mine"))
     told = OmegaConf.to_yaml(OmegaConf.create({**OmegaConf.to_container(config()), "model": NET}))  # type: ignore[dict-item]
     marked = {"config": told, "mark": marks.mark(told)}
-    federation.admit(marked, None, Trust(), "the server's config")
+    agreement.admit(marked, None, Trust(), "the server's config")
     for other in ({"config": told}, {**marked, "config": told + "\n"}, {**marked, "mark": "00" * 32}):
         with pytest.raises(UserError, match="may not be named here"):
-            federation.admit(other, None, Trust(), "the server's config")
+            agreement.admit(other, None, Trust(), "the server's config")
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "another's"))
     with pytest.raises(UserError, match="may not be named here"):
-        federation.admit(marked, None, Trust(), "the server's config")
+        agreement.admit(marked, None, Trust(), "the server's config")
     assert not sprung(trap)
 
 
@@ -530,9 +530,9 @@ def test_a_server_tells_what_clients_need_and_no_secret(monkeypatch: pytest.Monk
     assert "key: ${oc.env:A_SECRET}" in str(run_config["config"])
     assert "s3cr3t" not in str(run_config) + str(told)
     assert "tracking" not in str(told) and "a-word" not in str(told)  # noqa: PT018
-    from fedshare.experiments.hosts import federation
+    from fedshare.experiments.hosts import agreement
 
-    assert digest == federation.digest(config()) == federation.digest(federation.config_of(told))
+    assert digest == agreement.digest(config()) == agreement.digest(agreement.config_of(told))
 
 
 def test_a_server_goes_on_in_its_user_s_folder_and_not_in_another_s(

@@ -165,9 +165,9 @@ def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
 
         name, app = options.config_name or "config", application.hydra(options.config_dir)
         config = compose.resolved(options.overrides, name, app)
-        from fedshare.experiments.hosts import federation  # loads torch, for which a config need not wait
+        from fedshare.experiments.hosts import agreement  # loads torch, for which a config need not wait
 
-        digest = federation.digest(config)
+        digest = agreement.digest(config)
         yield (
             OK,
             f"config: {digest[:12]}, the digest of what server and clients must share: {', '.join(SHARED)}",
