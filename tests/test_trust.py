@@ -524,9 +524,9 @@ def options(*arguments: str) -> Any:
 def test_a_server_tells_what_clients_need_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "s3cr3t")
     given = options(*SMALL, "+tracking.key=${oc.env:A_SECRET}", "+tracking.word=a-word-of-the-server-s")
-    from fedshare.experiments.hosts import deploy
+    from fedshare.experiments.hosts import serving
 
-    run_config, told, digest, _ = deploy._ours(given)
+    run_config, told, digest, _ = serving.asked(given)
     assert "key: ${oc.env:A_SECRET}" in str(run_config["config"])
     assert "s3cr3t" not in str(run_config) + str(told)
     assert "tracking" not in str(told) and "a-word" not in str(told)  # noqa: PT018
@@ -539,21 +539,21 @@ def test_a_server_goes_on_in_its_user_s_folder_and_not_in_another_s(
     own: RunFolder, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments.hosts import deploy
+    from fedshare.experiments.hosts import serving
 
-    assert "trap_of_tests.net" in str(deploy._ours(options("--resume", str(own.path)))[1])
+    assert "trap_of_tests.net" in str(serving.asked(options("--resume", str(own.path)))[1])
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "another user"))
     reset(trap)
     with pytest.raises(UserError, match=r"whose config this user did not write: model\._target_=trap_of_tests\.net"):
-        deploy._ours(options("--resume", str(own.path)))
+        serving.asked(options("--resume", str(own.path)))
     assert not sprung(trap)
-    deploy._ours(options("--resume", str(own.path), "--trust", "trap_of_tests"))
+    serving.asked(options("--resume", str(own.path), "--trust", "trap_of_tests"))
 
 
 def test_a_server_does_not_begin_with_what_clients_would_have_to_fill_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_FOLDER", "/srv/mnist")
     given = options("data=mnist", "+data.load.root=${oc.env:A_FOLDER}", "partition.clients=2")
-    from fedshare.experiments.hosts import deploy
+    from fedshare.experiments.hosts import serving
 
     with pytest.raises(UserError, match=r"data.load.root=\$\{oc.env:A_FOLDER\}: a client does not read its"):
-        deploy._ours(given)
+        serving.asked(given)

@@ -50,7 +50,7 @@ def server(options: argparse.Namespace) -> int:
     else:
         if options.run_config:
             raise UserError("--run-config: is for --app; a strategy takes GROUP=OPTION and KEY=VALUE")
-        run_config, told, digest, clients = _ours(options)
+        run_config, told, digest, clients = asked(options)
         run = partial(_our_server_app, desk)
     settings = Settings(
         version=fedshare.__version__,
@@ -103,7 +103,7 @@ def _our_server_app(desk):  # type: ignore[no-untyped-def]  # flwr's ServerApp, 
     return server_app(partial(serve, watcher=desk, orders=desk))
 
 
-def _ours(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
+def asked(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     """Run config, the part that clients are told, the digest of what they must share, and how many they are."""
     from omegaconf import OmegaConf
 
