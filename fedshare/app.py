@@ -1,6 +1,7 @@
 """The Flower app that `flwr run`, `fedshare server`, `fedshare client` and `fedshare flower-run` load."""
 
-from fedshare.experiments.hosts.federation import population, serve
+from fedshare.experiments.hosts.agreement import population
+from fedshare.experiments.hosts.federation import serve
 from fedshare.transport.flower import apps
 
 server_app = apps.server_app(serve)

@@ -23,7 +23,7 @@ from flwr.app import Context, Message, RecordDict
 import fedshare
 from fedshare._proto.payload_pb2 import Reply
 from fedshare._proto.stream_pb2 import Chunk, Down, Hello, Leave, Up
-from fedshare.experiments.hosts.federation import population
+from fedshare.experiments.hosts.agreement import population
 from fedshare.forms import wire
 from fedshare.identity.keys import Identity
 from fedshare.payload import Payload

@@ -30,7 +30,8 @@ from fedshare.client import Training
 from fedshare.data.dataset import Examples
 from fedshare.errors import RunHalted, UserError
 from fedshare.experiments.cli import main
-from fedshare.experiments.config.compose import CONF, resolved
+from fedshare.experiments.config.application import CONF
+from fedshare.experiments.config.compose import resolved
 from fedshare.experiments.config.instantiate import check, make
 from fedshare.network import Network, Purpose
 from fedshare.payload import Payload

@@ -14,8 +14,10 @@ from fedshare.client import Training
 from fedshare.data.partition import Partition
 from fedshare.errors import UserError
 from fedshare.experiments.config import build
-from fedshare.experiments.config.compose import CONF, hydra, jobs, resolved
+from fedshare.experiments.config.application import CONF, hydra
+from fedshare.experiments.config.compose import resolved
 from fedshare.experiments.config.instantiate import check, make
+from fedshare.experiments.config.sweeps import jobs
 from fedshare.strategy import Strategy
 
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]

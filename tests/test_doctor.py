@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import fedshare
 from fedshare.experiments.commands import doctor
 from fedshare.experiments.config import compose
-from fedshare.experiments.hosts import federation, host_checks
+from fedshare.experiments.hosts import agreement, host_checks
 from fedshare.experiments.hosts.deploy_options import parser
 from fedshare.identity import certificates, keys
 from fedshare.identity.keys import Identity
@@ -418,16 +418,14 @@ def test_the_digest_is_the_one_that_a_client_insists_on(examine: Doctor) -> None
     with served(None) as server:
         status, lines = examine(server.address, "strategy=local", "rounds=3")
         assert status == 0
-        digest = hashlib.sha256(
-            federation.agreed(compose.resolved(["strategy=local", "rounds=7"])).encode()
-        ).hexdigest()
+        digest = hashlib.sha256(agreement.agreed(compose.resolved(["strategy=local", "rounds=7"])).encode()).hexdigest()
         assert [line for line in lines if line.startswith(f"ok       config: {digest[:12]}, ")]
         found("FAILED", "rouns: no such key (did you mean rounds?)", examine(server.address, "rouns=3"))
 
 
 def test_the_server_says_what_it_would_say_to_a_client(examine: Doctor, pki: Path) -> None:
     overrides = ["data=digits", "partition.clients=2"]
-    digest = hashlib.sha256(federation.agreed(compose.resolved(overrides)).encode()).hexdigest()
+    digest = hashlib.sha256(agreement.agreed(compose.resolved(overrides)).encode()).hexdigest()
     server = StreamServer(
         f"{HOST}:0", Identity.load(pki / "server"), Settings(fedshare.__version__, config_sha256=digest, clients=2)
     )

@@ -17,7 +17,7 @@ from fedshare.attacks.from_byzfl import ByzFL as Attack
 from fedshare.data.partition import Flwr
 from fedshare.data.tokenizer import HuggingFaceTokenizer
 from fedshare.errors import UserError
-from fedshare.experiments.config.compose import PLUGINS
+from fedshare.experiments.config.explain import PLUGINS
 from fedshare.experiments.config.instantiate import make
 from fedshare.machine.extras import EXTRAS, importing
 from fedshare.models import Timm, Transformers

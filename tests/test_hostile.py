@@ -22,7 +22,7 @@ from deployed import Deployment, assert_equal, certificates, flower_app, simulat
 from fedshare.errors import RunHalted, UserError
 from fedshare.experiments import beginnings
 from fedshare.experiments.cli import main
-from fedshare.experiments.config import build, compose
+from fedshare.experiments.config import application, build, compose
 from fedshare.experiments.hosts import federation
 from fedshare.experiments.running.execute import resume, simulation
 from fedshare.experiments.running.rounds import rounds
@@ -620,7 +620,7 @@ def test_fields_out_of_range_are_refused(key: str, value: str, said: str) -> Non
 def test_cells_of_a_matrix_from_before_these_fields_are_still_found() -> None:
     from fedshare.experiments.commands import matrix
 
-    app = compose.hydra(None)
+    app = application.hydra(None)
     given = ["attacks=none", "defences=fedavg", "partitions=iid", "seeds=0"]
     for more in ([], ["max_norm_ratio=9"]):
         config, _ = matrix.wanted(app, "matrix", [*given, *more])
@@ -692,7 +692,7 @@ HOSTILE = """
 from dataclasses import fields, replace
 import torch
 from fedshare.app import server_app as server
-from fedshare.experiments.hosts import federation
+from fedshare.experiments.hosts import agreement
 from fedshare.transport.flower.apps import client_app
 from fedshare.network import Purpose
 from fedshare.payload import Payload
@@ -706,7 +706,7 @@ class Lying(Population):
         return replace(told, payload=Payload(tensors, metrics))
 
 def build(run_config, node_config):
-    text, honest = federation.population(run_config, node_config)
+    text, honest = agreement.population(run_config, node_config)
     return text, Lying(**{{field.name: getattr(honest, field.name) for field in fields(honest)}})
 
 client = client_app(build)

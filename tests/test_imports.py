@@ -71,7 +71,7 @@ CORE = {
 # Third-party packages that stop at one door.
 FENCED = {
     "hydra": ("experiments",),
-    "hydra._internal": ("experiments.config.compose",),
+    "hydra._internal": ("experiments.config.application",),
     "omegaconf": ("experiments",),
     "wandb": ("experiments.tracking",),
     "flwr": ("fedshare.transport.flower",),

@@ -17,7 +17,7 @@ from test_runs import fedshare
 
 from fedshare.experiments.commands import crew
 from fedshare.experiments.commands.matrix import AXES, wanted
-from fedshare.experiments.config.compose import CONF, hydra
+from fedshare.experiments.config.application import CONF, hydra
 from fedshare.payload import Payload
 from fedshare.report.matrix import (
     Entry,

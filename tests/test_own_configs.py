@@ -8,7 +8,7 @@ import pytest
 from test_ledger_commands import refuses, says
 from test_runs import fedshare
 
-from fedshare.experiments.config import compose
+from fedshare.experiments.config import application, compose
 from fedshare.runs import RunFolder, verify
 
 NET = """
@@ -104,14 +104,14 @@ def test_a_folder_that_is_not_there_is_said_in_one_line(
 @pytest.mark.parametrize("given", [["-cd", "{}"], ["--config-dir={}"], ["--config-dir", "{}", "-cn", "exp"]])
 def test_a_host_s_clients_are_told(given: list[str], conf: Path) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments.hosts import deploy
+    from fedshare.experiments.hosts import clients
     from fedshare.experiments.hosts.deploy_options import parser
     from fedshare.machine.devices import Place
 
     line = ["localhost:9", "data=digits", "--id", "0,1", *(part.format(conf) for part in given)]
     options = parser("client").parse_intermixed_args(line)
     options.trust = ["mylab", "another.package"]
-    command = deploy._command(options, 1, Place(None, None, 1))
+    command = clients.command(options, 1, Place(None, None, 1))
     again = parser("client").parse_intermixed_args(command[command.index("client") + 1 :])
     assert (again.config_dir, again.config_name) == (str(conf), "exp" if "exp" in given else None)
     assert (again.overrides, again.id) == (["data=digits"], "1")
@@ -120,16 +120,16 @@ def test_a_host_s_clients_are_told(given: list[str], conf: Path) -> None:
 
 def test_a_doctor_composes_what_a_client_would(conf: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments.hosts import federation
+    from fedshare.experiments.hosts import agreement
 
-    app = compose.hydra(str(conf))
+    app = application.hydra(str(conf))
     for given, config in (
         (["model=mine", "partition.clients=2"], compose.resolved(["model=mine", "partition.clients=2"], "config", app)),
         (["-cn", "exp"], compose.resolved([], "exp", app)),
         (["-cn", "exp", "seed=3"], compose.resolved(["seed=3"], "exp", app)),
     ):
         fedshare("doctor", *given, "-cd", str(conf))
-        assert f"ok       config: {federation.digest(config)[:12]}, " in capfd.readouterr().out
+        assert f"ok       config: {agreement.digest(config)[:12]}, " in capfd.readouterr().out
     assert fedshare("doctor", "model=mine") == 2
     assert "no such model" in capfd.readouterr().out
 

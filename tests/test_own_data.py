@@ -16,7 +16,7 @@ from deployed import Deployment, assert_equal, certificates, run, simulated
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
 from fedshare.experiments.config import build, compose
-from fedshare.experiments.hosts import federation
+from fedshare.experiments.hosts import agreement
 from fedshare.runs import RunFolder
 from fedshare.simulation import Declared
 from optional import extra
@@ -286,5 +286,5 @@ def test_data_elsewhere_are_no_part_of_the_config_that_is_compared(tmp_path: Pat
     server = compose.resolved(TUMOURS)
     host = compose.resolved([*TUMOURS, listed(folder), "data.load.fill=0"])
     other = compose.resolved([*TUMOURS, "client.optimizer.lr=0.3"])
-    assert federation.digest(server) == federation.digest(host) != federation.digest(other)
+    assert agreement.digest(server) == agreement.digest(host) != agreement.digest(other)
     run("run", *TUMOURS, listed(folder), f"folder={tmp_path / 'run'}")

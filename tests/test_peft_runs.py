@@ -13,7 +13,8 @@ from fedshare.data import digits
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
 from fedshare.experiments.config import build
-from fedshare.experiments.config.compose import CONF, resolved
+from fedshare.experiments.config.application import CONF
+from fedshare.experiments.config.compose import resolved
 from fedshare.experiments.config.instantiate import make
 from fedshare.peft import Method
 from fedshare.runs import RunFolder, checkpoint, verify
@@ -229,12 +230,12 @@ def test_a_run_of_a_version_without_partitions_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_client_s_own_weights_are_where_its_node_config_says(tmp_path: Path) -> None:
-    from fedshare.experiments.hosts import federation
+    from fedshare.experiments.hosts import agreement
 
     path = backbone(tmp_path / "here.safetensors")
     config = resolved([*SMALL, "strategy=fedpeft", "weights=/where/the/server/has/it.safetensors"])
-    text, population = federation.population({"config": OmegaConf.to_yaml(config)}, {"weights": str(path)})
-    assert text == federation.agreed(config)
+    text, population = agreement.population({"config": OmegaConf.to_yaml(config)}, {"weights": str(path)})
+    assert text == agreement.agreed(config)
     assert torch.equal(population.scratch.whole["pos_embed"], load_file(path)["pos_embed"])
 
 
@@ -281,15 +282,15 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_created(
 
 def test_the_terms_of_a_deployment_cover_what_is_frozen() -> None:
     """Oracle 2: who joins with another backbone, by as little as a bit, is refused."""
-    from fedshare.experiments.hosts import federation
+    from fedshare.experiments.hosts import agreement
     from fedshare.transport.flower.participant import Terms
 
     config = resolved([*SMALL, "strategy=fedpeft"])
     one, two, other = (build.population_of(config) for _ in range(3))
-    assert Terms.of(federation.agreed(config), one) == Terms.of(federation.agreed(config), two)
+    assert Terms.of(agreement.agreed(config), one) == Terms.of(agreement.agreed(config), two)
     name = next(name for name in other.scratch.whole if other.scratch.parts.roles[name] is Role.FROZEN)
     other.scratch.whole[name].view(-1)[0] += 1e-6
-    assert Terms.of(federation.agreed(config), other) != Terms.of(federation.agreed(config), two)
+    assert Terms.of(agreement.agreed(config), other) != Terms.of(agreement.agreed(config), two)
 
 
 class TiedNet(nn.Module):

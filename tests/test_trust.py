@@ -450,12 +450,12 @@ def line_of(said: str) -> str:
 
 def test_a_client_that_insists_compares_the_config_itself(tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments.hosts import federation
+    from fedshare.experiments.hosts import agreement
 
     mine, theirs = config(), config("seed=7")
-    status, said = Liar(theirs, federation.digest(mine)).meets(tmp_path, *SMALL)
+    status, said = Liar(theirs, agreement.digest(mine)).meets(tmp_path, *SMALL)
     assert status == 2, said
-    digests = [federation.digest(one)[:12] for one in (theirs, mine)]
+    digests = [agreement.digest(one)[:12] for one in (theirs, mine)]
     assert line_of(said).endswith(
         f": the server's config has the digest {digests[0]}, and the one that this client insists on {digests[1]}"
     )
@@ -499,18 +499,18 @@ def test_what_this_user_s_server_tells_is_not_confined_and_what_another_s_does_i
     trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments.hosts import federation
+    from fedshare.experiments.hosts import agreement
 
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "mine"))
     told = OmegaConf.to_yaml(OmegaConf.create({**OmegaConf.to_container(config()), "model": NET}))  # type: ignore[dict-item]
     marked = {"config": told, "mark": marks.mark(told)}
-    federation.admit(marked, None, Trust(), "the server's config")
+    agreement.admit(marked, None, Trust(), "the server's config")
     for other in ({"config": told}, {**marked, "config": told + "\n"}, {**marked, "mark": "00" * 32}):
         with pytest.raises(UserError, match="may not be named here"):
-            federation.admit(other, None, Trust(), "the server's config")
+            agreement.admit(other, None, Trust(), "the server's config")
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "another's"))
     with pytest.raises(UserError, match="may not be named here"):
-        federation.admit(marked, None, Trust(), "the server's config")
+        agreement.admit(marked, None, Trust(), "the server's config")
     assert not sprung(trap)
 
 
@@ -524,36 +524,36 @@ def options(*arguments: str) -> Any:
 def test_a_server_tells_what_clients_need_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "s3cr3t")
     given = options(*SMALL, "+tracking.key=${oc.env:A_SECRET}", "+tracking.word=a-word-of-the-server-s")
-    from fedshare.experiments.hosts import deploy
+    from fedshare.experiments.hosts import serving
 
-    run_config, told, digest, _ = deploy._ours(given)
+    run_config, told, digest, _ = serving.asked(given)
     assert "key: ${oc.env:A_SECRET}" in str(run_config["config"])
     assert "s3cr3t" not in str(run_config) + str(told)
     assert "tracking" not in str(told) and "a-word" not in str(told)  # noqa: PT018
-    from fedshare.experiments.hosts import federation
+    from fedshare.experiments.hosts import agreement
 
-    assert digest == federation.digest(config()) == federation.digest(federation.config_of(told))
+    assert digest == agreement.digest(config()) == agreement.digest(agreement.config_of(told))
 
 
 def test_a_server_goes_on_in_its_user_s_folder_and_not_in_another_s(
     own: RunFolder, trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
-    from fedshare.experiments.hosts import deploy
+    from fedshare.experiments.hosts import serving
 
-    assert "trap_of_tests.net" in str(deploy._ours(options("--resume", str(own.path)))[1])
+    assert "trap_of_tests.net" in str(serving.asked(options("--resume", str(own.path)))[1])
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "another user"))
     reset(trap)
     with pytest.raises(UserError, match=r"whose config this user did not write: model\._target_=trap_of_tests\.net"):
-        deploy._ours(options("--resume", str(own.path)))
+        serving.asked(options("--resume", str(own.path)))
     assert not sprung(trap)
-    deploy._ours(options("--resume", str(own.path), "--trust", "trap_of_tests"))
+    serving.asked(options("--resume", str(own.path), "--trust", "trap_of_tests"))
 
 
 def test_a_server_does_not_begin_with_what_clients_would_have_to_fill_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_FOLDER", "/srv/mnist")
     given = options("data=mnist", "+data.load.root=${oc.env:A_FOLDER}", "partition.clients=2")
-    from fedshare.experiments.hosts import deploy
+    from fedshare.experiments.hosts import serving
 
     with pytest.raises(UserError, match=r"data.load.root=\$\{oc.env:A_FOLDER\}: a client does not read its"):
-        deploy._ours(given)
+        serving.asked(given)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from fedshare.experiments.config.compose import hydra, resolved
+from fedshare.experiments.config.application import hydra
+from fedshare.experiments.config.compose import resolved
 
 NUMBERS = ["inf", "-inf", "nan", "1e-3", ".5", "1_000.5", "+inf", "Inf", "NaN", "2E5", "1e3"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedshare import seeds
 from fedshare.client import Training
 from fedshare.data.dataset import Dataset, Examples
-from fedshare.experiments.config import build as building
+from fedshare.experiments.config import examples, model
 from fedshare.experiments.config.instantiate import make
 from fedshare.network import Exchange, Heard, Memories, Purpose, Quotas
 from fedshare.payload import Payload
@@ -66,12 +66,12 @@ def strategy(name: str) -> Strategy:
 
 def dataset(config: DictConfig) -> Dataset:
     """The data set of a resolved config."""
-    return building.data(config, make(config.task, "task", Task))
+    return examples.data(config, make(config.task, "task", Task))
 
 
 def backbone(config: DictConfig) -> nn.Module:
     """The model of a resolved config, before anything is added to it."""
-    return building.backbone(config, dataset(config), make(config.task, "task", Task))
+    return model.backbone(config, dataset(config), make(config.task, "task", Task))
 
 
 def sgd(parameters: object, lr: float = 0.1) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,7 @@ from fedshare.machine.files import write_atomically
 from fedshare.machine.threads import one_thread
 from fedshare.report.robustness import detection
 from fedshare.simulation import Simulation
-from fedshare.transport.pace import Pace
 
-IDLE = ("name", "tracking", "checkpoint_every", "workers", "timeout", *asdict(Pace()))  # no result depends on these
-SINCE = {"on_weakened": "note", "max_norm_ratio": None}  # without these keys older cells did this, and are still found
 KEPT = ("seconds", "rounds", "clients", "adversaries", "halted", "bytes_up", "bytes_down", "detection", "row")
 Result = dict[str, Any]  # with those keys
 

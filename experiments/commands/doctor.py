@@ -160,16 +160,17 @@ def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
     """What the server would say to this client with this config. No client that is connected is disturbed."""
     digest, own = "", bool(options.overrides or options.config_name)
     if own:
-        from fedshare.experiments.config import compose
+        from fedshare.experiments.config import application, compose
+        from fedshare.experiments.config.schema import SHARED
 
-        name, app = options.config_name or "config", compose.hydra(options.config_dir)
+        name, app = options.config_name or "config", application.hydra(options.config_dir)
         config = compose.resolved(options.overrides, name, app)
-        from fedshare.experiments.hosts import federation  # loads torch, for which a config need not wait
+        from fedshare.experiments.hosts import agreement  # loads torch, for which a config need not wait
 
-        digest = federation.digest(config)
+        digest = agreement.digest(config)
         yield (
             OK,
-            f"config: {digest[:12]}, the digest of what server and clients must share: {', '.join(federation.SHARED)}",
+            f"config: {digest[:12]}, the digest of what server and clients must share: {', '.join(SHARED)}",
         )
     if not options.server or (options.id is None and not own):
         return

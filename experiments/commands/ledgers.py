@@ -13,6 +13,7 @@ from fedshare.experiments.beginnings import begin, streams, warn, why_another
 from fedshare.experiments.commands.export import target, write
 from fedshare.experiments.commands.ledger_summary import opened
 from fedshare.experiments.config import build
+from fedshare.experiments.config.device import device_of
 from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
 from fedshare.ledger import Manifest
@@ -110,7 +111,7 @@ def _begun(folder: RunFolder, manifest: Manifest, trusted: Trust | None) -> tupl
     """The run's config, and everyone with the model that its ledger starts from. Raises UserError where it is lost."""
     config = stored(folder, trusted=trusted)
     try:
-        build.device_of(config.device)
+        device_of(config.device)
     except UserError as error:  # the bits are the same on any
         warn(f"{error}; on the CPU instead")
         config.device = "cpu"

@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.experiments.beginnings import check_made, warn
-from fedshare.experiments.commands.cell import IDLE, SINCE, Cell, Result
+from fedshare.experiments.commands.cell import Cell, Result
 from fedshare.experiments.commands.crew import play_all
-from fedshare.experiments.config import build, compose
-from fedshare.experiments.config.compose import App
+from fedshare.experiments.config import application, build, checks, compose
+from fedshare.experiments.config.application import App
+from fedshare.experiments.config.overrides import parse
 from fedshare.experiments.config.own import add_config_dir
-from fedshare.experiments.config.schema import Matrix
+from fedshare.experiments.config.schema import IDLE, SINCE, Matrix
 from fedshare.experiments.options import Parser
 from fedshare.experiments.signals import terminable
 from fedshare.machine import devices
@@ -56,7 +57,7 @@ def matrix(arguments: list[str]) -> None:
     parser.add_argument("-cn", "--config-name", default="matrix", help="an entry of your own, in --config-dir")
     add_config_dir(parser)
     flags = parser.parse_intermixed_args(arguments)
-    app = compose.hydra(flags.config_dir)
+    app = application.hydra(flags.config_dir)
     config, path = wanted(app, flags.config_name, flags.overrides)
     cells = plan(app, config)
     folder = RunFolder(path)
@@ -101,7 +102,7 @@ def _locked(
 
 def wanted(app: App, name: str, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
     """The matrix that is asked for, resolved, each axis by name with lists of overrides; and its folder."""
-    parsed = compose.parse(overrides, app)
+    parsed = parse(overrides, app)
     own, axes, common = list[str](), dict[str, Any](), list[str]()
     for override in parsed:
         key, line = str(override.key_or_group), str(override.input_line)
@@ -182,7 +183,7 @@ def _check(config: DictConfig, seen: set[str], built: set[str]) -> None:
     """`seen` and `built` hold what was already looked at, for other cells, and grow."""
     if not config.evaluate_every:
         raise UserError("evaluate_every=0: a matrix needs the test after the last round")
-    build.check(config, seen)
+    checks.check(config, seen)
     rest = OmegaConf.to_yaml(
         OmegaConf.masked_copy(config, [k for k in map(str, config) if k not in ("strategy", *IDLE)])
     )

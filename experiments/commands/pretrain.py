@@ -15,8 +15,10 @@ from fedshare.data.dataset import Dataset
 from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.experiments.beginnings import check_streams, create, warn, warn_of_versions
 from fedshare.experiments.commands.run import Work, run
-from fedshare.experiments.config import build, instantiate
+from fedshare.experiments.config import examples, instantiate
+from fedshare.experiments.config.device import device_of
 from fedshare.experiments.config.instantiate import make
+from fedshare.experiments.config.model import backbone
 from fedshare.experiments.config.own import add_config_dir, add_trust, importable
 from fedshare.experiments.config.schema import Pretraining
 from fedshare.experiments.config.stored import stored
@@ -72,10 +74,10 @@ def main(arguments: list[str]) -> None:
 def built(config: DictConfig) -> Built:
     with one_thread():  # as in `build.population_of`
         made = plan(config)
-        dataset = build.data(config, made.task)
+        dataset = examples.data(config, made.task)
         part = _part(dataset)
         _check_augment(made.augment, part)
-        return Built(made, Scratch(build.backbone(config, dataset, made.task), build.device_of(config.device)), part)
+        return Built(made, Scratch(backbone(config, dataset, made.task), device_of(config.device)), part)
 
 
 def plan(config: DictConfig) -> Plan:
@@ -90,11 +92,11 @@ def check(config: DictConfig, seen: set[str]) -> None:
     """What is wrong with a job of a sweep, models aside. `seen` holds the data already looked at, and grows."""
     made = plan(config)
     instantiate.check(config.model, "model")
-    build.device_of(config.device)
+    device_of(config.device)
     if config.weights is not None:
         weights.locate(config.weights)
     if (text := OmegaConf.to_yaml(OmegaConf.masked_copy(config, ["data", "augment", "task"]))) not in seen:
-        _check_augment(made.augment, _part(build.data(config, made.task)))
+        _check_augment(made.augment, _part(examples.data(config, made.task)))
         seen.add(text)
 
 

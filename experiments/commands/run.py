@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedshare.errors import DiskError, RunHalted, UserError, first_line, of_the_disk
-from fedshare.experiments.config import build, compose
-from fedshare.experiments.config.compose import App
+from fedshare.experiments.config import application, build, checks, compose, sweeps
+from fedshare.experiments.config.application import App
 from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.config.own import add_config_dir
+from fedshare.experiments.config.settle import settle
 from fedshare.experiments.options import Parser
 from fedshare.experiments.running.execute import execute
 from fedshare.experiments.tracking import Tracker
@@ -35,7 +36,7 @@ class Work:
 
     command: str
     build: Callable[[DictConfig], Any]  # what `execute` needs, before there is a folder
-    check: Callable[[DictConfig, set[str]], None]  # as `build.check`, for one job of a sweep
+    check: Callable[[DictConfig, set[str]], None]  # as `checks.check`, for one job of a sweep
     execute: Callable[[DictConfig, Path, str | None, Any], Best | None]  # given what was built; None: to build itself
 
 
@@ -44,7 +45,7 @@ def _build(config: DictConfig) -> Any:
     return build.simulated(config)
 
 
-RUN = Work("run", _build, build.check, execute)
+RUN = Work("run", _build, checks.check, execute)
 # Where null: what a process of a launcher's takes, for there are as many of those as the launcher wants.
 _ALONE = {"workers": 0, "threads": 1}
 
@@ -55,7 +56,7 @@ def run(arguments: list[str], name: str = "config", work: Work = RUN) -> None:
     flags = parser.parse_intermixed_args(arguments)
     if (flags.resolve or flags.package) and not flags.cfg:
         parser.error("--resolve and --package go with --cfg")
-    app, name, overrides = compose.hydra(flags.config_dir), flags.config_name, flags.overrides
+    app, name, overrides = application.hydra(flags.config_dir), flags.config_name, flags.overrides
     sweep = flags.multirun or app.get_mode(name, overrides) is RunMode.MULTIRUN
     try:
         if flags.help or flags.hydra_help or flags.cfg or flags.info:
@@ -105,9 +106,9 @@ def _single(work: Work, app: App, name: str, overrides: list[str]) -> None:
 
 
 def _sweep(work: Work, app: App, name: str, overrides: list[str]) -> None:
-    jobs = compose.jobs(overrides, name, app)
+    jobs = sweeps.jobs(overrides, name, app)
     same, seen = set.intersection(*map(set, jobs)), set[str]()
-    selects = compose.selects(overrides, name, app)
+    selects = sweeps.selects(overrides, name, app)
     for number, job in enumerate(jobs):
         try:
             config = compose.resolved(job, name, app)
@@ -157,7 +158,7 @@ def _job(work: Work, built: tuple[DictConfig, Any] | None, whole: DictConfig) ->
     path = folder.relative_to(here) if here in folder.parents else folder
     if OmegaConf.is_missing(whole, "folder"):
         path = _unclaimed(path)
-    config, made = built or (compose.settle(whole), None)
+    config, made = built or (settle(whole), None)
     sweep = None
     if settings.mode is RunMode.MULTIRUN:
         sweep = str(settings.sweep.dir)

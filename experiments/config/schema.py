@@ -1,6 +1,9 @@
-"""The roots of configs: their keys, their types and their ranges."""
+"""The roots of configs: their keys and, of each, its type, its range, who must agree on it and what depends on it.
 
-import math
+Every list of keys is taken from here.
+"""
+# ruff: noqa: RUF009  # `key` gives a dataclass field
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,46 +11,52 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from fedshare.errors import UserError
+from fedshare.experiments.config.keys import ALWAYS, Choice, Effect, Range, about, key, nullable
+
+_COUNT = Range(1)
+_WORKERS = Range(0)
+_SECONDS = Range(1, 86400)  # a day
 
 
 @dataclass
 class Root:
-    """Types only: the values and what they mean stand in conf/config.yaml."""
+    """The values and what they mean stand in conf/config.yaml."""
 
-    peft: Any = MISSING
-    strategy: Any = MISSING
-    data: Any = MISSING
-    partition: Any = MISSING
-    model: Any = MISSING
-    client: Any = MISSING
-    schedule: Any = MISSING
-    task: Any = MISSING
-    attack: Any = MISSING
-    tracking: Any = MISSING
-    name: str = MISSING
+    peft: Any = key(shared=True, before={"_target_": "fedshare.peft.Full"})
+    strategy: Any = key(shared=True)
+    data: Any = key(shared=True)
+    partition: Any = key(shared=True)
+    model: Any = key(shared=True)
+    client: Any = key(shared=True)
+    schedule: Any = key(shared=True, before={"_target_": "fedshare.training.rates.Constant"})
+    task: Any = key(shared=True, before={"_target_": "fedshare.tasks.Classification"})
+    attack: Any = key(shared=True, before={"_target_": "fedshare.attacks.Attack", "adversaries": 0})
+    tracking: Any = key(effect=Effect.NOTHING, may_change=True)
+    name: str = key(effect=Effect.NOTHING)
     folder: str = MISSING
-    rounds: int = MISSING
-    clients_per_round: int | None = MISSING
-    seed: int = MISSING
-    train_examples: int | None = MISSING
-    validation: float = MISSING
-    unseen: int = MISSING
-    best: str | None = MISSING
-    patience: int | None = MISSING
-    on_client_error: str = MISSING
-    on_weakened: str = MISSING
-    max_norm_ratio: float | None = MISSING
-    weights: str | None = MISSING
-    evaluate_every: int = MISSING
-    evaluate_first: bool = MISSING
-    checkpoint_every: int = MISSING
-    workers: int | None = MISSING
-    device: str = MISSING
-    timeout: float = MISSING
-    deadline_factor: float | None = MISSING
-    deadline_floor: float = MISSING
-    suspend_after: int | None = MISSING
-    quorum: float = MISSING
+    rounds: int = key(_COUNT, Effect.LENGTH, may_change=True)
+    clients_per_round: int | None = key(_COUNT)
+    seed: int = key(shared=True)
+    train_examples: int | None = key(shared=True, before=None)
+    validation: float = key(Range(0, 1, below=True), shared=True, before=0.0)
+    unseen: int = key(Range(0), shared=True, before=0)
+    best: str | None = key(before=None)
+    patience: int | None = key(_COUNT, before=None)
+    on_client_error: str = key(Choice(("halt", "drop")), before="halt")
+    on_weakened: str = key(Choice(("halt", "note")), since=(0, 2), before="note")
+    max_norm_ratio: float | None = key(Range(1), since=(0, 2), before=None)
+    # Weights may lie elsewhere on each host: the digest of what is taken of them tells whether they are the same.
+    weights: str | None = key(before=None)
+    evaluate_every: int = key(Range(0), Effect.LENGTH)
+    evaluate_first: bool = key(before=False)
+    checkpoint_every: int = key(_COUNT, Effect.NOTHING)
+    workers: int | None = key(_WORKERS, Effect.NOTHING)
+    device: str = key(may_change=True)
+    timeout: float = key(_SECONDS, Effect.WAITING, may_change=True)
+    deadline_factor: float | None = key(Range(1), Effect.WAITING, may_change=True, since=(0, 2), before=None)
+    deadline_floor: float = key(Range(0, 86400), Effect.WAITING, may_change=True, since=(0, 2), before=0.0)
+    suspend_after: int | None = key(_COUNT, Effect.LATENESS, may_change=True, since=(0, 2), before=None)
+    quorum: float = key(Range(0, 1, above=True), Effect.LATENESS, may_change=True, since=(0, 2), before=1.0)
 
 
 @dataclass
@@ -64,14 +73,14 @@ class Pretraining:
     name: str = MISSING
     folder: str = MISSING
     seed: int = MISSING
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    warmup_epochs: float = MISSING
-    label_smoothing: float = MISSING
+    epochs: int = key(_COUNT)
+    batch_size: int = key(_COUNT)
+    warmup_epochs: float = key(Range(0))
+    label_smoothing: float = key(Range(0, 1))
     precision: str = MISSING
-    test_every: int = MISSING
-    checkpoint_every: int = MISSING
-    threads: int | None = MISSING
+    test_every: int = key(_COUNT)
+    checkpoint_every: int = key(_COUNT)
+    threads: int | None = key(Range(1, 1024))
     device: str = MISSING
 
 
@@ -85,56 +94,43 @@ class Matrix:
     partitions: dict[str, Any] = MISSING
     seeds: list[int] = MISSING
     reference: list[str] | None = MISSING
-    workers: int | None = MISSING
-    timeout: float = MISSING
+    workers: int | None = key(_WORKERS)
+    timeout: float = key(_SECONDS)
     name: str | None = MISSING
     folder: str = MISSING
 
 
-_RANGES = {
-    "rounds": (1, math.inf),
-    "clients_per_round": (1, math.inf),
-    "evaluate_every": (0, math.inf),
-    "checkpoint_every": (1, math.inf),
-    "workers": (0, math.inf),
-    "timeout": (1, 86400),  # a day
-    "deadline_factor": (1, math.inf),
-    "deadline_floor": (0, 86400),
-    "suspend_after": (1, math.inf),
-    "unseen": (0, math.inf),
-    "patience": (1, math.inf),
-    "max_norm_ratio": (1, math.inf),
-    "epochs": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "warmup_epochs": (0, math.inf),
-    "label_smoothing": (0, 1),
-    "test_every": (1, math.inf),
-    "threads": (1, 1024),
-}
+def _of(*effects: Effect) -> tuple[str, ...]:
+    return tuple(one.name for one, said in about(Root) if said.effect in effects)
 
 
-def check_ranges(config: Any) -> None:
-    for key, (least, most) in _RANGES.items():
-        if (value := config.get(key)) is not None and not least <= value <= most:
-            allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise UserError(f"{key}={value}: must be {allowed}")
-    if not 0 <= config.get("validation", 0.0) < 1:
-        raise UserError(f"validation={config.validation}: must be at least 0 and below 1")
-    if not 0 < config.get("quorum", 1.0) <= 1:
-        raise UserError(f"quorum={config.quorum}: must be above 0 and at most 1")
-    if config.get("on_client_error", "drop") not in ("halt", "drop"):
-        raise UserError(f"on_client_error={config.on_client_error}: must be halt or drop")
-    if config.get("on_weakened", "note") not in ("halt", "note"):
-        raise UserError(f"on_weakened={config.on_weakened}: must be halt or note")
+SHARED = tuple(one.name for one, said in about(Root) if said.shared)
+MAY_CHANGE = tuple(one.name for one, said in about(Root) if said.may_change)
+MEANT = {one.name: said.before for one, said in about(Root) if said.before is not ALWAYS}
+# No result of a simulation depends on these, where nobody is late.
+IDLE = _of(Effect.WAITING, Effect.LATENESS, Effect.NOTHING)
+# None of these can be why two runs differ in their rounds.
+HARMLESS = _of(Effect.LENGTH, Effect.WAITING, Effect.NOTHING)
+# Cells of matrices were made before there were these keys.
+SINCE = {one.name: said.before for one, said in about(Root) if said.since > (0, 1) and one.name not in IDLE}
+
+
+def check_ranges(config: Any, root: type[Any]) -> None:
+    """Raise UserError for the first key of `root` whose value is not allowed."""
+    for one, said in about(root):
+        if said.allowed is None or one.name not in config:
+            continue
+        value = config[one.name]
+        if not (nullable(one) if value is None else value in said.allowed):
+            raise UserError(f"{one.name}={'null' if value is None else value}: must be {said.allowed}")
 
 
 def check_complete(config: Any, root: type[Root] | type[Pretraining] = Root) -> None:
     """Raise ValueError where a stored config lacks a key of its root."""
-    if lacking := [key for key in root.__dataclass_fields__ if key not in config and key != "folder"]:
+    if lacking := [name for name in root.__dataclass_fields__ if name not in config and name != "folder"]:
         raise ValueError(f"it lacks {', '.join(lacking)}")
 
 
 def register() -> None:
-    ConfigStore.instance().store(name="root", node=Root)
-    ConfigStore.instance().store(name="pretraining", node=Pretraining)
-    ConfigStore.instance().store(name="matrices", node=Matrix)
+    for name, root in (("root", Root), ("pretraining", Pretraining), ("matrices", Matrix)):
+        ConfigStore.instance().store(name=name, node=root)

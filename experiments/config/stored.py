@@ -5,31 +5,9 @@ from omegaconf.errors import InterpolationResolutionError
 
 from fedshare.errors import UserError, first_line
 from fedshare.experiments.config import older, trust
-from fedshare.experiments.config.schema import Pretraining, Root, check_complete, check_ranges
+from fedshare.experiments.config.schema import MEANT, Pretraining, Root, check_complete, check_ranges
 from fedshare.experiments.config.trust import Trust
 from fedshare.runs import RunFolder
-
-# Keys that older versions had not, and what they did without them.
-MEANT = {
-    "peft": {"_target_": "fedshare.peft.Full"},
-    "train_examples": None,
-    "weights": None,
-    "evaluate_first": False,
-    "validation": 0.0,
-    "unseen": 0,
-    "best": None,
-    "patience": None,
-    "on_client_error": "halt",
-    "on_weakened": "note",
-    "max_norm_ratio": None,
-    "deadline_factor": None,
-    "deadline_floor": 0.0,
-    "suspend_after": None,
-    "quorum": 1.0,
-    "schedule": {"_target_": "fedshare.training.rates.Constant"},
-    "task": {"_target_": "fedshare.tasks.Classification"},
-    "attack": {"_target_": "fedshare.attacks.Attack", "adversaries": 0},
-}
 
 
 def stored(
@@ -55,7 +33,7 @@ def stored(
         if last is not None:
             config.rounds = last
         check_complete(config, root)
-        check_ranges(config)
+        check_ranges(config, root)
         made = OmegaConf.masked_copy(config, [str(key) for key in config if key != "tracking"])
         OmegaConf.to_container(made, resolve=True)
     except UserError:

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare.data.dataset import Dataset
 from fedshare.errors import UserError
-from fedshare.experiments.config import build
 from fedshare.experiments.config.environment import unfilled
 from fedshare.experiments.config.instantiate import describe, hints, located
+from fedshare.experiments.config.slots import SLOTS
 
 # Where the parts of a config are. Not all of fedshare is one: some of it writes files, or makes what texts name.
 _ROOMS = ("strategies", "models", "data", "peft", "client", "training", "tasks", "attacks", "rules")
@@ -40,7 +40,7 @@ _ALLOWED = (
 )
 _GETTERS = {f"hydra.utils.{name}" for name in ("get_class", "get_method", "get_static_method", "get_object")}
 _PRETRAINING: dict[str, Any] = {"optimizer": torch.optim.Optimizer, "augment": Callable}
-_SLOTS = build.SLOTS | {"partition.sources[]": Dataset} | _PRETRAINING
+_SLOTS = SLOTS | {"partition.sources[]": Dataset} | _PRETRAINING
 _PLAIN = (str, bool, int, float, bytes, type(None))
 
 

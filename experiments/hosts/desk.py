@@ -2,7 +2,6 @@
 
 import pwd
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -10,16 +9,14 @@ from typing import Any, Self
 
 from fedshare.errors import NAME, RunHalted, UserError, brief, first_line
 from fedshare.experiments.hosts import orders
-from fedshare.experiments.hosts.orders import Standing
+from fedshare.experiments.hosts.desk_commands import Commands
 from fedshare.experiments.tracking import Note, NoTracker, Watcher, _note
 from fedshare.report.clock import say
-from fedshare.runs import RunFolder, checkpoint
+from fedshare.runs import RunFolder
 from fedshare.runs import audit as audits
 from fedshare.runs.audit import Audit
 from fedshare.transport import control
 from fedshare.transport.stream.server import StreamServer
-
-_Numbers = dict[str, Any]
 
 
 class Desk:
@@ -33,14 +30,9 @@ class Desk:
         self.stopped = False  # because the operator has asked for it
         self._audit, self._asked = Audit(), audit
         self._other = other
-        self._standing = Standing()
+        self._run = Commands()
         self._control: control.Control | None = None
-        self._stream: StreamServer | None = None
-        self._folder: RunFolder | None = None
         self._made = False  # the folder, for the socket
-        self._checkpoint = self._stopping = False  # what is wanted
-        self._round, self._planned, self._begun = 0, 0, False
-        self._seen: dict[int, _Numbers] = {}
         self._lock = threading.Lock()  # one command at a time
 
     def __enter__(self) -> Self:
@@ -54,23 +46,23 @@ class Desk:
         how = "done" if kind is None else "stopped" if kind is KeyboardInterrupt else ""
         if self.stopped:
             how = "stopped by the operator"
-        self._audit.note("ended", round=self._round, how=how or brief(first_line(error or RunHalted("")), 400))
+        self._audit.note("ended", round=self._run.round, how=how or brief(first_line(error or RunHalted("")), 400))
         try:
             self._audit.close()
         except OSError:
             if kind is None:
                 raise
         finally:
-            if self._made and self._folder:
+            if self._made and self._run.folder:
                 with suppress(OSError):  # where it is empty
-                    self._folder.path.rmdir()
+                    self._run.folder.path.rmdir()
 
     def serve(self, stream: StreamServer, folder: str = "") -> None:
         """Before `stream` starts: hear of it, and have a say in whom it lets in, as was ordered in `folder`."""
-        self._stream = stream
+        self._run.stream = stream
         if folder:
-            self._standing.open(Path(folder) / orders.NAME)
-            self._rule()
+            self._run.standing.open(Path(folder) / orders.NAME)
+            self._run.rule()
         stream.record = self._record
         if self._other:
             stream.refusal = self._other.refused
@@ -79,7 +71,7 @@ class Desk:
     def _record(self, event: str, about: str, /, **what: str | int) -> None:
         client = what.get("client")
         if isinstance(client, int) and event != "refused":
-            known = self._seen.setdefault(client, {})
+            known = self._run.seen.setdefault(client, {})
             known |= {"address": what["address"]} if "address" in what else {"gone": what.get("reason", "")}
             if event == "joined":
                 known.pop("gone", None)
@@ -88,9 +80,9 @@ class Desk:
     # Orders.
 
     def opens(self, folder: Path) -> None:
-        self._folder = RunFolder(folder)
-        self._standing.open(folder / orders.NAME)
-        self._rule()
+        self._run.folder = RunFolder(folder)
+        self._run.standing.open(folder / orders.NAME)
+        self._run.rule()
         if (folder / audits.NAME).exists():  # one that was altered is refused before anything is done
             self._open()
         try:
@@ -104,40 +96,46 @@ class Desk:
     def ready(self) -> None:
         self._audit.check()
         with self._lock:  # which a command holds until it is entered in the log
-            self.stopped = self._stopping
+            self.stopped = self._run.stopping
         if self.stopped:
-            after = f"after round {self._round}" if self._round else "before its first round"
+            after = f"after round {self._run.round}" if self._run.round else "before its first round"
             raise RunHalted(f"stopped by the operator {after}")
 
     @property
     def goes_on(self) -> str:
         """How, for the operator who has stopped the run."""
-        return f"; the same command with --resume {self._folder.path} goes on" if self._folder and self._round else ""
+        return (
+            f"; the same command with --resume {self._run.folder.path} goes on"
+            if self._run.folder and self._run.round
+            else ""
+        )
 
     def due(self) -> bool:
-        wanted, self._checkpoint = self._checkpoint, False
+        wanted, self._run.checkpoint = self._run.checkpoint, False
         return wanted
 
     # A Watcher.
 
     def start(self, config: dict[str, Any], name: str, group: str | None, folder: Path, note: Note = _note) -> None:
         rows = RunFolder(folder).rows()
-        self._round, self._planned, self._begun = rows[-1]["round"] if rows else 0, config["rounds"], True
+        self._run.round, self._run.planned, self._run.begun = rows[-1]["round"] if rows else 0, config["rounds"], True
         self._open()
         event = "resumed" if rows else "began"
-        self._audit.note(event, round=self._round, name=brief(name, NAME), folder=str(folder), rounds=self._planned)
+        self._audit.note(
+            event, round=self._run.round, name=brief(name, NAME), folder=str(folder), rounds=self._run.planned
+        )
         self._audit.flush()
         (self._other or NoTracker()).start(config, name, group, folder, note)
 
     def log(self, row: dict[str, Any]) -> None:
         """Raises OSError where the audit log cannot be written."""
         with self._lock:
-            self._round = row["round"]
-            self._audit.note("round", round=self._round, digest=row["digest"])
-            for client in self._standing.after_round(row.get("absent", ())):
+            self._run.round = row["round"]
+            self._audit.note("round", round=self._run.round, digest=row["digest"])
+            for client in self._run.standing.after_round(row.get("absent", ())):
                 self._audit.note("resumed client", client=client, reason="its rounds are over")
                 say(f"client {client} takes part again: the rounds for which it was suspended are over")
-            self._rule()
+            self._run.rule()
         self._audit.flush()
         (self._other or NoTracker()).log(row)
 
@@ -153,33 +151,17 @@ class Desk:
     # Commands.
 
     def _open(self) -> None:
-        if self._audit.path is None and self._folder:
-            self._audit.open(self._folder.path / audits.NAME)
-
-    def _rule(self) -> None:
-        """Let the stream know who is banned and suspended."""
-        if self._stream:
-            self._stream.banned = self._standing.banned
-            self._stream.suspend(self._standing.suspended.keys())
+        if self._audit.path is None and self._run.folder:
+            self._audit.open(self._run.folder.path / audits.NAME)
 
     def _answer(self, request: dict[str, Any], user: int) -> dict[str, Any]:
         command = request.get("command")
-        commands: dict[object, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "status": self._status,
-            "suspend": self._suspend,
-            "resume": self._resume,
-            "ban": self._ban,
-            "unban": self._unban,
-            "stop": self._stop,
-            "checkpoint": self._save,
-        }
-        if command not in commands:
-            raise UserError(f"{brief(str(command), NAME)}: no command; they are {', '.join(map(str, commands))}")
+        obeyed = self._run.named(command)
         with self._lock:
             if command == "status":
-                return self._status(request)
+                return obeyed(request)
             try:
-                answer = commands[command](request)
+                answer = obeyed(request)
             except OSError as error:
                 raise UserError(f"{error.filename}: {error.strerror}: nothing was done") from error
             self._open()  # also where the run has not begun, but not for a command that was refused
@@ -188,77 +170,6 @@ class Desk:
             say(f"the operator: {answer['said']}")
         self._audit.flush()
         return answer
-
-    def _client(self, request: dict[str, Any]) -> int:
-        client, clients = request.get("client"), self._stream.settings.clients if self._stream else 0
-        if type(client) is not int or client < 0:
-            raise UserError("a client is a number, 0 or above")
-        if clients and client >= clients:
-            raise UserError(f"client {client}: there are {clients} clients, 0 to {clients - 1}")
-        return client
-
-    def _suspend(self, request: dict[str, Any]) -> dict[str, Any]:
-        client, rounds = self._client(request), request.get("rounds", 0)
-        if type(rounds) is not int or not 0 <= rounds <= 10**9:
-            raise UserError("--rounds: must be a number of rounds, at least 1")
-        self._standing.keep(self._standing.banned, self._standing.suspended | {client: rounds})
-        self._rule()
-        return {"said": f"client {client} is suspended {f'for {rounds} rounds' if rounds else 'until it is resumed'}"}
-
-    def _resume(self, request: dict[str, Any]) -> dict[str, Any]:
-        if (client := self._client(request)) not in self._standing.suspended:
-            raise UserError(f"client {client}: is not suspended")
-        left = {one: rounds for one, rounds in self._standing.suspended.items() if one != client}
-        self._standing.keep(self._standing.banned, left)
-        self._rule()
-        return {"said": f"client {client} takes part again"}
-
-    def _ban(self, request: dict[str, Any]) -> dict[str, Any]:
-        client, reason = self._client(request), request.get("reason", "")
-        if not isinstance(reason, str) or reason != brief(reason):
-            raise UserError("--reason: must be one line of at most 200 characters")
-        self._standing.keep(self._standing.banned | {client: reason}, self._standing.suspended)
-        self._rule()
-        if self._stream:
-            self._stream.expel(client, f"the operator has banned it{reason and f': {reason}'}")
-        return {"said": f"client {client} is banned{reason and f': {reason}'}"}
-
-    def _unban(self, request: dict[str, Any]) -> dict[str, Any]:
-        if (client := self._client(request)) not in self._standing.banned:
-            raise UserError(f"client {client}: is not banned")
-        left = {one: reason for one, reason in self._standing.banned.items() if one != client}
-        self._standing.keep(left, self._standing.suspended)
-        self._rule()
-        return {"said": f"client {client} is no longer banned: it may be started again"}
-
-    def _stop(self, _: dict[str, Any]) -> dict[str, Any]:
-        self._stopping = True
-        when = f"after round {self._round + 1}, with a checkpoint" if self._begun else "before its first round"
-        return {"said": f"the run stops {when}"}
-
-    def _save(self, _: dict[str, Any]) -> dict[str, Any]:
-        if not self._begun:
-            raise UserError("the run has not begun: there is nothing to save")
-        self._checkpoint = True
-        return {"said": f"a checkpoint is written after round {self._round + 1}", "round": self._round + 1}
-
-    def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        assert self._folder
-        assert self._stream
-        return {
-            "folder": str(self._folder.path),
-            "begun": self._begun,
-            "round": self._round,
-            "rounds": self._planned,
-            "checkpoint": next(iter(checkpoint.rounds(self._folder.checkpoints)), 0),
-            "stopping": self._stopping,
-            "clients": self._stream.settings.clients,
-            "connected": self._stream.connected(),
-            "seen": {str(client): known for client, known in sorted(self._seen.items())},
-            "suspended": {str(client): rounds for client, rounds in sorted(self._standing.suspended.items())},
-            "banned": {str(client): reason for client, reason in sorted(self._standing.banned.items())},
-            "refused": {str(client): reason for client, reason in sorted(self._stream.refused.items())},
-        }
 
 
 def _login(user: int) -> str:

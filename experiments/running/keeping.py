@@ -1,7 +1,7 @@
 """What a run is saved in: its checkpoints, the one of the best round, and the models."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from safetensors.torch import save as save_tensors
 
@@ -80,5 +80,5 @@ class Keeper:
         self._network.memories.keep(checkpoint.rounds(self._folder.checkpoints)[-1])
 
 
-def _packed(tensors: Tensors, about: Mapping[str, str] | None = None) -> bytes:
-    return save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(about) if about else None)
+def _packed(tensors: Tensors, about: dict[str, str] | None = None) -> bytes:
+    return save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, about)

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare.data.partition import counted_from_one, left_out
 from fedshare.errors import RunHalted
-from fedshare.experiments.config import build
+from fedshare.experiments.config import checks
 from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.hosts.orders import NoOrders, Orders
 from fedshare.experiments.running.adversaries import played
@@ -115,7 +115,7 @@ def best_of(config: DictConfig, population: Population, rows: list[Row]) -> Best
 
 def _remarks(config: DictConfig, population: Population) -> list[str]:
     """What of the config has no effect, and what a person may not expect of the data."""
-    said = [build.ignored(config, population)]
+    said = [checks.ignored(config, population)]
     if isinstance(parts := population.shares, Partitioned):
         said += [left_out(parts.split, parts.dataset), counted_from_one(parts.dataset)]
     return [line for line in said if line]

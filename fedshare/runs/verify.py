@@ -1,5 +1,6 @@
 """Whether a run is what it was, and whether two runs are the same."""
 
+from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from typing import Any
 
@@ -141,8 +142,11 @@ def _contradiction(
     return f"server: {path}" if path else None
 
 
-def verify(a: RunFolder, b: RunFolder | None = None) -> tuple[bool, str]:
-    """Whether two runs are the same to the bit, and the sentence to say about it; of one run, whether it is whole."""
+def verify(a: RunFolder, b: RunFolder | None = None, harmless: Collection[str] = ()) -> tuple[bool, str]:
+    """Whether two runs are the same to the bit, and the sentence to say about it; of one run, whether it is whole.
+
+    Of the keys of a config, those that are `harmless` cannot be why two runs differ.
+    """
     for run in [a, b] if b else [a]:
         if wrong := self_check(run):
             return False, f"{run.path}: {wrong}"
@@ -156,9 +160,9 @@ def verify(a: RunFolder, b: RunFolder | None = None) -> tuple[bool, str]:
     models = {run.made_with().get("model") for run in (a, b)} - {None}
     if where := chain.first_difference(mine, others):
         began = "; so do the models that they began with" if len(models) > 1 else ""
-        return False, f"differ first in {where}{began}{late(a) or late(b)}{_config_difference(a, b)}"
+        return False, f"differ first in {where}{began}{late(a) or late(b)}{_config_difference(a, b, harmless)}"
     if len(models) > 1:  # in what is frozen, which no digest of a round covers
-        return False, f"differ in the models that they began with{_config_difference(a, b)}"
+        return False, f"differ in the models that they began with{_config_difference(a, b, harmless)}"
     if len(mine) != len(others):
         both = min(len(mine), len(others))
         return False, f"equal up to round {both}; {a.path} has {len(mine)}, {b.path} has {len(others)}"
@@ -174,22 +178,25 @@ def _unproven(run: RunFolder, links: list[Link]) -> str:
     return ""
 
 
-_HARMLESS = ("workers:", "timeout:", "checkpoint_every:", "evaluate_every:", "name:", "group:", "rounds:", "deadline_")
-
-
 def late(run: RunFolder) -> str:
     """Where a round was closed without some, which is chance: no other run need give the same."""
     late = [row["round"] for row in run.rows() if any(why.startswith(LATE) for why in row.get("dropped", {}).values())]
     return f"; {run.path} closed round {late[0]} without who was late (quorum)" if late else ""
 
 
-def _config_difference(a: RunFolder, b: RunFolder) -> str:
+def _config_difference(a: RunFolder, b: RunFolder, harmless: Collection[str]) -> str:
     """The first lines in which two configs differ that may be why their runs do."""
-    mine, other = (
-        [line.strip() for line in run.config.read_text().splitlines() if not line.strip().startswith(_HARMLESS)]
-        for run in (a, b)
-    )
-    for left, right in zip_longest(mine, other, fillvalue="nothing"):
+    for left, right in zip_longest(_lines(a, harmless), _lines(b, harmless), fillvalue="nothing"):
         if left != right:
             return f"; so do their configs: {left} | {right}"
     return ""
+
+
+def _lines(run: RunFolder, without: Collection[str]) -> Iterator[str]:
+    """The lines of a run's config, but for the keys `without` and what is in them."""
+    kept = True
+    for line in run.config.read_text().splitlines():
+        if not line.startswith((" ", "-")):
+            kept = line.partition(":")[0] not in without
+        if kept:
+            yield line.strip()

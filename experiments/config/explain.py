@@ -1,0 +1,104 @@
+"""Why an override does not fit, in one line, with what is near it."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, Node
+
+from fedshare.errors import first_line
+from fedshare.experiments.config.application import App
+
+PLUGINS = {  # options that a plugin of hydra's adds -> the extra that brings it
+    ("hydra/launcher", "joblib"): "joblib",
+    ("hydra/launcher", "submitit_local"): "submitit",
+    ("hydra/launcher", "submitit_slurm"): "submitit",
+    ("hydra/sweeper", "optuna"): "optuna",
+}
+
+
+def explain(app: App, name: str, parsed: list[Override], mode: RunMode) -> str | None:
+    """One line for the first override that does not fit those before it: groups come first, for they bring the keys."""
+    groups = app.list_all_config_groups()
+    parsed = sorted(parsed, key=lambda o: (not o.is_hydra_override(), o.key_or_group not in groups))
+    lines = [str(override.input_line) for override in parsed]
+    for count in range(len(lines) + 1):
+        try:
+            base = app.compose_config(name, lines[:count], mode, from_shell=False)
+        except Exception as fault:
+            if not count:
+                return None  # the config itself is wrong
+            override = parsed[count - 1]
+            if override.is_sweep_override() and mode is RunMode.RUN:
+                return f"{override.input_line}: several values make a sweep: add -m"
+            options = app.config_loader.get_group_options(
+                override.key_or_group, config_name=name, overrides=lines[: count - 1]
+            )
+            return _blame(override, options, groups, base, fault)
+    return None
+
+
+def _blame(override: Override, options: list[str], groups: Sequence[str], base: DictConfig, fault: Exception) -> str:
+    key, line = override.key_or_group, override.input_line
+    whole = isinstance(override.value(), dict)  # what takes the place of an option
+    if options and not override.is_delete() and not whole and override.value() not in options:
+        if extra := PLUGINS.get((key, str(override.value()))):
+            return f"{line}: is not installed: pip install 'fedshare[{extra}]'"
+        return f"{line}: {no_such(key, str(override.value()), options)}"
+    if "/" in key and not options:
+        return f"{line}: {no_such('group', key, groups)}"
+    if not override.is_add() and not override.is_force_add():
+        for inner in (key, *(f"{key}.{part}" for part in _inner(override.value()))):
+            if wrong := _unknown(base, inner):
+                return wrong if inner == key else f"{wrong}; +{key}=... adds what is not there"
+    reason = first_line(fault.__cause__ or fault)
+    return f"{line}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _inner(value: Any, path: str = "") -> Iterator[str]:
+    """The keys, with dots, that an override whose value is a dict sets."""
+    for name, part in value.items() if isinstance(value, dict) else ():
+        here = f"{path}.{name}" if path else str(name)
+        yield here
+        yield from _inner(part, here)
+
+
+def _unknown(config: DictConfig, key: str) -> str | None:
+    node, path = config, ""
+    for part in key.split("."):
+        if node is None or (isinstance(node, Node) and node._is_none()):
+            return f"{key}: {path} is null; +{key}=... gives it keys of its own"
+        if not isinstance(node, DictConfig):
+            return f"{key}: {path} has no keys of its own"
+        if part not in node:
+            allowed = [str(name) for name in node if name not in ("hydra", "_target_", "_partial_")]
+            inner = _elsewhere(node, part, path) or _elsewhere(config, part)
+            return f"{key}: {no_such('key', part, allowed, f' in {path}' if path else '', inner)}"
+        path = f"{path}.{part}" if path else part
+        node = node._get_node(part)  # type: ignore[assignment]  # not node[part]: an interpolation need not resolve
+    return None
+
+
+def _elsewhere(node: DictConfig, word: str, path: str = "") -> list[str]:
+    """The keys of that name which lie deeper: the least deep first, and of those what takes its value from another."""
+    return [key for _, _, key in sorted(_places(node, word, path))]
+
+
+def _places(node: DictConfig, word: str, path: str) -> list[tuple[int, bool, str]]:
+    """How deep each is, whether its value is its own, and the key."""
+    found: list[tuple[int, bool, str]] = []
+    for name in map(str, node):
+        here, inner = f"{path}.{name}" if path else name, node._get_node(name)
+        if name == word and path:
+            found.append((here.count("."), inner is None or not inner._is_interpolation(), here))
+        elif isinstance(inner, DictConfig) and here != "hydra" and not inner._is_interpolation():
+            found += _places(inner, word, here)
+    return found
+
+
+def no_such(kind: str, word: str, allowed: Sequence[str], where: str = "", better: Sequence[str] = ()) -> str:
+    close = better or difflib.get_close_matches(word, allowed, 1)
+    hint = f" (did you mean {' or '.join(close[:3])}?)" if close else ""
+    return f"no such {kind}{hint}; allowed{where}: {', '.join(allowed) or 'none'}"

@@ -1,0 +1,97 @@
+"""What the schema says of a config's key besides its type, and the lists that follow from it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from enum import Enum
+from typing import Any, Protocol, get_args
+
+from omegaconf import MISSING
+
+ALWAYS = object()  # in the place of a value before the key: there was none
+
+
+class Effect(Enum):
+    """What of a run depends on a key."""
+
+    RESULTS = "what is computed"
+    LENGTH = "which rounds there are, and which of them are tested"
+    WAITING = "in a deployment, how long a client is waited for"
+    LATENESS = "in a deployment, what is done about clients that are late"
+    NOTHING = "nothing that a round gives: names, files, processes"
+
+
+class Allowed(Protocol):
+    """The values that a key may have; `str` says it, behind "must be"."""
+
+    def __contains__(self, value: Any) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Range:
+    least: float
+    most: float = math.inf
+    above: bool = False  # whether `least` itself is excluded
+    below: bool = False  # whether `most` itself is
+
+    def __contains__(self, value: Any) -> bool:
+        return self.least <= value <= self.most and not (
+            (self.above and value == self.least) or (self.below and value == self.most)
+        )
+
+    def __str__(self) -> str:
+        if not self.above and not self.below and self.most < math.inf:
+            return f"from {self.least} to {self.most}"
+        least = f"{'above' if self.above else 'at least'} {self.least}"
+        return least if self.most == math.inf else f"{least} and {'below' if self.below else 'at most'} {self.most}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    values: tuple[str, ...]
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return " or ".join(self.values)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the schema says of one key."""
+
+    allowed: Allowed | None = None  # None: whatever its type allows
+    effect: Effect = Effect.RESULTS
+    shared: bool = False  # whether a client's part depends on it, and so it must be equal on all hosts
+    may_change: bool = False  # whether a deployed run that goes on may have another value
+    since: tuple[int, int] = (0, 1)  # the version that has it first
+    before: Any = ALWAYS  # the value by which older versions, which had no such key, did what they did
+
+
+_ALL = About()
+
+
+def key(
+    allowed: Allowed | None = None,
+    effect: Effect = Effect.RESULTS,
+    *,
+    default: Any = MISSING,
+    shared: bool = False,
+    may_change: bool = False,
+    since: tuple[int, int] = (0, 1),
+    before: Any = ALWAYS,
+) -> Any:
+    """A field of a root, with what is to be known of it: see `About`."""
+    return field(default=default, metadata={"about": About(allowed, effect, shared, may_change, since, before)})
+
+
+def about(root: type[Any]) -> Iterator[tuple[Field[Any], About]]:
+    """The fields of a root in their order, and what it says of each."""
+    for one in fields(root):
+        yield one, one.metadata.get("about", _ALL)
+
+
+def nullable(one: Field[Any]) -> bool:
+    """Whether null is a value of it; a key of any type decides that itself."""
+    return one.type is Any or type(None) in get_args(one.type)

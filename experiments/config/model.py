@@ -1,0 +1,119 @@
+"""The model of a config: drawn, laid over with its weights, and divided into parts by `peft`."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fedshare import seeds, weights
+from fedshare.data.dataset import Dataset
+from fedshare.errors import UserError, first_line
+from fedshare.experiments.config.examples import plain
+from fedshare.experiments.config.instantiate import make
+from fedshare.peft import Method
+from fedshare.runs import RunFolder
+from fedshare.tasks import Task, models
+from fedshare.tensors import Tensors
+from fedshare.training.parts import Parts
+from fedshare.weights import Given
+
+
+def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Module, Parts, Given | None]:
+    """The model that everyone starts with, its partition, and what of it came from its weights, where it has some.
+
+    Weights are the model's, or, such as those of a run, of the model with what `peft` adds.
+    """
+    method = make(config.peft, "peft", Method)
+    model = _drawn(config, dataset, task)
+    given, refusal = None, None
+    try:
+        given = _laid(config, model, method.head)
+    except UserError as error:
+        refusal = error
+    names = _names(model)
+    with seeds.scope(config.seed, "peft"):  # of its own: what is added is the same whatever the model has drawn
+        model, parts = method.tune(model)
+    if refusal is not None:
+        now = _names(model)
+        if set(names.values()) >= set(now.values()):
+            raise refusal
+        given = _laid(config, model, method.head, refusal, {n: now[one] for one, n in names.items() if one in now})
+    _show(model, dataset, task, "peft: the model it gives")
+    return model, parts, given
+
+
+def backbone(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
+    """The model alone, from its weights where there are some."""
+    model = _drawn(config, dataset, task)
+    _laid(config, model, None)
+    return model
+
+
+def _drawn(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
+    with seeds.scope(config.seed, "model"):
+        model: torch.nn.Module = make(config.model, "model", torch.nn.Module)
+        _show(model, dataset, task, "model:")
+    if isinstance(model, torch.jit.ScriptModule):  # torch gives no access to its parts
+        raise UserError(
+            "model: is scripted, and cannot be divided into its parts; name what torch.jit.script was given"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("model: has no parameter to train")
+    return model
+
+
+def _names(model: torch.nn.Module) -> dict[int, str]:
+    """The names of the model's tensors, by the identity of each."""
+    return {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def _laid(
+    config: DictConfig,
+    model: torch.nn.Module,
+    head: str | None,
+    refusal: UserError | None = None,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> Given | None:
+    """What of `model` is now that of the config's weights; of those of `head` only what fits is taken.
+
+    Weights of the model before it was tuned are found by the names that it had then, `renamed` since.
+    """
+    if config.weights is None:
+        return None
+
+    def read() -> Tensors:
+        return {renamed.get(name, name): tensor for name, tensor in _weights(str(config.weights)).items()}
+
+    try:
+        drawn = weights.overlay(model, read(), f"weights={config.weights}", head or weights.HEAD)
+    except UserError as error:
+        raise refusal or error from None
+    types = {name: tensor.dtype for name, tensor in model.state_dict().items() if name not in drawn}
+    return Given(config.weights, read, types)
+
+
+def _weights(name: str) -> Tensors:
+    """The weights called `name`. What a run's model lacks, for it is frozen or at home, is what that run began with."""
+    path, tensors = weights.locate(name), weights.read(name)
+    run = RunFolder(path.parent)
+    if path not in (run.model, run.best_model) or not (run.initial.exists() and run.config.exists()):
+        return tensors
+    began = OmegaConf.select(OmegaConf.load(run.config), "weights")
+    return (_weights(began) if began else {}) | weights.read(str(run.initial)) | tensors
+
+
+def _show(model: torch.nn.Module, dataset: Dataset, task: Task, what: str) -> None:
+    """Show it one example, so that a model of the wrong shape is named now, and a lazy one learns its shape."""
+    inputs, targets = dataset.pool.batch(slice(0, 1))
+    try:
+        with torch.no_grad():
+            found = list(models.select(models.call(model.eval(), inputs), task.output)[0].shape)
+    except UserError:
+        raise
+    except Exception as error:  # anybody's model
+        taken = f"{dataset.name}'s inputs of shape {plain(dataset.shape)}"
+        raise UserError(f"{what} cannot take {taken}: {first_line(error)}") from error
+    if found not in (expected := task.shapes(targets, dataset.classes)):
+        wanted = " or ".join(map(str, expected))
+        raise UserError(f"{what} gives outputs of shape {found}, not {wanted}, for {dataset.name}")
