@@ -41,7 +41,7 @@ class Tracker(Protocol):
 class Watcher(Tracker, Protocol):
     """A tracker of a deployment, which also hears why a client does not take part."""
 
-    def refused(self, reason: str) -> None: ...
+    def refused(self, reason: str, client: int | None = None) -> None: ...
 
 
 @dataclass(frozen=True)

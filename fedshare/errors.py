@@ -1,6 +1,7 @@
 """Errors that a person can act on: the command line prints their one line and no traceback."""
 
 import errno
+from unicodedata import category, name
 
 NAME = 80  # characters of a name that somebody else has chosen, where it is shown
 SYSTEM = 1  # the exit status of what the system did not do: it may do it when the command is started again
@@ -13,6 +14,15 @@ _NAMED = {
 _SPENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 # What an operator mends at the disk: full, over its quota, read-only, a file beyond the limit, broken.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+
+# Characters that Python calls printable and that show as nothing: of Unicode's Default_Ignorable_Code_Point those that
+# are no format characters, the blank patterns of Braille and music, and the blanks of Egyptian and of Khitan.
+_BLANKS = (
+    *(range(0x34F, 0x350), range(0x115F, 0x1161), range(0x17B4, 0x17B6), range(0x180B, 0x1810), range(0x2800, 0x2801)),
+    *(range(0x3164, 0x3165), range(0xFE00, 0xFE10), range(0xFFA0, 0xFFA1), range(0x13441, 0x13443)),
+    *(range(0x16FE4, 0x16FE5), range(0x1D159, 0x1D15A), range(0xE0000, 0xE1000)),
+)
+_MARKS = 4  # on one letter: as many as languages need, and too few to cover other lines
 
 
 class UserError(Exception):
@@ -34,10 +44,25 @@ class DiskError(UserError):
 
 
 def printable(text: str) -> str:
-    """`text` as one line that commands no terminal, whoever has written it: what cannot be printed is escaped."""
-    if text.isprintable():
+    """`text` as one line in which every character shows, whoever has written it; the others are escaped.
+
+    Escaped are control and format characters, line ends, all spaces but the plain one, what Unicode has not assigned,
+    what shows as nothing, and marks that do not belong to the script of the letter before them, which accents of all
+    scripts never do: with these one name could be made to look like another. Letters of all scripts stay, also where
+    one looks like another's.
+    """
+    if text.isascii() and text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    shown, script, marks = list[str](), "", 0  # script: of the letter to which marks may be added
+    for char in text:
+        kind, own = category(char)[0], name(char, "").partition(" ")[0]
+        marks = marks + 1 if kind == "M" else 0
+        plain = char.isprintable() and not any(ord(char) in blanks for blanks in _BLANKS)
+        if marks:
+            plain = plain and own == script and marks <= _MARKS
+        script = own if plain and kind in "LM" else ""
+        shown.append(char if plain else char.encode("unicode_escape").decode())
+    return "".join(shown)
 
 
 def brief(text: str, most: int = 200) -> str:

@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
-from test_stream import Guest, identity, pki, serving, until_present, wait_until
+from test_stream import Guest, hello, identity, pki, serving, until_present, wait_until
 
 import fedshare
 from deployed import Command, Deployment, eventually
 from fedshare.errors import UserError
 from fedshare.experiments.hosts.desk import Desk
 from fedshare.identity import certificates
+from fedshare.identity.keys import Identity
 from fedshare.runs import audit
 from fedshare.runs.audit import Audit
 from fedshare.transport.stream import client as client_module
-from fedshare.transport.stream import handshakes
+from fedshare.transport.stream import handshakes, tls
 from fedshare.transport.stream import server as server_module
+from fedshare.transport.stream.server import METHOD, StreamServer
 from world import PATIENCE
 
 __all__ = ["pki"]  # a fixture
@@ -189,7 +192,82 @@ def test_who_joins_and_who_is_refused_is_recorded_with_the_certificate(pki: Path
     assert recorded[1] == refused | certificates.described(identity(pki, "ours/client-1").certificate) | {
         "reason": "its certificate is client 1's, but it says that it is client 0"
     }
-    assert recorded[2] == {"event": "gone", "about": "client 0", "client": 0, "reason": "it left"}
+    assert recorded[2] == recorded[0] | {"event": "gone", "reason": "it left"}
+
+
+def _second_greeting(listening: StreamServer, own: Identity) -> None:
+    def frames() -> Iterator[bytes]:
+        yield hello()
+        until_present(listening, 0)
+        yield hello()
+
+    with tls.channel(listening.address, own, 5.0) as channel, pytest.raises(grpc.RpcError):
+        list(channel.stream_stream(METHOD)(frames(), timeout=PATIENCE))
+
+
+def _broken_off(listening: StreamServer, own: Identity) -> None:
+    with tls.channel(listening.address, own, 5.0) as channel:
+        call = channel.stream_stream(METHOD)(iter([hello()]), timeout=PATIENCE)
+        next(call)
+        until_present(listening, 0)
+        call.cancel()
+
+
+def _expelled(listening: StreamServer, own: Identity) -> None:
+    guest = Guest(listening.address, 0, own)
+    until_present(listening, 0)
+    listening.expel(0, "the operator has banned it")
+    guest.end()
+
+
+def _barred(listening: StreamServer, own: Identity) -> None:
+    listening.banned = {0: "sends garbage"}
+    Guest(listening.address, 0, own).end()
+
+
+def _mute(listening: StreamServer, own: Identity) -> None:
+    with tls.channel(listening.address, own, 5.0) as channel, pytest.raises(grpc.RpcError):
+        list(channel.stream_stream(METHOD)(iter([b""]), timeout=PATIENCE))
+
+
+ENDS: dict[str, tuple[Callable[[StreamServer, Identity], None], str, str]] = {
+    "a second greeting": (_second_greeting, "gone", "it sent a second greeting"),
+    "a connection that broke off": (_broken_off, "gone", "the connection broke off"),
+    "expelled": (_expelled, "gone", "the operator has banned it"),
+    "barred": (_barred, "refused", "the operator has banned it: sends garbage"),
+    "no greeting": (_mute, "refused", "it sent something else before its greeting"),
+}
+
+
+@pytest.mark.parametrize(("act", "event", "reason"), ENDS.values(), ids=ENDS)
+def test_every_entry_about_a_client_has_its_number_its_address_and_its_certificate(
+    act: Callable[[StreamServer, Identity], None], event: str, reason: str, pki: Path, recorded: list[Entry]
+) -> None:
+    said: list[str] = []
+    own = identity(pki, "ours/client-0")
+    with serving(identity(pki, "ours/server"), clients=2, say=said.append) as listening:
+        listening.record = lambda event, about, **what: recorded.append({"event": event, "about": about} | what)
+        act(listening, own)
+        wait_until(lambda: any(entry["event"] == event for entry in recorded), f"the entry, not {recorded}")
+    about = {"about": "client 0", "client": 0, "address": "127.0.0.1"} | certificates.described(own.certificate)
+    assert recorded[-1] == about | {"event": event, "reason": reason}
+    assert all(entry | about == entry for entry in recorded)
+    assert all(line.startswith("client 0 ") for line in said)
+
+
+def test_who_is_refused_by_the_run_is_entered_with_what_is_known_of_it(pki: Path, tmp_path: Path) -> None:
+    """As one that leaves while it is asked who it is, or says what cannot be."""
+    own = identity(pki, "ours/client-0")
+    with Desk(str(tmp_path / "audit.jsonl")) as desk, serving(identity(pki, "ours/server"), clients=2) as listening:
+        desk.serve(listening)
+        Guest(listening.address, 0, own)
+        until_present(listening, 0)
+        desk.refused("gone since 30 s ago", 0)
+        desk.refused("its weights are others", 1)
+    found = [entry for entry in entries(tmp_path / "audit.jsonl") if entry["event"] == "refused"]
+    about = {"client": 0, "address": "127.0.0.1"} | certificates.described(own.certificate)
+    assert found[0] == about | {"at": found[0]["at"], "event": "refused", "reason": "gone since 30 s ago"}
+    assert found[1] == {"at": found[1]["at"], "event": "refused", "client": 1, "reason": "its weights are others"}
 
 
 def shake(address: str, ca: Path, shown: Path | None = None, host: str = "localhost") -> None:

@@ -50,8 +50,8 @@ def test_a_node_cannot_take_the_place_of_another(tmp_path: Path) -> None:
     net._say = said.append
     assert net.client_ids() == [0, 1, 2, 4]
     assert said == [
-        "client-3 does not take part, and is asked again in 15 s: "
-        "it says that it is client 0, but it is registered as client-3"
+        "client 3 does not take part, and is asked again in 15 s: "
+        "it says that it is client 0, but it is registered as client 3"
     ]
 
 

@@ -150,9 +150,30 @@ def test_whatever_one_client_claims_it_moves_the_accuracy_by_no_more_than_its_sh
     reason = _test_flaw(Payload({"sums": lie}), task, task.zeros(), schedule, 4)
     found = summarise(task, honest if reason else honest | {4: lie})
     assert 4 / 20 <= found["accuracy"] <= (4 + 4) / 20
+    assert 0.25 * 4 / 5 <= found["accuracy_mean"] <= (0.25 * 4 + 1) / 5
     assert 0 <= found["loss"] < math.inf
     assert all(0 <= value <= 1 for value in found["per_client"]["accuracy"].values())
     assert (reason is None) == (0 <= correct <= examples <= 4 and not loss < 0 and 0 <= weight <= examples)
+
+
+@pytest.mark.parametrize(
+    ("lie", "purpose", "moved"),
+    [
+        (claiming(correct=count(4), loss=real(0.0)), Purpose.EVALUATE, "accuracy"),
+        (claiming(correct=count(0), loss=real(1e30)), Purpose.EVALUATE, "accuracy"),
+        (lambda up: Payload(up.tensors, up.metrics | {"train_loss": 1e30}), Purpose.TRAIN, "train_loss"),
+    ],
+    ids=["all right", "all wrong", "a training loss"],
+)
+@pytest.mark.parametrize("name", ["fedavg", "krum", "rffl", "fedcac"])
+def test_a_lie_about_a_test_or_a_training_loss_moves_a_number_and_no_model(
+    lie: Lie, purpose: Purpose, moved: str, name: str
+) -> None:
+    honest, lying = played(None, purpose, name), played(lie, purpose, name)
+    assert [done.link for done in lying] == [done.link for done in honest]
+    assert any(one.row[moved] != other.row[moved] for one, other in zip(honest, lying, strict=True))
+    for one, other in zip(honest, lying, strict=True):
+        assert abs(one.row["accuracy_mean"] - other.row["accuracy_mean"]) <= 1 / world.CLIENTS + 1e-12
 
 
 @pytest.mark.parametrize("claimed", [17, 21, 10**6])  # client 2 has 16, the largest 24

@@ -75,7 +75,7 @@ def test_clients_that_draw_another_model_begin_with_the_server_s(kind: str, tmp_
     net, here, said = network(make, tmp_path)
     simulation = Simulation(make)
     assert links(here, net) == links(simulation.population, simulation)
-    assert said[0] == "client-0 makes another initial model of the same config, and is sent the server's"
+    assert said[0] == "client 0 makes another initial model of the same config, and is sent the server's"
     assert len(said) == len(here.shares)
     assert net.refused == {}
 

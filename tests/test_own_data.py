@@ -162,7 +162,7 @@ def test_a_host_whose_data_are_mended_joins(deployment: Callable[..., Deployment
     made = deployment(*TUMOURS)
     server = made.server()
     clients = [made.client(id, "--data", str(folder / "site-{id}.csv")) for id in range(3)]
-    server.until("client-2 does not take part")
+    server.until("client 2 does not take part")
     clients[2].until("site-2.csv")
     assert "Traceback" not in clients[2].said
     (folder / "site-2.csv").write_text(good)
@@ -231,7 +231,7 @@ def test_a_host_whose_data_do_not_fit_the_run_is_told_why(
     made, data = deployment(*overrides), str(sites(tmp_path) / "site-{id}.csv")
     with made.server() as server, made.client(1, *["--data", data] * has):
         server.until(said)
-        assert "client-1 does not take part" in server.said
+        assert "client 1 does not take part" in server.said
         server.signal(signal.SIGTERM)
 
 

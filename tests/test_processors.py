@@ -171,7 +171,7 @@ def test_clients_on_several_processors_make_the_run_of_one(
     simulated, folder = tmp_path / "simulated", tmp_path / "deployed"
     assert fedshare("run", *SIGNS, *overrides, f"folder={simulated}") == 0
     assert fedshare("server", *SIGNS, *overrides, f"folder={folder}", "--listen", deployed, "--wait", "300") == 0
-    assert "client-0 makes another initial model of the same config, and is sent the server's" in capfd.readouterr().out
+    assert "client 0 makes another initial model of the same config, and is sent the server's" in capfd.readouterr().out
     same, sentence = verify(RunFolder(folder), RunFolder(simulated))
     assert same, sentence
 

@@ -186,6 +186,7 @@ def test_failures_are_of_a_few_kinds(reason: str, kind: str) -> None:
         ("client 7 was refused: there are 3 clients, 0 to 2", "client"),
         ("it starts from no weights, the server from those with 77ab", "weights"),
         ("it has 7 training examples; allowed are 1 to 5", "data"),
+        ("it says that it has 7 training examples; by the server's count it has 5", "data"),
         ("it joined this run with 7 test examples, and has 9 now", "data"),
         ("ipv4:127.0.0.1:3 sent no greeting", "malformed"),
         ("the TLS handshake failed: its certificate has expired", "handshake"),

@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unicodedata import category, name
 
 import grpc
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
 
@@ -333,8 +336,43 @@ def test_a_name_in_an_upload_cannot_write_lines_of_the_log() -> None:
         ("a\r\nb\tc", r"a\r\nb\tc"),
         ("\x1b]0;x\x07", r"\x1b]0;x\x07"),
         ("a\u2028\ud800\U000e0001", r"a\u2028\ud800\U000e0001"),
+        ("a\u00a0b\u3000c", r"a\xa0b\u3000c"),  # other spaces
+        ("a\u200b\u202e\u2066\u00adb", r"a\u200b\u202e\u2066\xadb"),  # no width, turned round, a soft hyphen
+        ("\u115f\u3164\uffa0\u2800", r"\u115f\u3164\uffa0\u2800"),  # fillers and a blank
+        ("\u2764\ufe0f", "\u2764" + r"\ufe0f"),  # a variation selector
+        ("host\u0301-a\u20dd", r"host\u0301-a\u20dd"),  # accents that are no letters of their own
+        ("x\u064e \u0e31", r"x\u064e \u0e31"),  # marks of another script than the letter's, or on none
+        ("\u061c\u064e", r"\u061c\u064e"),  # or on what is not shown
+        ("\u0e01" + 9 * "\u0e49", "\u0e01" + 4 * "\u0e49" + 5 * r"\u0e49"),  # a tower of marks
     ],
 )
-def test_what_cannot_be_printed_is_escaped(text: str, shown: str) -> None:
+def test_what_does_not_show_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == brief(text) == shown
     assert len(brief(1000 * text, 80)) == 80
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Zürich 7, façade, Łódź, Việt Nam, Αθήνα, Москва, Київ",
+        "東京 サーバー, 서울 서버, 北京节点, თბილისი, Երևան",
+        "हिन्दी, தமிழ், ไทยน้ำ, ខ្មែរ, မြန်မာ, བོད་ཡིག",
+        "عَرَبِيّ, עִבְרִית, አማርኛ",
+        "gpu 0 · 10⁶ €, “naïve”, ½",
+    ],
+)
+def test_writing_of_any_script_stays_readable(text: str) -> None:
+    assert printable(text) == text
+
+
+@given(st.text(max_size=60) | st.text(st.characters(categories=["Mn", "Mc", "Me", "Cf", "Zs", "Lo"]), max_size=30))
+def test_whatever_is_shown_shows_and_is_shown_once(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert printable(shown) == shown
+    assert not {category(char) for char in shown} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    assert all(char == " " for char in shown if category(char) == "Zs")
+    assert not any(name(char, "").startswith(("COMBINING", "VARIATION", "HANGUL FILLER")) for char in shown)
+    assert len(brief(text, 20)) <= 20
+    if text.isascii() and text.isprintable():
+        assert shown == text

@@ -33,6 +33,7 @@ class Desk:
         self._run = Commands()
         self._control: control.Control | None = None
         self._made = False  # the folder, for the socket
+        self._callers: dict[int, dict[str, str | int]] = {}  # where each client was last seen, for entries in the log
         self._lock = threading.Lock()  # one command at a time
 
     def __enter__(self) -> Self:
@@ -71,11 +72,14 @@ class Desk:
     def _record(self, event: str, about: str, /, **what: str | int) -> None:
         client = what.get("client")
         if isinstance(client, int) and event != "refused":
-            known = self._run.seen.setdefault(client, {})
-            known |= {"address": what["address"]} if "address" in what else {"gone": what.get("reason", "")}
-            if event == "joined":
-                known.pop("gone", None)
+            known = {"address": what["address"]} | ({"gone": what["reason"]} if event == "gone" else {})
+            self._run.seen[client] = known
+            self._callers[client] = {name: value for name, value in what.items() if name != "reason"}
         self._audit.note(event, about, **what)
+
+    def _about(self, client: int) -> dict[str, str | int]:
+        """A client's number, and the address and certificate with which it was here the last time."""
+        return self._callers.get(client, {"client": client})
 
     # Orders.
 
@@ -133,7 +137,7 @@ class Desk:
             self._run.round = row["round"]
             self._audit.note("round", round=self._run.round, digest=row["digest"])
             for client in self._run.standing.after_round(row.get("absent", ())):
-                self._audit.note("resumed client", client=client, reason="its rounds are over")
+                self._audit.note("resumed client", **self._about(client), reason="its rounds are over")
                 say(f"client {client} takes part again: the rounds for which it was suspended are over")
             self._run.rule()
         self._audit.flush()
@@ -142,11 +146,14 @@ class Desk:
     def finish(self, completed: bool = True) -> None:
         (self._other or NoTracker()).finish(completed)
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, client: int | None = None) -> None:
         """By the run, after the stream has let it in."""
-        self._audit.note("refused", "the run", reason=reason)
+        if client is None:
+            self._audit.note("refused", "the run", reason=reason)
+        else:
+            self._audit.note("refused", f"client {client}", **self._about(client), reason=reason)
         if self._other:
-            self._other.refused(reason)
+            self._other.refused(reason, client)
 
     # Commands.
 
@@ -165,7 +172,8 @@ class Desk:
             except OSError as error:
                 raise UserError(f"{error.filename}: {error.strerror}: nothing was done") from error
             self._open()  # also where the run has not begun, but not for a command that was refused
-            said = {name: value for name, value in request.items() if name in ("client", "rounds", "reason")}
+            said = {name: value for name, value in request.items() if name in ("rounds", "reason")}
+            said |= self._about(request["client"]) if "client" in request else {}
             self._audit.note("operator", command=str(command), user=user, login=_login(user), **said)
             say(f"the operator: {answer['said']}")
         self._audit.flush()

@@ -72,7 +72,7 @@ def serve(
         say=say,
         on_error=config.on_client_error,
         declared=Computed(here.shares) if declared is None else declared,
-        refusal=watcher.refused if watcher else lambda reason: None,
+        refusal=watcher.refused if watcher else lambda reason, client: None,
         slack=order.slack,
         parts=len(here.scratch.shapes),
         pace=build.pace(config),

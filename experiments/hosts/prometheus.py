@@ -90,7 +90,7 @@ class Exporter:
         self._present.set_function(lambda: len(present()))
         self._connections.set_function(connections)
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, client: int | None = None) -> None:
         self._refusals.labels(refusal(reason)).inc()
 
     # A tracker.

@@ -72,9 +72,9 @@ class FlowerNetwork:
     `everyone`, a later one for half as many, both up to `patience` seconds. A node is asked who it is when it comes;
     then its client takes part whenever the Grid lists the node. A client that raises is absent from the round, or with
     ``on_error="halt"`` ends the run. `declared` hears how many examples a client says it has, and raises ValueError
-    where that cannot be. `refusal` hears why a node does not take part. An answer may be twice as large as is expected,
-    and `slack` bytes; `parts` is how many tensors a whole model has. `ready` is called before a round, and while
-    clients are waited for: it raises where there is to be none.
+    where that cannot be. `refusal` hears why a node does not take part, and of which client it is, as far as is known.
+    An answer may be twice as large as is expected, and `slack` bytes; `parts` is how many tensors a whole model has.
+    `ready` is called before a round, and while clients are waited for: it raises where there is to be none.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class FlowerNetwork:
         say: Callable[[str], None] = print,
         on_error: Literal["halt", "drop"] = "drop",
         declared: Counts | None = None,
-        refusal: Callable[[str], None] = lambda reason: None,
+        refusal: Callable[[str, int | None], None] = lambda reason, client: None,
         slack: int = wire.SLACK,
         parts: int = 0,
         ready: Callable[[], None] = lambda: None,
@@ -111,6 +111,7 @@ class FlowerNetwork:
         self._tally = Tally(lambda line: self._say(line))
         self._give_up: Callable[[set[str]], None] = getattr(grid, "give_up", lambda _: None)
         self._nodes: dict[int, int] = {}  # client -> node
+        self._called: dict[int, str] = {}  # by node: how lines name it
         self._invited: dict[str, int] = {}  # message -> node, those that have not said who they are
         self._begun_with = set[str]()  # messages that held the initial model
         self._ask_at: dict[int, float] = {}  # node -> when to ask it again
@@ -127,7 +128,7 @@ class FlowerNetwork:
         while len(here := self._here()) < needed:
             self._ready()
             names = ", ".join(map(str, here)) or "none"
-            why = "".join(f"; node {node}: {reason}" for node, reason in sorted(self.refused.items()))
+            why = "".join(f"; {self._called[node]}: {reason}" for node, reason in sorted(self.refused.items()))
             if (left := until - time.monotonic()) <= 0:
                 raise RunHalted(f"waited {self._patience:g} s for {needed} clients; have {names}{why}")
             if getattr(self._grid, "complete", False):
@@ -170,26 +171,27 @@ class FlowerNetwork:
             for reply in replies:
                 id = reply.metadata.reply_to_message_id
                 node = self._invited.pop(id)
-                name = brief(names.get(node, ""), NAME)
+                name = names.get(node, "")
+                self._called[node] = _called(node, name)
                 try:
                     attendance = Attendance.FromString(_unwrapped(reply, self._short)[0])
                     attendance.host, attendance.device = (
                         brief(text, NAME) for text in (attendance.host, attendance.device)
                     )
                     if attendance.needs_initial:
-                        self._begin(node, name or f"node {node}", again=id in self._begun_with)
+                        self._begin(node, again=id in self._begun_with)
                     else:
                         self._admit(node, name, attendance, here)
                 except (ValueError, DecodeError) as error:
-                    self._refuse(node, name or f"node {node}", brief(str(error)))
+                    self._refuse(node, _registered(name), brief(str(error)))
         return sorted(client for client, node in self._nodes.items() if node in here)
 
-    def _begin(self, node: int, name: str, again: bool) -> None:
+    def _begin(self, node: int, again: bool) -> None:
         """Send a node what we have drawn of the initial model: on another kind of processor torch draws other bits."""
         if again:
             raise ValueError("it does not take the server's initial model")
-        line = f"{name} makes another initial model of the same config, and is sent the server's"
-        self._tally.say(name, line)
+        called = self._called[node]
+        self._tally.say(called, f"{called} makes another initial model of the same config, and is sent the server's")
         contents, data = wire.pack(Payload({GROUP: self._terms.drawn()}))
         initial = Initial(invitation=self._terms.invitation(), run=self._run, model=contents)
         message = Message(wrap(initial.SerializeToString(), data), node, INITIAL)
@@ -201,8 +203,8 @@ class FlowerNetwork:
     def _admit(self, node: int, name: str, attendance: Attendance, here: set[int]) -> None:
         """Raises ValueError where a node says that it is somebody else."""
         client = attendance.client
-        if re.fullmatch(r"client-\d+", name) and name != f"client-{client}":
-            raise ValueError(f"it says that it is client {client}, but it is registered as {name}")
+        if (registered := _registered(name)) not in (None, client):
+            raise ValueError(f"it says that it is client {client}, but it is registered as client {registered}")
         if not client < self._everyone:
             raise ValueError(f"it says that it is client {client}, and there are {self._everyone}")
         other = self._nodes.get(client, node)
@@ -216,10 +218,11 @@ class FlowerNetwork:
         self.refused.pop(node, None)
         self._nodes[client], self.attendance[client] = node, attendance
 
-    def _refuse(self, node: int, name: str, reason: str) -> None:
+    def _refuse(self, node: int, client: int | None, reason: str) -> None:
         if self.refused.get(node) != reason:
-            self._refusal(reason)
-            self._tally.say(name, f"{name} does not take part, and is asked again in {_AGAIN:g} s: {reason}")
+            self._refusal(reason, client)
+            called = self._called[node]
+            self._tally.say(called, f"{called} does not take part, and is asked again in {_AGAIN:g} s: {reason}")
         self.refused[node] = reason
         self._ask_at[node] = time.monotonic() + _AGAIN
 
@@ -312,6 +315,18 @@ class FlowerNetwork:
             if waiting:
                 self._wait(max(0.0, until - time.monotonic()))
                 late = time.monotonic() >= until  # then one more look: reading may have taken all the time there was
+
+
+def _registered(name: str) -> int | None:
+    """The client as which a node is registered: by our own grids always, by an operator of Flower's where he likes."""
+    found = re.fullmatch(r"client-(0|[1-9][0-9]{0,8})", name)
+    return int(found[1]) if found else None
+
+
+def _called(node: int, name: str) -> str:
+    if (client := _registered(name)) is not None:
+        return f"client {client}"
+    return f"node {node} ({brief(name, NAME)!r})" if name else f"node {node}"
 
 
 def _content(reply: Message) -> RecordDict:

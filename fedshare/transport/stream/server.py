@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
@@ -90,6 +90,7 @@ class _Client(Mailbox):
     connection: "_Connection | None" = None
     absent: bool = False
     gone: bool = False  # it was here, and is not connected
+    caller: dict[str, str] = field(default_factory=dict)  # where its last connection came from, for the record
     expiry: asyncio.TimerHandle | None = None  # when it will be, unless it comes back
 
     def wake(self) -> None:
@@ -278,6 +279,7 @@ class StreamServer:
             _hang_up(connection, _refusal(f"client {id} was refused: {reason}"))
             self._loop.call_later(CLOSE_DEADLINE, connection.cut.set)  # though it hears nothing
         else:
+            self._note("gone", client, reason=reason)
             self._lose(client, reason)
         self.refused[id] = reason
 
@@ -365,6 +367,7 @@ class StreamServer:
         if client.expiry:
             client.expiry.cancel()
         connection = client.connection = _Connection(context)
+        client.caller = _caller(context)
         self._warn(client.id, connection.shown)
         if client.gone:
             self._tally.say(f"client {client.id}", f"client {client.id} is back", changes=True)
@@ -386,7 +389,7 @@ class StreamServer:
         await connection.context.write(Down(welcome=welcome).SerializeToString())
         self.refused.pop(client.id, None)
         self._note_change()
-        self.record("joined", f"client {client.id}", client=client.id, **_caller(connection.context))
+        self._note("joined", client)
         reader = asyncio.ensure_future(self._read(client, connection))
         writer = asyncio.ensure_future(self._write(client, connection))
         cut = asyncio.ensure_future(connection.cut.wait())
@@ -405,8 +408,10 @@ class StreamServer:
             certified = tls.certified(context)
         except (FrameError, UserError) as error:
             why = f"{'it sent ' * isinstance(error, FrameError)}{error}"
-            self._tally.say(place, f"{place} was refused: {why}")
-            self.record("refused", place, reason=why, **_caller(context))
+            known = _certified(context)
+            about = place if known is None else f"client {known}"
+            self._tally.say(about, f"{about} was refused: {why}")
+            self.record("refused", about, **_caller(context), **_numbered(known), reason=why)
             raise
         reason = handover.elsewhere(context, self.settings.name)
         if reason := reason or self._objection(hello, certified, tls.shown(context)):
@@ -414,7 +419,7 @@ class StreamServer:
             line = f"client {who} was refused: {reason}"
             about = place if certified is None else f"client {who}"
             self._tally.say(about, line)
-            self.record("refused", about, client=who, reason=reason, **_caller(context))
+            self.record("refused", about, client=who, **_caller(context), reason=reason)
             if who in self.refused or len(self.refused) < REFUSED:
                 self.refused[who] = reason
             self._changed.set()
@@ -520,11 +525,14 @@ class StreamServer:
             hope = "" if gone else f"; absent if it is not back in {grace:g} s"
             line = f"client {client.id} is gone: {gone or 'the connection broke off'}{hope}"
             self._tally.say(f"client {client.id}", line, changes=True)
-            self.record("gone", f"client {client.id}", client=client.id, reason=gone or "the connection broke off")
+            self._note("gone", client, reason=gone or "the connection broke off")
         if gone:
             self._lose(client, gone)
         else:
             client.expiry = self._loop.call_later(grace, self._lose, client, f"gone since {grace:g} s ago")
+
+    def _note(self, event: str, client: _Client, **what: str) -> None:
+        self.record(event, f"client {client.id}", client=client.id, **client.caller, **what)
 
     def _lose(self, client: _Client, reason: str) -> None:
         client.absent = True
@@ -561,6 +569,18 @@ class _Health(health.aio.HealthServicer):
 def _caller(context: grpc.aio.ServicerContext) -> dict[str, str]:
     """Where a call comes from, and its certificate, for the record."""
     return {"address": address_of(context.peer())} | tls.described(context)
+
+
+def _certified(context: grpc.aio.ServicerContext) -> int | None:
+    """The client that a caller's certificate names, where it names one."""
+    try:
+        return tls.certified(context)
+    except UserError:
+        return None
+
+
+def _numbered(client: int | None) -> dict[str, int]:
+    return {} if client is None else {"client": client}
 
 
 class _Door(grpc.GenericRpcHandler):
