@@ -188,45 +188,60 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("run", help="run an experiment, or a sweep with -m", add_help=False)
     commands.add_parser("demo", help="a small run that needs no data, no network and no account", add_help=False)
-    resume = commands.add_parser("resume", help="go on with a run that was stopped, to the same bits")
-    resume.add_argument("run", help="its folder")
-    resume.add_argument("--rounds", type=int, help="go on to this round instead of the one planned")
-    verify = commands.add_parser("verify", help="say whether two runs are the same, or where they first differ")
-    verify.add_argument("runs", nargs="+", metavar="RUN", help="one folder, which is held against itself, or two")
-    verify.add_argument("--key", metavar="FILE", help="owner.pub: whether they are as this owner has signed them")
-    verify.add_argument("--audit", metavar="FILE", help="the audit log of the one run, where it lies elsewhere")
-    sign = commands.add_parser("sign", help="sign a run, so that others can see that nobody has changed it")
-    sign.add_argument("run", help="its folder")
-    sign.add_argument("--key", metavar="FILE", required=True, help="owner.key, which `fedshare keys DIR --owner` makes")
+    resume = commands.add_parser("resume", help="continue a run that was stopped, to the same bits")
+    resume.add_argument("run", help="the run's folder")
+    resume.add_argument("--rounds", type=int, help="continue to this round instead of the planned one")
+    verify = commands.add_parser("verify", help="check whether two runs are equal, and report where they first differ")
+    verify.add_argument(
+        "runs", nargs="+", metavar="RUN", help="one folder, which is checked against its own record, or two"
+    )
+    verify.add_argument("--key", metavar="FILE", help="owner.pub: check that they are as signed by this owner")
+    verify.add_argument("--audit", metavar="FILE", help="the audit log of the run, if it is stored elsewhere")
+    sign = commands.add_parser("sign", help="sign a run, so that others can verify that it was not changed")
+    sign.add_argument("run", help="the run's folder")
+    sign.add_argument("--key", metavar="FILE", required=True, help="owner.key, made by `fedshare keys DIR --owner`")
     sign.add_argument("--passphrase", metavar="FILE", nargs="?", const="", help=PASSPHRASE)
-    compare = commands.add_parser("compare", help="how well each client fares in several runs, side by side")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="two folders or more, of runs with the same clients")
-    compare.add_argument("--into", metavar="FILE", help="to be written: NAME.csv, a table, or NAME.svg, a picture")
-    export = commands.add_parser("export", help="a run's whole model as one file, backbone included")
-    export.add_argument("run", help="its folder")
-    export.add_argument("file", help="to be written: NAME.safetensors")
-    export.add_argument("--client", type=int, help="the model that this client would use, not the global one")
-    ledger = commands.add_parser("ledger", help="what the ledger of a run holds, where its model is one")
-    ledger.add_argument("run", help="its folder")
-    replay = commands.add_parser("replay", help="a model of any round, from the initial one and the run's ledger alone")
-    replay.add_argument("run", help="its folder")
-    replay.add_argument("--round", type=int, metavar="N", help="after this round, instead of the last")
-    undo = commands.add_parser("undo", help="the model as if some peer had never spoken, and how well it does")
-    undo.add_argument("run", help="its folder, which stays as it is")
-    undo.add_argument("--peer", type=int, metavar="P", action="append", required=True, help="may be said several times")
-    undo.add_argument("--from-round", type=int, metavar="R", default=1, help="what it said before stays; 1: nothing")
+    compare = commands.add_parser("compare", help="compare the clients' results in several runs")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of two or more runs with the same clients")
+    compare.add_argument("--into", metavar="FILE", help="output file: NAME.csv, a table, or NAME.svg, a plot")
+    export = commands.add_parser("export", help="write a run's whole model to one file, backbone included")
+    export.add_argument("run", help="the run's folder")
+    export.add_argument("file", help="output file: NAME.safetensors")
+    export.add_argument(
+        "--client", type=int, help="export the model that this client would use instead of the global one"
+    )
+    ledger = commands.add_parser("ledger", help="summarise the ledger of a run, if it has one")
+    ledger.add_argument("run", help="the run's folder")
+    replay = commands.add_parser(
+        "replay", help="rebuild the model of any round from the initial one and the run's ledger"
+    )
+    replay.add_argument("run", help="the run's folder")
+    replay.add_argument("--round", type=int, metavar="N", help="the model after this round instead of the last")
+    undo = commands.add_parser("undo", help="compute and test the model without the bytes of some peers")
+    undo.add_argument("run", help="the run's folder, which is not changed")
+    undo.add_argument(
+        "--peer",
+        type=int,
+        metavar="P",
+        action="append",
+        required=True,
+        help="a peer to remove; may be given several times",
+    )
+    undo.add_argument(
+        "--from-round", type=int, metavar="R", default=1, help="remove its bytes from this round on; 1: all of them"
+    )
     for command in (replay, undo):
-        command.add_argument("--into", metavar="FILE", help="to be written: the whole model, NAME.safetensors")
+        command.add_argument("--into", metavar="FILE", help="output file for the whole model: NAME.safetensors")
     for command in (resume, export, replay, undo):
         add_config_dir(command)
         add_trust(command)
-    commands.add_parser("matrix", help="attacks by defences by partitions by seeds, in one table", add_help=False)
+    commands.add_parser("matrix", help="run attacks against defences, partitions and seeds; one table", add_help=False)
     commands.add_parser("pretrain", help="train a model on all data, for runs to start from", add_help=False)
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)
-    commands.add_parser("client", help="be one client, or all clients of this host", add_help=False)
-    commands.add_parser("gate", help="one port for several runs, each with a server of its own", add_help=False)
+    commands.add_parser("client", help="run one client, or all clients of this host", add_help=False)
+    commands.add_parser("gate", help="share one port among several runs, each with its own server", add_help=False)
     commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)
     commands.add_parser("keys", help="make certificates for a server and its clients, and revoke them", add_help=False)
-    commands.add_parser("admin", help="command a running server, or clear up clients' memories", add_help=False)
-    commands.add_parser("doctor", help="say what stands in the way of a deployment", add_help=False)
+    commands.add_parser("admin", help="send commands to a running server, or delete clients' memories", add_help=False)
+    commands.add_parser("doctor", help="diagnose a deployment", add_help=False)
     return parser

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from fedshare.errors import UserError
 
-PASSPHRASE = "of the key: the first line of FILE, or asked for"
+PASSPHRASE = "passphrase of the key: the first line of FILE, or prompted for"
 
 
 class Parser(argparse.ArgumentParser):

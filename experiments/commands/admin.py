@@ -114,25 +114,29 @@ def _seconds(text: str) -> float:
 def _parser() -> Parser:
     made = Parser(
         prog="fedshare admin",
-        description="Command a running server, as the user who runs it.",
+        description="Send a command to a running server, as the user who runs it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("run", metavar="RUN", help=f"the folder of a run under way, or its {control.NAME}; or: memories")
+    made.add_argument(
+        "run", metavar="RUN", help=f"the folder of a run in progress, or its {control.NAME}; or: memories"
+    )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    status = commands.add_parser("status", help="round, checkpoint, and which clients are there, suspended or banned")
-    status.add_argument("--json", action="store_true", help="for programs")
-    suspend = commands.add_parser("suspend", help="ask a client for nothing; it stays connected")
-    resume = commands.add_parser("resume", help="ask it again")
-    ban = commands.add_parser("ban", help="cut a client off and let it in no more, also after --resume")
-    unban = commands.add_parser("unban", help="let it in again")
+    status = commands.add_parser("status", help="show round, checkpoint, and connected, suspended and banned clients")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    suspend = commands.add_parser("suspend", help="send a client no messages; it stays connected")
+    resume = commands.add_parser("resume", help="end a suspension")
+    ban = commands.add_parser("ban", help="disconnect a client and refuse it from now on, also after --resume")
+    unban = commands.add_parser("unban", help="end a ban")
     for one in (suspend, resume, ban, unban):
-        one.add_argument("client", metavar="CLIENT", type=_client, help="its number")
-    suspend.add_argument("--rounds", metavar="N", type=_rounds, help="for so many rounds; else until it is resumed")
-    ban.add_argument("--reason", metavar="TEXT", help="said to the client, and entered in the audit log")
-    stop = commands.add_parser("stop", help="end the server after this round, with a checkpoint")
+        one.add_argument("client", metavar="CLIENT", type=_client, help="the client's number")
+    suspend.add_argument(
+        "--rounds", metavar="N", type=_rounds, help="for this many rounds; default: until it is resumed"
+    )
+    ban.add_argument("--reason", metavar="TEXT", help="sent to the client, and recorded in the audit log")
+    stop = commands.add_parser("stop", help="stop the server after this round, with a checkpoint")
     save = commands.add_parser("checkpoint", help="write a checkpoint after this round")
     for one in (stop, save):
-        one.add_argument("--wait", metavar="S", type=_seconds, help="until that is done, up to S seconds")
+        one.add_argument("--wait", metavar="S", type=_seconds, help="wait until this is done, for up to S seconds")
     return made

@@ -11,13 +11,13 @@ from fedshare.identity import enrolment
 from fedshare.identity.keys import make
 
 _DAYS = 365
-_EPILOG = """a client whose key is made on its own host, and the end of any client's:
-  fedshare keys request DIR --client 3       on its host: a key, which stays there, and DIR/client-3/client-3.csr
-  fedshare keys sign KEYS client-3.csr       where the authority is: KEYS/client-3/client-3.pem
+_EPILOG = """for a client whose key is made on its own host, and to revoke any client:
+  fedshare keys request DIR --client 3       on its host: makes a key, which stays there, and DIR/client-3/client-3.csr
+  fedshare keys sign KEYS client-3.csr       at the authority: makes KEYS/client-3/client-3.pem
   fedshare keys accept DIR client-3.pem      on its host: for `fedshare client ... --keys DIR`
-  fedshare keys revoke KEYS 3                no certificate of client 3 is let in any more
-  fedshare keys revoke KEYS client-3         the key that it has now is not: another may be signed
-each has a --help; a DIR by one of these names is ./DIR
+  fedshare keys revoke KEYS 3                refuses every certificate of client 3
+  fedshare keys revoke KEYS client-3         refuses its current key; another may be signed
+each has --help; write ./DIR for a folder with one of these names
 """
 _Do = Callable[[argparse.Namespace], list[str]]
 
@@ -41,11 +41,13 @@ def keys(arguments: list[str]) -> list[str]:
 
 def _making(made: Parser) -> None:
     made.epilog = _EPILOG
-    made.add_argument("folder", metavar="DIR", help="what it lacks is made, what it has is kept")
+    made.add_argument(
+        "folder", metavar="DIR", help="output folder: missing keys and certificates are made, existing ones kept"
+    )
     made.add_argument("--server", metavar="HOST,...", help="the server's names or addresses")
     made.add_argument("--clients", type=int, metavar="N", help="make client-0 to client-(N-1)")
     _days(made)
-    made.add_argument("--owner", action="store_true", help="make the key pair with which an owner signs runs")
+    made.add_argument("--owner", action="store_true", help="make an owner's key pair, for signing runs")
     _passphrase(made)
 
 
@@ -65,8 +67,8 @@ def _make(options: argparse.Namespace) -> list[str]:
 
 
 def _requesting(made: Parser) -> None:
-    made.description = "Make a client's key on its own host, and a request for a certificate that goes to the operator."
-    made.add_argument("folder", metavar="DIR", help="the key is made in DIR/client-N, or kept there")
+    made.description = "Make a client's key on its own host, and a certificate request to send to the operator."
+    made.add_argument("folder", metavar="DIR", help="the key is made in DIR/client-N, or kept if it exists")
     made.add_argument("--client", type=int, metavar="N", required=True, help="which client")
 
 
@@ -75,11 +77,11 @@ def _request(options: argparse.Namespace) -> list[str]:
 
 
 def _signing(made: Parser) -> None:
-    made.description = "Certify the key of a request; also a second time, before the first certificate ends."
-    made.add_argument("folder", metavar="KEYS", help="where the authority is")
-    made.add_argument("request", metavar="REQUEST", help="what `fedshare keys request` has made: client-N.csr")
-    made.add_argument("--client", type=int, metavar="N", help="refuse a request to be any other client")
-    made.add_argument("--replace", action="store_true", help="where the client has another key, revoke that one")
+    made.description = "Certify the key of a request; also again, before the certificate expires."
+    made.add_argument("folder", metavar="KEYS", help="the folder with the authority")
+    made.add_argument("request", metavar="REQUEST", help="client-N.csr, made by `fedshare keys request`")
+    made.add_argument("--client", type=int, metavar="N", help="refuse a request for any other client")
+    made.add_argument("--replace", action="store_true", help="if the client has another key, revoke that key")
     _days(made)
     _passphrase(made)
 
@@ -91,9 +93,9 @@ def _sign(options: argparse.Namespace) -> list[str]:
 
 
 def _accepting(made: Parser) -> None:
-    made.description = "Put the certificate that the operator has sent back beside its key."
-    made.add_argument("folder", metavar="DIR", help="as it was given to `fedshare keys request`")
-    made.add_argument("certificates", metavar="FILE", help="what `fedshare keys sign` has made: client-N.pem")
+    made.description = "Install the certificate that the operator sent back next to its key."
+    made.add_argument("folder", metavar="DIR", help="the folder given to `fedshare keys request`")
+    made.add_argument("certificates", metavar="FILE", help="client-N.pem, made by `fedshare keys sign`")
 
 
 def _accept(options: argparse.Namespace) -> list[str]:
@@ -101,17 +103,17 @@ def _accept(options: argparse.Namespace) -> list[str]:
 
 
 def _revoking(made: Parser) -> None:
-    made.description = "Let a client in no more. A server that runs cuts it off within seconds."
+    made.description = "Refuse a client from now on. A running server disconnects it within seconds."
     made.add_argument(
-        "folder", metavar="KEYS", help="the server's folder, which has its list, or what holds that folder"
+        "folder", metavar="KEYS", help="the server's folder, which contains the list, or its parent folder"
     )
     made.add_argument(
         "whom",
         nargs="+",
         metavar="WHO",
-        help="a client's number: none of its certificates is let in; client-N, or a certificate's file: its key is not",
+        help="a client's number: refuses all its certificates; client-N or a certificate's file: refuses that key",
     )
-    made.add_argument("--why", default="", metavar="TEXT", help="noted in the list")
+    made.add_argument("--why", default="", metavar="TEXT", help="reason, noted in the list")
     made.add_argument("--undo", action="store_true", help="take them off the list")
 
 
@@ -120,7 +122,9 @@ def _revoke(options: argparse.Namespace) -> list[str]:
 
 
 def _days(made: Parser) -> None:
-    made.add_argument("--days", type=int, default=_DAYS, help=f"how long the certificates last (default: {_DAYS})")
+    made.add_argument(
+        "--days", type=int, default=_DAYS, help=f"validity of the certificates in days (default: {_DAYS})"
+    )
 
 
 def _passphrase(made: Parser) -> None:

@@ -29,10 +29,10 @@ from fedshare.report.units import decimal, human_seconds
 from fedshare.runs import RunFolder
 
 AXES = {"attacks": "attack", "defences": "strategy", "partitions": "partition"}  # and the group that each is about
-_HELP = """Play every attack against every defence, on every partition, for every seed.
+_HELP = """Run every attack against every defence, on every partition, with every seed.
 
-KEY=VALUE with a key of experiments/conf/matrix.yaml changes the matrix; any other override is for every cell.
-An axis is chosen by names, those of the matrix or options of the group, or by overrides of your own:
+KEY=VALUE with a key of experiments/conf/matrix.yaml changes the matrix; any other override applies to every cell.
+Select an axis by names (of the matrix, or options of the group) or by your own overrides:
 
   fedshare matrix attacks=none,sign_flip defences=fedavg,rffl partitions=iid seeds=0,1
   fedshare matrix rounds=10 attack.adversaries=3 folder=matrices/three
@@ -40,7 +40,7 @@ An axis is chosen by names, those of the matrix or options of the group, or by o
   fedshare matrix '~attacks.mimic' '+attacks.far="attack=rescale attack.factor=100"'
   fedshare matrix -cn mine -cd folder
 
-A cell that the folder holds already is not played again, so the same command goes on after a stop.
+A cell that is already in the folder is not run again, so the same command continues after a stop.
 """
 
 
@@ -53,8 +53,10 @@ def matrix(arguments: list[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as above")
-    parser.add_argument("-n", "--dry-run", action="store_true", help="check all cells, say how many there are, stop")
-    parser.add_argument("-cn", "--config-name", default="matrix", help="an entry of your own, in --config-dir")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="check all cells, print their number, and stop")
+    parser.add_argument(
+        "-cn", "--config-name", default="matrix", help="a preset, or a root config of your own in --config-dir"
+    )
     add_config_dir(parser)
     flags = parser.parse_intermixed_args(arguments)
     app = application.hydra(flags.config_dir)

@@ -111,14 +111,18 @@ def _days(text: str) -> float:
 def _parser() -> Parser:
     made = Parser(
         prog="fedshare admin memories",
-        description="What the clients of this host remember of runs. RUN is a run's id, or its beginning: the server's "
-        "folder of the run has it in run-id.",
+        description="The state that the clients of this host store for runs. RUN is a run's id, or its beginning; "
+        "run-id in the server's folder of the run contains the id.",
         allow_abbrev=False,
     )
-    made.add_argument("--state", metavar="DIR", help="where clients remember; else as for `fedshare client`")
-    made.add_argument("--older-than", metavar="DAYS", type=_days, help="only what was last used so long ago")
-    delete = f"delete it; {_ALL}: all but what is kept, in use, or holds the cost of private training"
+    made.add_argument(
+        "--state", metavar="DIR", help="where clients store their state; default: as for `fedshare client`"
+    )
+    made.add_argument("--older-than", metavar="DAYS", type=_days, help="only memories last used longer ago than this")
+    delete = f"memory to delete; {_ALL}: all but those that are kept, in use, or hold the cost of private training"
     made.add_argument("--delete", metavar="RUN", action="append", default=[], help=delete)
-    made.add_argument("--keep", metavar="RUN", action="append", default=[], help="keep it, until --no-keep")
-    made.add_argument("--no-keep", metavar="RUN", action="append", default=[], help="take that back")
+    made.add_argument(
+        "--keep", metavar="RUN", action="append", default=[], help="protect it from deletion, until --no-keep"
+    )
+    made.add_argument("--no-keep", metavar="RUN", action="append", default=[], help="end the protection of --keep")
     return made

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     if not any(argument.split("=")[0] == "--resume" for argument in arguments):
         return run(arguments, "pretrain", Work("pretrain", built, check, execute))
     parser = Parser(prog="fedshare pretrain", allow_abbrev=False)
-    parser.add_argument("--resume", required=True, metavar="FOLDER", help="go on with what was stopped there")
+    parser.add_argument("--resume", required=True, metavar="FOLDER", help="continue the training in this folder")
     add_config_dir(parser)
     add_trust(parser)
     options = parser.parse_args(arguments)

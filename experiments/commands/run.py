@@ -83,15 +83,19 @@ def _parser(command: str, name: str) -> Parser:
         "overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE; +KEY=VALUE adds a key, ~KEY removes one"
     )
     does = parser.add_mutually_exclusive_group()
-    does.add_argument("-m", "--multirun", action="store_true", help="a sweep: a run for each of the values a,b")
+    does.add_argument(
+        "-m", "--multirun", action="store_true", help="a sweep: one run for each combination of values a,b"
+    )
     does.add_argument("-c", "--cfg", choices=("job", "hydra", "all"), help="show the config: job, hydra or all")
     info = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
     does.add_argument("-i", "--info", nargs="?", const="all", choices=info, help=f"show {', '.join(info)}")
-    does.add_argument("-h", "--help", action="store_true", help="show this")
+    does.add_argument("-h", "--help", action="store_true", help="show this help")
     does.add_argument("--hydra-help", action="store_true", help="show hydra's own flags and groups")
-    parser.add_argument("--resolve", action="store_true", help="with --cfg: fill in what refers to other keys")
-    parser.add_argument("-p", "--package", help="with --cfg: show this part")
-    parser.add_argument("-cn", "--config-name", default=name, help="an entry of your own, in --config-dir")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve references to other keys")
+    parser.add_argument("-p", "--package", help="with --cfg: show only this part")
+    parser.add_argument(
+        "-cn", "--config-name", default=name, help="a preset, or a root config of your own in --config-dir"
+    )
     add_config_dir(parser)
     return parser
 

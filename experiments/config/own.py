@@ -12,7 +12,7 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
         "-cd",
         "--config-dir",
         metavar="DIR",
-        help="a folder of your own configs, in groups like experiments/conf's, and of the modules that they name",
+        help="a folder with your own configs, in groups as in experiments/conf, and the modules that they name",
     )
 
 
@@ -22,7 +22,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         metavar="PACKAGE",
         action="append",
         default=[],
-        help="let a config that somebody else wrote name what is in this package; may be given several times",
+        help="let a config written by another user name objects of this package; may be given several times",
     )
 
 
