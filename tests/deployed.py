@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +12,10 @@ from typing import Self
 
 import pytest
 
+import forked
 from fedshare.experiments.cli import main
 from fedshare.identity import keys
+from fedshare.machine.devices import Place
 from fedshare.runs import RunFolder, verify
 from world import PATIENCE
 
@@ -50,13 +51,11 @@ class Command:
     def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
         self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
         environment = os.environ | {"FEDSHARE_STATE": str(folder / "state"), "PYTHONUNBUFFERED": "1"} | environ
+        if arguments[0] == "client":  # a process that has loaded torch cannot set them
+            environment |= Place(None, None, 1).environ()
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fedshare", *arguments],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env=environment,
+            self.process = forked.python(
+                *("-m", "fedshare", *arguments), stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment
             )
 
     def __enter__(self) -> "Command":
@@ -97,15 +96,14 @@ class Command:
 
 
 @contextmanager
-def interruptible(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def interruptible(*arguments: str) -> Iterator[forked.Process]:
     """One `fedshare ...` process in a group of its own, that obeys SIGINT.
 
     A job in the background of a shell ignores SIGINT, and so does whatever it starts: these tests, for instance.
     """
     program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     program += "from fedshare.experiments.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", program, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with forked.python("-c", program, *arguments, stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
             yield process
         finally:

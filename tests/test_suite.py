@@ -46,7 +46,8 @@ def run(folder: Path, *arguments: str, **environ: str) -> str:
 
 @pytest.mark.parametrize("how", [[], ["--numprocesses", "2", "--dist", "loadfile"]], ids=["one process", "xdist"])
 def test_what_was_skipped_is_run_again_and_nothing_else(how: list[str], tmp_path: Path) -> None:
-    shutil.copy(world.ROOT / "tests" / "conftest.py", tmp_path)
+    for name in ("conftest.py", "forked.py"):
+        shutil.copy(world.ROOT / "tests" / name, tmp_path)
     (tmp_path / "test_parts.py").write_text(SKIPPING)
     (tmp_path / "test_whole.py").write_text(WHOLE)
     assert run(tmp_path, *how).startswith("2 passed, 5 skipped in ")

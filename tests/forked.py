@@ -1,0 +1,300 @@
+"""Python processes of ours, forked from one that has loaded the libraries: a test need not wait seconds for imports.
+
+`python` starts one, and so does `multiprocessing` where it is told to spawn one, between `install` and `close`. It is a
+child of this process, with its own id, environment, working directory, files and, where asked for, session; signals and
+exit statuses are those of any process. It has loaded the libraries that take long, and of our modules those that import
+no gRPC, which cannot be forked. Where a process would differ (a variable that is read as libraries load, another system
+than Linux), and within `cold`, it starts with nothing loaded.
+"""
+
+import ctypes
+import fcntl
+import gc
+import importlib
+import json
+import multiprocessing.process
+import multiprocessing.util
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+LIBRARIES = [
+    "hydra",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "fedshare.experiments.commands.run",
+]
+LATE = (
+    "CUDA_VISIBLE_DEVICES",
+    "FEDSHARE_",
+    "PYTHONUNBUFFERED",
+    "PYTEST_CURRENT_TEST",
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "COLUMNS",
+)
+SUBREAPER = 36  # of prctl(2): its orphaned descendants become its children
+
+
+class Forked:
+    """A process that was forked, a child of this one: of `subprocess.Popen` what tests need."""
+
+    def __init__(self, pid: int, stdout: IO[str] | None) -> None:
+        self.pid, self.stdout = pid, stdout
+        self.returncode: int | None = None
+        self._end = os.pidfd_open(pid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.stdout:
+            self.stdout.close()
+        self.wait()
+
+    def poll(self) -> int | None:
+        return self._ended(os.WNOHANG)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None and timeout is not None:
+            waiting = select.poll()
+            waiting.register(self._end, select.POLLIN)
+            if not waiting.poll(timeout * 1000):
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        status = self._ended(0)
+        assert status is not None
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _ended(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+                os.close(self._end)
+        return self.returncode
+
+
+Process = Forked | subprocess.Popen[str]
+
+
+def python(
+    *arguments: str,
+    cwd: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+    stdout: int | IO[str] | None = None,
+    stderr: int | IO[str] | None = None,
+    start_new_session: bool = False,
+) -> Process:
+    """Start ``python ARGUMENTS``, which are ``-m MODULE ...`` or ``-c PROGRAM ...``; outputs as of subprocess.Popen."""
+    environment = dict(os.environ if env is None else env)
+    if _cold or sys.platform != "linux" or _read_early(environment) != _read_early(os.environ):
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=environment,
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            start_new_session=start_new_session,
+        )
+    reading, writing = os.pipe() if stdout == subprocess.PIPE else (None, None)
+    out = _number(stdout, 1) if writing is None else writing
+    error = out if stderr == subprocess.STDOUT else _number(stderr, 2)
+    try:
+        pid = _fork(arguments, environment, {0: 0, 1: out, 2: error}, str(cwd or Path.cwd()), start_new_session)
+    finally:
+        if writing is not None:
+            os.close(writing)
+    return Forked(pid, None if reading is None else os.fdopen(reading))
+
+
+def run(
+    *arguments: str, cwd: Path | str | None = None, env: Mapping[str, str] | None = None, timeout: float
+) -> "subprocess.CompletedProcess[str]":
+    """Start one, wait for its end, and return what it said on each output."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+        process = python(*arguments, cwd=cwd, env=env, stdout=out, stderr=error)
+        try:
+            process.wait(timeout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        for said in (out, error):
+            said.seek(0)
+        return subprocess.CompletedProcess(arguments, process.returncode, out.read(), error.read())
+
+
+def _number(output: int | IO[str] | None, usual: int) -> int:
+    return usual if output is None else output if isinstance(output, int) else output.fileno()
+
+
+@contextmanager
+def cold() -> Iterator[None]:
+    """Start processes with nothing loaded."""
+    global _cold
+    before, _cold = _cold, True
+    try:
+        yield
+    finally:
+        _cold = before
+
+
+def install() -> None:
+    """Fork also what `multiprocessing` spawns."""
+    multiprocessing.util.spawnv_passfds = _spawn
+
+
+def close() -> None:
+    """End the process that is forked, where there is one."""
+    global _preloaded
+    multiprocessing.util.spawnv_passfds = _SPAWN
+    if _preloaded is not None:
+        _preloaded.close()
+        _preloaded = None
+
+
+_cold = False
+_SPAWN = multiprocessing.util.spawnv_passfds
+
+
+def _spawn(program: bytes, arguments: list[str], files: list[int]) -> int:
+    """The id of a new process with these files open; a child of this one."""
+    option, *rest = arguments[1:]
+    early = sys.platform != "linux" or rest[1:] != ["--multiprocessing-fork"] or option != "-c"
+    if _cold or early:
+        return _SPAWN(program, arguments, files)
+    return _fork(arguments[1:], dict(os.environ), {file: file for file in (0, 1, 2, *files)}, str(Path.cwd()), False)
+
+
+def _fork(
+    arguments: Sequence[str], environment: dict[str, str], files: dict[int, int], folder: str, session: bool
+) -> int:
+    """The id of a new process. `files` are the file descriptors, by their numbers there."""
+    global _preloaded
+    if _preloaded is None:
+        _preloaded = _Preloaded()
+    request = {"arguments": arguments, "environment": environment, "folder": folder, "session": session}
+    return _preloaded.fork(request | {"files": list(files)}, list(files.values()))
+
+
+def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of which some are read as libraries load."""
+    early = {name: value for name, value in environment.items() if not name.startswith(LATE)}
+    return {"MKL_NUM_THREADS": early.get("OMP_NUM_THREADS", "")} | early  # as MKL does
+
+
+class _Preloaded:
+    """The process that is forked. It ends with this one, or by `close`."""
+
+    def __init__(self) -> None:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        with theirs:
+            command = [sys.executable, __file__, str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+
+    def fork(self, request: Mapping[str, object], files: list[int]) -> int:
+        with self._lock:
+            adopt = ctypes.CDLL(None, use_errno=True).prctl
+            socket.send_fds(self._requests, [json.dumps(request).encode()], files)
+            adopt(SUBREAPER, 1, 0, 0, 0)
+            try:
+                answer = self._requests.recv(100)
+            finally:
+                adopt(SUBREAPER, 0, 0, 0, 0)
+        if not answer:
+            raise RuntimeError(f"the preloaded process has ended: exit status {self._process.wait()}")
+        return int(answer)
+
+    def close(self) -> None:
+        self._requests.close()
+        self._process.wait()
+
+
+_preloaded: _Preloaded | None = None
+
+
+def _serve(requests: socket.socket) -> dict[str, Any] | None:
+    """Fork for each request. Returns it in each process that was forked, and in the end None in this one."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # so that collecting garbage does not copy the libraries' pages
+    while True:
+        data, received, _, _ = socket.recv_fds(requests, 1 << 20, 100)
+        if not data:
+            return None
+        named, name = os.pipe()  # the id of the process
+        ready, go = os.pipe()
+        if (between := os.fork()) == 0:
+            if pid := os.fork():  # when this process ends, the asker adopts that one
+                os.write(name, str(pid).encode())
+                os._exit(0)
+            for file in (named, name, go, requests.detach()):
+                os.close(file)
+            os.read(ready, 1)  # until it is adopted
+            request: dict[str, Any] = json.loads(data)
+            numbers = request.pop("files")
+            above = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, max(numbers) + 1) for file in received]
+            for number, file in zip(numbers, above, strict=True):
+                os.dup2(file, number)
+            for file in {ready, *received, *above} - set(numbers):
+                os.close(file)
+            return request
+        os.waitpid(between, 0)
+        requests.send(os.read(named, 100))
+        for file in (named, name, ready, go, *received):
+            os.close(file)
+
+
+def _become(arguments: list[str], environment: dict[str, str], folder: str, session: bool) -> None:
+    """Be the process that was asked for."""
+    if session:
+        os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    multiprocessing.process.ORIGINAL_DIR = folder
+    if environment.get("PYTHONUNBUFFERED"):
+        sys.stdout.reconfigure(write_through=True)
+    option, what, *rest = arguments
+    sys.argv = [option, *rest]
+    sys.path[0] = "" if option == "-c" else folder
+    if option == "-c":
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), main.__dict__)
+    else:
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    asked = _serve(socket.socket(fileno=int(sys.argv[1])))
+    if asked:
+        _become(**asked)
