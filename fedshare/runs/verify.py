@@ -142,7 +142,7 @@ def _contradiction(
     return f"server: {path}" if path else None
 
 
-def verify(a: RunFolder, b: RunFolder | None = None, harmless: Collection[str] = ()) -> tuple[bool, str]:
+def verify(a: RunFolder, b: RunFolder | None = None, *, harmless: Collection[str] = ()) -> tuple[bool, str]:
     """Whether two runs are the same to the bit, and the sentence to say about it; of one run, whether it is whole.
 
     Of the keys of a config, those that are `harmless` cannot be why two runs differ.
