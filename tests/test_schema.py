@@ -120,7 +120,7 @@ def test_verify_names_the_first_key_that_may_be_why_runs_differ(tmp_path: Path) 
             runs[name].append(done.row, done.link)
 
     def why(a: str, b: str) -> str:
-        same, sentence = verify(runs[a], runs[b], HARMLESS)
+        same, sentence = verify(runs[a], runs[b], harmless=HARMLESS)
         assert not same
         return sentence.partition("; so do their configs: ")[2]
 
