@@ -25,7 +25,7 @@ DEPLOYMENT = (world.ROOT / "docs" / "deployment.md").read_text()
 
 
 def test_the_docs_list_what_all_hosts_must_have_alike() -> None:
-    listed = re.search(r"what all must have alike \(([^)]*)\)", DEPLOYMENT)
+    listed = re.search(r"parts that must be the same everywhere \(([^)]*)\)", DEPLOYMENT)
     assert listed
     assert tuple(re.split(r",\s+", listed[1])) == SHARED
 
