@@ -12,11 +12,11 @@ from fedshare.data.dataset import Examples, Inputs
 from fedshare.errors import UserError
 from fedshare.payload import Payload
 from fedshare.state import State
-from fedshare.tasks import Classification, Task, models
-from fedshare.tasks.task import add
+from fedshare.tasks import Classification, Task
 from fedshare.tensors import Tensors
 from fedshare.training import batching
-from fedshare.training.fit import Batch, Batches, Engine, Fit, Plain, Steps, autocast
+from fedshare.training.fit import Batch, Batches, Engine, Fit, Plain, Steps
+from fedshare.training.measure import Measure
 from fedshare.training.private.budget import Budget, PrivacyRecord
 from fedshare.training.scratch import Scratch
 from fedshare.training.settings import Training
@@ -61,6 +61,7 @@ class Client:
         self.training = training
         self.task = task or Classification()
         self._scratch = scratch
+        self._measure = Measure(scratch, training, self.task)
         self._share = share
         self._engine = engine or Plain()
         self._budget = Budget(id, seed, record)
@@ -163,41 +164,22 @@ class Client:
 
     def outputs(self, inputs: Inputs) -> Tensor:
         """The model's answer to a batch's inputs."""
-        with autocast(self.training, self._scratch.device):
-            return self.task.outputs(self.model, inputs)
+        return self._measure.outputs(inputs)
 
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss, averaged over the batch's targets."""
-        inputs, targets = batch
-        return self.task.losses(self.outputs(inputs), targets).mean()
+        return self._measure.loss(batch)
 
     def losses(self, batch: Batch, vectors: Tensor) -> Tensor:
         """`loss` with each of `vectors` ``[n, size]`` in the place of `vector`, evaluated together: ``[n]``.
 
         Where the model's code cannot be batched, they are evaluated one after the other, and `vector` is the last.
         """
-        inputs, targets = batch
-        positional, named = models.arguments(inputs)
-
-        def loss(params: Tensors) -> Tensor:
-            with autocast(self.training, self._scratch.device):
-                returned = torch.func.functional_call(self.model, params, positional, named)
-            return self.task.losses(models.select(returned, self.task.output)[0], targets).mean()
-
-        try:
-            return torch.func.vmap(loss)(self._scratch.batched(vectors))
-        except RuntimeError:
-            return torch.stack([(self.vector.copy_(vector), self.loss(batch))[1] for vector in vectors])
+        return self._measure.losses(batch, vectors)
 
     def loss_over(self, examples: Examples) -> float:
         """The mean loss of the model as it is over all of `examples`; 0 where none of their targets counts."""
-        total, weight = 0.0, 0.0
-        with torch.no_grad():
-            for inputs, targets in self._in_turn(examples):
-                sums, weights = self.task.losses(self.outputs(inputs), targets)
-                total += float(sums.sum())
-                weight += float(weights.sum())
-        return total / weight if weight else 0.0
+        return self._measure.loss_over(examples)
 
     def fit(
         self,
@@ -273,18 +255,8 @@ class Client:
 
     def sums(self, examples: Examples) -> Tensors:
         """What a test on `examples` adds up."""
-        total = self.task.zeros()
-        self.model.eval()
-        with torch.no_grad():
-            for inputs, targets in self._in_turn(examples):
-                total = add(total, self.task.sums(self.outputs(inputs), targets))
-        return total
+        return self._measure.sums(examples)
 
     def scores(self) -> dict[str, float]:
         """The metrics on the test examples, and ``examples``: how many targets those are."""
         return self.task.scores(self.sums(self.test_examples))
-
-    def _in_turn(self, examples: Examples) -> Iterator[Batch]:
-        for rows in torch.arange(len(examples)).split(self.training.evaluation_batch_size):
-            if len(rows):
-                yield examples.batch(rows.to(self._scratch.device))

@@ -19,14 +19,9 @@ from fedshare.experiments.commands import crew
 from fedshare.experiments.commands.matrix import AXES, wanted
 from fedshare.experiments.config.application import CONF, hydra
 from fedshare.payload import Payload
-from fedshare.report.matrix import (
-    Entry,
-    matrix_csv,
-    matrix_markdown,
-    matrix_plot,
-    of_the_same_clients,
-    with_fairness,
-)
+from fedshare.report.cells import Entry, of_the_same_clients, with_fairness
+from fedshare.report.matrix import matrix_csv, matrix_markdown
+from fedshare.report.matrix_plot import matrix_plot
 from fedshare.runs import RunFolder
 from fedshare.state import State
 from fedshare.strategies.fedavg import FedAvg

@@ -18,7 +18,7 @@ from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.rounds import Schedule, run_server
 from fedshare.rounds.chain import Link
-from fedshare.simulation import Population, Simulation, workers
+from fedshare.simulation import Population, Simulation, worker
 from fedshare.state import State
 from fedshare.strategies.fedavg import FedAvg
 from fedshare.training.scratch import Scratch
@@ -238,9 +238,9 @@ def test_there_are_no_more_workers_than_clients() -> None:
 
 def test_busy_workers_are_ended_together(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[str, float]] = []
-    stop, end = workers._Worker.stop, workers._Worker.end
-    monkeypatch.setattr(workers._Worker, "stop", lambda self: (steps.append(("asked", 0)), stop(self)))
-    monkeypatch.setattr(workers._Worker, "end", lambda self, until: (steps.append(("ended", until)), end(self, until)))
+    stop, end = worker.Worker.stop, worker.Worker.end
+    monkeypatch.setattr(worker.Worker, "stop", lambda self: (steps.append(("asked", 0)), stop(self)))
+    monkeypatch.setattr(worker.Worker, "end", lambda self, until: (steps.append(("ended", until)), end(self, until)))
     network = Simulation(partial(troubled, "hang"), workers=3, timeout=1.0)
     with pytest.raises(RunHalted, match="no answer"):
         run(network)

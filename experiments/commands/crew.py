@@ -16,7 +16,7 @@ import torch
 
 from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.experiments.commands.cell import Cell, Result, play
-from fedshare.simulation.workers import START_DEADLINE, ctrl_c_ignored, death
+from fedshare.simulation.worker import START_DEADLINE, ctrl_c_ignored, death
 
 Outcome: TypeAlias = Result | str  # or why there is no result
 

@@ -24,7 +24,9 @@ from fedshare.experiments.options import Parser
 from fedshare.experiments.signals import terminable
 from fedshare.machine import devices
 from fedshare.machine.files import on_disk, sweep, write_atomically, writing
-from fedshare.report.matrix import Entry, matrix_csv, matrix_markdown, matrix_plot, of_the_same_clients, with_fairness
+from fedshare.report.cells import Entry, of_the_same_clients, with_fairness
+from fedshare.report.matrix import matrix_csv, matrix_markdown
+from fedshare.report.matrix_plot import matrix_plot
 from fedshare.report.units import decimal, human_seconds
 from fedshare.runs import RunFolder
 

@@ -18,7 +18,7 @@ from fedshare.tensors import Tensors
 
 @dataclass(frozen=True)
 class Liars:
-    """Who lies, and about what (`fedshare.population.population.Adversaries`)."""
+    """Who lies, and about what (`fedshare.population.adversaries.Adversaries`)."""
 
     attack: Attack
     clients: int

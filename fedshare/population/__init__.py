@@ -1,8 +1,10 @@
 """Everyone who may take part, and the examples of each."""
 
+from fedshare.population.adversaries import Honest
 from fedshare.population.counts import Computed, Counts
 from fedshare.population.own import Declared, Owned
-from fedshare.population.population import Answer, Honest, Part, Partitioned, Population, Shares
+from fedshare.population.population import Answer, Population
+from fedshare.population.shares import Part, Partitioned, Shares
 
 __all__ = [
     "Answer",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from fedshare.population.population import Sized
+from fedshare.population.shares import Sized
 
 KINDS = "training", "test", "validation"
 

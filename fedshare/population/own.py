@@ -11,7 +11,7 @@ import numpy as np
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.errors import UserError
 from fedshare.machine.files import write_atomically, writing
-from fedshare.population.population import Sized, held_out, validating
+from fedshare.population.shares import Sized, held_out, validating
 
 
 @dataclass(frozen=True)

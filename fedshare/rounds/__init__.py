@@ -1,6 +1,8 @@
 """The two loops, a server's and a peer's, and what a round leaves."""
 
-from fedshare.rounds.loops import Round, run_peer, run_server
+from fedshare.rounds.peer import run_peer
+from fedshare.rounds.round import Round
 from fedshare.rounds.schedule import Schedule, sample
+from fedshare.rounds.server import run_server
 
 __all__ = ["Round", "Schedule", "run_peer", "run_server", "sample"]

@@ -7,7 +7,8 @@ from fedshare.machine.threads import one_thread
 from fedshare.network import Exchange, Heard, Purpose, Quotas
 from fedshare.payload import Payload
 from fedshare.population import Population
-from fedshare.simulation.workers import Job, Outcome, Workers, attempt, played
+from fedshare.simulation.jobs import Job, Outcome, attempt, played
+from fedshare.simulation.workers import Workers
 from fedshare.state import State
 
 

@@ -1,8 +1,9 @@
 """Tasks: what a batch, the loss and the metrics are. One for training, attacks, privacy, probes and tests."""
 
 from fedshare.tasks.classification import Classification, LanguageModel, Segmentation
+from fedshare.tasks.losses import Losses
 from fedshare.tasks.multilabel import MultiLabel
 from fedshare.tasks.regression import Regression
-from fedshare.tasks.task import Losses, Task
+from fedshare.tasks.task import Task
 
 __all__ = ["Classification", "LanguageModel", "Losses", "MultiLabel", "Regression", "Segmentation", "Task"]

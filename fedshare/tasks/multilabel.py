@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from fedshare.data.dataset import Dataset, Inputs, parts
 from fedshare.errors import UserError
 from fedshare.tasks import targets as kinds
-from fedshare.tasks.task import Losses, Task
+from fedshare.tasks.losses import Losses
+from fedshare.tasks.task import Task
 from fedshare.tensors import Tensors
 
 IGNORED = -100

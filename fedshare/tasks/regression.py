@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from fedshare.data.dataset import Dataset, Inputs, parts
 from fedshare.errors import UserError
 from fedshare.tasks import targets as kinds
-from fedshare.tasks.task import Losses, Task
+from fedshare.tasks.losses import Losses
+from fedshare.tasks.task import Task
 
 _LOSSES: dict[str, Any] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 

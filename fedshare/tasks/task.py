@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,28 +12,11 @@ from torch import Tensor, nn
 from fedshare.data.dataset import Dataset, Inputs
 from fedshare.errors import UserError
 from fedshare.tasks import additive, models
+from fedshare.tasks.losses import Loss, Losses, known_empty
 from fedshare.tensors import Tensors
 
 ROUNDING = 1e-6  # of a sum of float64, far more than it can be off
 CHUNK = 1 << 24  # numbers of an output that a test takes apart at once, in float64
-
-
-class Losses(NamedTuple):
-    """Of each example of a batch the sum of its losses and what that is to be divided by, both ``[batch]``.
-
-    A batch's loss is ``sums.sum() / weights.sum()``, so that batches of any size, masked targets and class weights
-    average exactly; a batch of which nothing counts has loss and gradient 0.
-    """
-
-    sums: Tensor
-    weights: Tensor
-
-    def mean(self) -> Tensor:
-        weight = self.weights.sum()
-        return self.sums.sum() / torch.where(weight > 0, weight, 1)
-
-
-Loss = Callable[[Tensor, Tensor], Any]  # outputs and targets of a batch -> its mean loss, one an example, or `Losses`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +104,7 @@ class Task(ABC):
         if isinstance(self.loss, str):
             return self.each(outputs, targets)
         counts = self.counts(targets).to(outputs.dtype)
-        if _known_empty(counts):  # a mean over nothing is NaN, and so would be its gradient
+        if known_empty(counts):  # a mean over nothing is NaN, and so would be its gradient
             return Losses(outputs.sum() * counts, counts)
         found = self.loss(self.aligned(outputs, targets), targets)
         given = found if isinstance(found, tuple) else (found,)
@@ -248,11 +231,3 @@ class Task(ABC):
 def add(a: Tensors, b: Tensors) -> Tensors:
     """`a` + `b`, in `a`'s types, on its device."""
     return {name: value + b[name].to(value) for name, value in a.items()}
-
-
-def _known_empty(counts: Tensor) -> bool:
-    """Whether no target of the batch counts; under `vmap`, where nobody can tell, no."""
-    try:
-        return not bool(counts.any())
-    except RuntimeError:
-        return False

@@ -1,0 +1,119 @@
+"""The server's loop. It yields after each round; who runs it prints, logs and draws."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from fedshare.errors import brief
+from fedshare.network import Heard, Network, Purpose
+from fedshare.payload import Quota
+from fedshare.rounds import chain
+from fedshare.rounds.account import Account
+from fedshare.rounds.chain import Link
+from fedshare.rounds.influence import Watch
+from fedshare.rounds.round import Clock, Round
+from fedshare.rounds.rows import merged, row_of, row_of_test, test_flaw, told
+from fedshare.rounds.schedule import Schedule, sample
+from fedshare.rounds.steps import concluded, downloads_of
+from fedshare.state import State, digests
+from fedshare.strategy import Strategy
+from fedshare.tasks import Classification, Task
+
+
+def run_server(
+    strategy: Strategy,
+    network: Network,
+    state: State,
+    schedule: Schedule,
+    start: int = 0,
+    digest: str = chain.START,
+    account: Account = Account(),  # noqa: B008  # frozen
+    task: Task = Classification(),  # noqa: B008  # the same
+    heard: Heard | None = None,
+) -> Iterator[Round]:
+    """Run the rounds after `start`, whose server memory is `state` and whose digest is `digest`.
+
+    `account` knows what the model's tensors are called in the account of bytes, `task` what a test gives. `heard` is
+    told how far each exchange is. Raises `RunHalted` when more than half of a round's uploads cannot be used, or what
+    is made of them cannot.
+    """
+    known, watch = set(range(schedule.clients or 0)), Watch(schedule.max_norm_ratio)
+    for round in range(start + 1, schedule.rounds + 1):
+        here = network.client_ids()
+        known |= set(here)
+        clock = Clock()
+        before = {}
+        if schedule.evaluate_first and round == 1:
+            away = _away(known, here, {})
+            before = {"before": _tested(strategy, network, state, 0, here, away, schedule, task, heard)}
+            clock.lap("evaluate")
+        trains = [client for client in here if client not in schedule.unseen]
+        chosen = sample(trains, schedule.clients_per_round, schedule.seed, round)
+        downloads = downloads_of(strategy, state, chosen, Purpose.TRAIN)
+        clock.lap("download")
+        exchange = network.exchange(Purpose.TRAIN, round, downloads, partial(_quota, strategy, state), heard)
+        answers, suspended = exchange.answers, exchange.suspended
+        known |= suspended.keys()
+        away = _away(known, here, suspended)
+        clock.lap("train")
+        state, uploads, dropped, weakened = concluded(
+            strategy, state, round, answers, downloads, exchange.absent, schedule, watch
+        )
+        clock.lap("aggregate")
+        link = Link.extend(digest, round, digests(state), exchange.digests, dropped)
+        digest = link.digest
+        clock.lap("digest")
+        row = row_of(strategy, state, round, uploads, dropped, digest)
+        row |= {"absent": [client for client in away if client not in suspended]} | before
+        row |= {"suspended": {str(client): why for client, why in suspended.items()}} if suspended else {}
+        row |= told(answers, downloads, weakened)
+        good, bad = ([answers[client] for client in answers.keys() & some] for some in (uploads, dropped))
+        row |= account.row(good, bad, downloads.values())
+        last = round == schedule.rounds
+        if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
+            row = merged(row, _tested(strategy, network, state, round, here, away, schedule, task, heard))
+            clock.lap("evaluate")
+        yield Round(round, state, link, row | {"seconds": clock.laps})
+
+
+def _away(known: set[int], here: list[int], suspended: dict[int, str]) -> dict[int, str]:
+    """Who of the known clients is not asked, and why, in client order."""
+    return {c: "suspended" if c in suspended else "not connected" for c in sorted(known - set(here))}
+
+
+def _quota(strategy: Strategy, state: State, client: int) -> Quota:
+    return Quota.of(strategy.expects(state, client))
+
+
+def _tested(
+    strategy: Strategy,
+    network: Network,
+    state: State,
+    round: int,
+    here: list[int],
+    away: dict[int, str],
+    schedule: Schedule,
+    task: Task,
+    heard: Heard | None,
+) -> dict[str, Any]:
+    """A row's part about each client's test with the model it would use now; of how many, and why not of the others.
+
+    Who is `away`, and why, would otherwise leave the means unnoticed, and they would be others.
+    """
+    downloads, zeros = downloads_of(strategy, state, here, Purpose.EVALUATE), task.zeros()
+    quota = Quota.of({"sums": zeros, "validation": zeros})
+    exchange = network.exchange(Purpose.EVALUATE, round, downloads, lambda _: quota, heard)
+    answers, absent, untested = exchange.answers, exchange.absent, dict[int, str]()
+    for client in sorted({*here, *away}):
+        if client in away:
+            untested[client] = away[client]
+        elif client not in downloads:
+            untested[client] = "is sent no model"
+        elif client not in answers:
+            untested[client] = absent.get(client, "no answer")
+        elif reason := test_flaw(answers[client], task, zeros, schedule, client):
+            untested[client] = brief(reason)
+    good = {client: answer for client, answer in sorted(answers.items()) if client not in untested}
+    counts = {"tested": len(good), "tested_of": len(here) + len(away)}
+    whys = {"untested": {str(client): reason for client, reason in untested.items()}}
+    return row_of_test(task, good, schedule) | counts | whys

@@ -1,0 +1,155 @@
+"""A worker process of one thread, from both ends of its connection: only bytes made by `pack` go to and fro."""
+
+import contextlib
+import logging
+import math
+import multiprocessing
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+
+import torch
+
+from fedshare.errors import RunHalted, UserError
+from fedshare.network import Purpose
+from fedshare.payload import Payload, same_tensors
+from fedshare.population import Answer, Population
+from fedshare.simulation.jobs import Job, Outcome, raised
+from fedshare.state import State, pack, unpack
+from fedshare.tensors import Tensors
+
+log = logging.getLogger(__name__)
+START_DEADLINE = 300.0  # seconds for a worker to import torch and load its data
+GRACE = 5.0  # seconds for workers to end by themselves
+
+
+class Worker:
+    def __init__(self, build: Callable[[], Population]) -> None:
+        if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+            multiprocessing.set_start_method("spawn", force=True)  # joblib's own method, which no child would know
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=_serve, args=(other, build), daemon=True)
+        with ctrl_c_ignored():  # the child takes it over: this process hears Ctrl-C and ends the others in order
+            self.process.start()
+        other.close()  # so that the death of the process ends the connection
+        self.late = False
+        self._deadline = time.monotonic() + START_DEADLINE
+        self._download: Payload | None = None  # the last one it was sent
+
+    def kill_if_late(self) -> None:
+        if time.monotonic() > self._deadline and not self.late:
+            self.late = True
+            self.process.kill()
+
+    def wait_until_ready(self) -> None:
+        try:
+            reply = unpack(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            if self.late:
+                raise RunHalted(f"a worker process was not ready after {START_DEADLINE:g} s") from None
+            hint = "a script that uses workers needs `if __name__ == '__main__':`"
+            raise RunHalted(f"a worker process died while starting ({self.cause()}); {hint}") from None
+        self._deadline = math.inf
+        if "error" in reply:
+            raise RunHalted(f"a worker process could not start: {reply['error']}")
+
+    def forget(self) -> None:
+        self._download = None
+
+    def send(self, job: Job, timeout: float) -> None:
+        request: State = {"round": job.round, "client": job.client, "purpose": job.purpose.value, "state": job.state}
+        request["metrics"] = job.download.metrics
+        # One global model goes to many clients: it crosses to each worker once.
+        if self._download is None or not same_tensors(self._download, job.download):
+            self._download = job.download
+            request["tensors"] = job.download.tensors
+        self._deadline = time.monotonic() + timeout
+        with contextlib.suppress(OSError):  # it has died; receive() will find the same
+            self.connection.send_bytes(pack(request))
+
+    def receive(self, job: Job, halts: bool) -> Outcome:
+        data = self.connection.recv_bytes()
+        self._deadline = math.inf
+        reply = unpack(data)
+        if "wrong" in reply:
+            raise UserError(reply["wrong"])
+        if "error" in reply and not halts:
+            return str(reply["error"])
+        if "error" in reply:
+            log.error("%s", reply["trace"])
+            raise RunHalted(f"{job}: {reply['error']}")
+        return Answer(Payload(reply["tensors"], reply["metrics"]), reply["state"], reply["digests"])
+
+    def cause(self) -> str:
+        return death(self.process)
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        self._deadline = math.inf
+        self.connection.close()
+
+    def end(self, until: float) -> None:
+        """See it end; make it, if it has not by then."""
+        self.process.join(max(0.0, until - time.monotonic()))
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+
+
+def death(process: SpawnProcess) -> str:
+    """How it ended, having ended."""
+    process.join(GRACE)
+    code = process.exitcode
+    if code == -signal.SIGKILL:
+        return "killed; out of memory?"
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+@contextlib.contextmanager
+def ctrl_c_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may it be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _serve(connection: Connection, build: Callable[[], Population]) -> None:
+    """The life of a worker: build the population, then answer until the connection ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable(logging.WARNING)  # the parent has said what there is to say about the data
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone, or wants no more
+        try:
+            population = build()
+        except Exception as error:
+            connection.send_bytes(pack({"error": f"{type(error).__name__}: {error}"}))
+            return
+        connection.send_bytes(pack({"ready": True}))
+        tensors: dict[str, Tensors] = {}
+        while True:
+            request = unpack(connection.recv_bytes())
+            tensors = request.get("tensors", tensors)
+            download = Payload(tensors, request["metrics"])
+            job = Job(Purpose(request["purpose"]), request["round"], request["client"], download, request["state"])
+            connection.send_bytes(_reply(job, population))
+
+
+def _reply(job: Job, population: Population) -> bytes:
+    try:
+        answer = job.run(population)
+        payload: State = {"tensors": answer.payload.tensors, "metrics": answer.payload.metrics}
+        return pack(payload | {"state": answer.state, "digests": answer.digests})
+    except UserError as error:
+        return pack({"wrong": str(error)})
+    except Exception as error:
+        return pack({"error": raised(error), "trace": traceback.format_exc()})

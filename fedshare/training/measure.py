@@ -1,0 +1,74 @@
+"""What the model is worth as it is: its losses, and the sums of a test."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedshare.data.dataset import Examples, Inputs
+from fedshare.tasks import Task, models
+from fedshare.tasks.task import add
+from fedshare.tensors import Tensors
+from fedshare.training.fit import Batch, autocast
+from fedshare.training.scratch import Scratch
+from fedshare.training.settings import Training
+
+
+@dataclass(frozen=True)
+class Measure:
+    scratch: Scratch
+    training: Training
+    task: Task
+
+    def outputs(self, inputs: Inputs) -> Tensor:
+        """The model's answer to a batch's inputs."""
+        with autocast(self.training, self.scratch.device):
+            return self.task.outputs(self.scratch.module, inputs)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The task's loss, averaged over the batch's targets."""
+        inputs, targets = batch
+        return self.task.losses(self.outputs(inputs), targets).mean()
+
+    def losses(self, batch: Batch, vectors: Tensor) -> Tensor:
+        """`loss` with each of `vectors` ``[n, size]`` in the place of the scratch's own, evaluated together: ``[n]``.
+
+        Where the model's code cannot be batched, they are evaluated one after the other, and the last one stays.
+        """
+        inputs, targets = batch
+        positional, named = models.arguments(inputs)
+
+        def loss(params: Tensors) -> Tensor:
+            with autocast(self.training, self.scratch.device):
+                returned = torch.func.functional_call(self.scratch.module, params, positional, named)
+            return self.task.losses(models.select(returned, self.task.output)[0], targets).mean()
+
+        try:
+            return torch.func.vmap(loss)(self.scratch.batched(vectors))
+        except RuntimeError:
+            return torch.stack([(self.scratch.vector.copy_(vector), self.loss(batch))[1] for vector in vectors])
+
+    def loss_over(self, examples: Examples) -> float:
+        """The mean loss over all of `examples`; 0 where none of their targets counts."""
+        total, weight = 0.0, 0.0
+        with torch.no_grad():
+            for inputs, targets in self._in_turn(examples):
+                sums, weights = self.task.losses(self.outputs(inputs), targets)
+                total += float(sums.sum())
+                weight += float(weights.sum())
+        return total / weight if weight else 0.0
+
+    def sums(self, examples: Examples) -> Tensors:
+        """What a test on `examples` adds up."""
+        total = self.task.zeros()
+        self.scratch.module.eval()
+        with torch.no_grad():
+            for inputs, targets in self._in_turn(examples):
+                total = add(total, self.task.sums(self.outputs(inputs), targets))
+        return total
+
+    def _in_turn(self, examples: Examples) -> Iterator[Batch]:
+        for rows in torch.arange(len(examples)).split(self.training.evaluation_batch_size):
+            if len(rows):
+                yield examples.batch(rows.to(self.scratch.device))
