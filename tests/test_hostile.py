@@ -639,13 +639,13 @@ def test_fields_out_of_range_are_refused(key: str, value: str, said: str) -> Non
 
 
 def test_cells_of_a_matrix_from_before_these_fields_are_still_found() -> None:
-    from fedshare.experiments.commands import matrix
+    from fedshare.experiments.commands import plan
 
     app = application.hydra(None)
     given = ["attacks=none", "defences=fedavg", "partitions=iid", "seeds=0"]
     for more in ([], ["max_norm_ratio=9"]):
-        config, _ = matrix.wanted(app, "matrix", [*given, *more])
-        (cell,) = matrix.plan(app, config)
+        config, _ = plan.wanted(app, "matrix", [*given, *more])
+        (cell,) = plan.plan(app, config)
         assert {"max_norm_ratio", "on_weakened"} & cell.config.keys() == ({"max_norm_ratio"} if more else set())
 
 

@@ -16,7 +16,7 @@ from test_data import write_mnist
 from test_runs import fedshare
 
 from fedshare.experiments.commands import crew
-from fedshare.experiments.commands.matrix import AXES, wanted
+from fedshare.experiments.commands.plan import AXES, wanted
 from fedshare.experiments.config.application import CONF, hydra
 from fedshare.payload import Payload
 from fedshare.report.cells import Entry, of_the_same_clients, with_fairness
