@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedshare import seeds
-from fedshare.data.dataset import Examples, Inputs
+from fedshare.data.dataset import Examples, Inputs, Share
 from fedshare.errors import UserError
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.tasks import Classification, Task
 from fedshare.tensors import Tensors
 from fedshare.training import batching
-from fedshare.training.fit import Batch, Batches, Engine, Fit, Plain, Steps
+from fedshare.training.fit import Batch, Batches, Engine, Fit, Plain, Steps, check_like
 from fedshare.training.measure import Measure
 from fedshare.training.private.budget import Budget, PrivacyRecord
 from fedshare.training.scratch import Scratch
@@ -23,17 +23,6 @@ from fedshare.training.settings import Training
 
 __all__ = ["Batch", "Client", "PrivacyRecord", "Share", "Training"]
 Made = TypeVar("Made")
-
-
-class Share(Protocol):
-    """A client's part of the data. `validation`, a part of what it could train on, decides; `test` is reported."""
-
-    @property
-    def train(self) -> Examples: ...
-    @property
-    def test(self) -> Examples: ...
-    @property
-    def validation(self) -> Examples | None: ...
 
 
 class Client:
@@ -209,7 +198,7 @@ class Client:
         if unknown := sorted(chosen - scratch.parameters.keys()):
             raise KeyError(f"the model has no parameter {', '.join(unknown)}")
         for tensors in (toward or {}, correction or {}):
-            self._check(tensors)
+            check_like(scratch.shapes, tensors)
         trained = tuple(name for name in scratch.trainable if name in chosen)
         asked = Fit(
             round=round,
@@ -235,15 +224,6 @@ class Client:
         if scratch.local and keep_local:
             self.state["local"] = scratch.params(scratch.local)
         return metrics
-
-    def _check(self, tensors: Tensors) -> None:
-        """Raise where `tensors` are not like the model's of the same names: PyTorch would broadcast them."""
-        shapes = self._scratch.shapes
-        if unknown := sorted(tensors.keys() - shapes.keys()):
-            raise KeyError(f"the model has no tensor {', '.join(unknown)}")
-        for name, tensor in tensors.items():
-            if tensor.shape != shapes[name]:
-                raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(shapes[name])}")
 
     def evaluate(self) -> Payload:
         """Test the model: the task's sums over the test examples, and over those for validation where there are some.

@@ -7,7 +7,7 @@ from functools import cached_property
 from math import inf
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -199,3 +199,14 @@ def as_tensor(value: Any, instead: Mapping[Any, Any] = MappingProxyType({})) -> 
 
 def _kind(part: Tensor) -> str:
     return f"{str(part.dtype).removeprefix('torch.')} {list(part.shape[1:])}"
+
+
+class Share(Protocol):
+    """A client's part of the data. `validation`, a part of what it could train on, decides; `test` is reported."""
+
+    @property
+    def train(self) -> Examples: ...
+    @property
+    def test(self) -> Examples: ...
+    @property
+    def validation(self) -> Examples | None: ...

@@ -129,3 +129,12 @@ def _searching(optimizer: torch.optim.Optimizer, gradient: Callable[[], Losses])
 
     optimizer.step(closure)
     return asked[0]
+
+
+def check_like(shapes: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
+    """Raise where `tensors` are not like the model's of the same names: PyTorch would broadcast them."""
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        raise KeyError(f"the model has no tensor {', '.join(unknown)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(shapes[name])}")
