@@ -23,7 +23,7 @@ from fedshare.errors import RunHalted, UserError
 from fedshare.experiments import beginnings
 from fedshare.experiments.cli import main
 from fedshare.experiments.config import application, build, compose
-from fedshare.experiments.hosts import federation
+from fedshare.experiments.hosts import agreement, federation
 from fedshare.experiments.running.execute import resume, simulation
 from fedshare.experiments.running.rounds import rounds
 from fedshare.network import Purpose
@@ -372,7 +372,7 @@ def test_who_joins_with_other_counts_than_the_servers_is_refused_with_both_numbe
 
 def test_a_server_that_has_the_partition_begins_no_run_on_counts_that_contradict_it(tmp_path: Path) -> None:
     config = [*SMALL, f"folder={tmp_path / 'run'}"]
-    text, honest = federation.population({"overrides": " ".join(SMALL)}, {})
+    text, honest = agreement.population({"overrides": " ".join(SMALL)}, {})
     real_shares = list(honest.shares)
     app = client_app(lambda *_: (text, replace(honest, shares=[*real_shares[:LIAR], Elsewhere(10**12, 10**12)])))
     grid = InProcessGrid(app, 3, {}, {"state-dir": str(tmp_path / "state")})
