@@ -124,7 +124,7 @@ def _verify(options: argparse.Namespace) -> int:
     if len(options.runs) > 2:
         raise UserError(f"verify: takes one or two runs, not {len(options.runs)}")
     folders = [RunFolder.open(path) for path in options.runs]
-    same, sentence = verify(folders[0], folders[1] if len(folders) > 1 else None, HARMLESS)
+    same, sentence = verify(folders[0], *folders[1:], harmless=HARMLESS)
     if same:
         same, logged = audited(folders, options.audit)
         sentence = f"{sentence}{logged}" if same else logged
