@@ -40,10 +40,12 @@ FLOWER = ("apps", "envelope", "grid", "inprocess", "network", "participant", "st
 OLDER = {  # where a checkout of fedshare 0.2 has what is asked for here
     "fedshare.training.scratch": "fedshare.scratch",
     "fedshare.identity.keys": "fedshare.keys",
+    "fedshare.identity.identity": "fedshare.keys",
     "fedshare.transport.flower": "fedshare.flower",
     **{f"fedshare.transport.flower.{name}": f"fedshare.flower.{name}" for name in FLOWER},
     "fedshare.transport.stream": "fedshare.stream",
     **{f"fedshare.transport.stream.{name}": f"fedshare.stream.{name}" for name in ("server", "frames")},
+    "fedshare.transport.stream.settings": "fedshare.stream.server",
 }
 
 
@@ -142,8 +144,9 @@ def serve(most: int, keys: str, bare: bool) -> None:
     import fedshare
 
     by_new_names()
-    from fedshare.identity.keys import Identity
-    from fedshare.transport.stream.server import Settings, StreamServer
+    from fedshare.identity.identity import Identity
+    from fedshare.transport.stream.server import StreamServer
+    from fedshare.transport.stream.settings import Settings
 
     try:
         from fedshare.transport.stream import descriptors

@@ -38,16 +38,15 @@ def test_a_config_or_a_model_that_differs_is_refused_with_both_digests(tmp_path:
         other.client_ids()
     assert len(other.refused) == world.CLIENTS
     mine, _ = network(tmp_path)
-    mine._terms = Terms(mine._terms.config, bytes(32))
+    mine._joining._terms = Terms(mine._terms.config, bytes(32))
     with pytest.raises(UserError, match=r"its initial model has the digest [0-9a-f]{12}, the server's 000000000000"):
         mine.client_ids()
 
 
 def test_a_node_cannot_take_the_place_of_another(tmp_path: Path) -> None:
-    net, _ = network(tmp_path)
-    net._grid._contexts[3 + 2].node_config["partition-id"] = 0  # type: ignore[attr-defined]
     said: list[str] = []
-    net._say = said.append
+    net, _ = network(tmp_path, say=said.append)
+    net._grid._contexts[3 + 2].node_config["partition-id"] = 0  # type: ignore[attr-defined]
     assert net.client_ids() == [0, 1, 2, 4]
     assert said == [
         "client 3 does not take part, and is asked again in 15 s: "

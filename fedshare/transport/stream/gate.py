@@ -17,12 +17,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedshare._proto.stream_pb2 import Down, Refusal
 from fedshare.errors import UserError
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.machine.tally import EVERY, Tally
 from fedshare.transport.stream import callers, descriptors, handover, sockets, tls
 from fedshare.transport.stream.callers import Callers, place_of
 from fedshare.transport.stream.frames import FrameError, parse
-from fedshare.transport.stream.server import ASK, CLOSE_DEADLINE, HELLO_DEADLINE, METHOD, SERVICE
+from fedshare.transport.stream.service import ASK, CLOSE_DEADLINE, HELLO_DEADLINE, METHOD, SERVICE
 
 LOOK = 1.0  # seconds between two looks at which runs are here
 SHOWN = 8  # runs in a line

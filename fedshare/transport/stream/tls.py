@@ -6,7 +6,8 @@ import grpc
 
 from fedshare.errors import UserError, first_line
 from fedshare.identity import certificates
-from fedshare.identity.keys import Identity, client_id_of
+from fedshare.identity.identity import Identity, client_id_of
+from fedshare.transport.stream.callers import address_of
 from fedshare.transport.stream.frames import FRAME_LIMIT
 from fedshare.transport.stream.handover import METADATA_LIMIT
 
@@ -99,10 +100,23 @@ def certified(context: grpc.aio.ServicerContext) -> int | None:
     return None if pem is None else client_id_of(pem)
 
 
+def named(context: grpc.aio.ServicerContext) -> int | None:
+    """The client that a caller's certificate names, if it has one and that names one."""
+    try:
+        return certified(context)
+    except UserError:
+        return None
+
+
 def described(context: grpc.aio.ServicerContext) -> dict[str, str]:
     """What identifies a caller's certificate; nothing where it has shown none."""
     pems = context.auth_context().get("x509_pem_cert")
     return certificates.described(pems[0]) if pems else {}
+
+
+def caller(context: grpc.aio.ServicerContext) -> dict[str, str]:
+    """Where a call comes from, and its certificate, as the audit log has it."""
+    return {"address": address_of(context.peer())} | described(context)
 
 
 def options(heartbeat: float) -> list[tuple[str, int]]:
