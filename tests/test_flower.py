@@ -14,12 +14,14 @@ from fedshare.errors import RunHalted, UserError
 from fedshare.network import Purpose
 from fedshare.rounds import Schedule, run_server
 from fedshare.state import digests
+from fedshare.transport.flower import private
 from fedshare.transport.flower.apps import client_app
 from fedshare.transport.flower.inprocess import InProcessGrid
 from fedshare.transport.flower.load import App, serve
 from fedshare.transport.flower.memory import Memory
 from fedshare.transport.flower.network import FlowerNetwork
 from fedshare.transport.flower.participant import Terms
+from fedshare.transport.flower.private import NodeInfo
 
 RUN = bytes(8)
 
@@ -52,6 +54,30 @@ def test_a_node_cannot_take_the_place_of_another(tmp_path: Path) -> None:
         "client 3 does not take part, and is asked again in 15 s: "
         "it says that it is client 0, but it is registered as client 3"
     ]
+
+
+def test_a_node_is_named_by_its_client_or_by_its_number_and_a_name_that_shows(tmp_path: Path) -> None:
+    """As on Flower's fleet, where an operator names nodes, or does not."""
+    names = ["", "edge box\u3164\u202e", "client 3", "client-03", "client-4"]
+
+    class Named(InProcessGrid):
+        def get_nodes(self) -> Iterable[NodeInfo]:
+            return [private.named(node, name) for node, name in zip(self._present(), names, strict=True)]
+
+    said, refused = list[str](), list[int | None]()
+    app = client_app(lambda *_: ("another config", world.build("local")))
+    grid = Named(app, world.CLIENTS, {}, {"state-dir": str(tmp_path)})
+    net = FlowerNetwork(
+        *(grid, Terms.of("config", world.build("local")), RUN, 5, world.CLIENTS),
+        say=said.append,
+        refusal=lambda reason, client: refused.append(client),
+    )
+    called = ["node 2", r"node 3 ('edge box\\u3164\\u202e')", "node 4 ('client 3')", "node 5 ('client-03')", "client 4"]
+    with pytest.raises(UserError) as ended:
+        net.client_ids()
+    assert [line.partition(" does not take part")[0] for line in said] == called
+    assert all(f"; {name}: its config" in str(ended.value) for name in called)
+    assert refused == [None, None, None, None, 4]
 
 
 def test_every_message_is_held_to_the_terms(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Authority:
 
     @classmethod
     def load(cls, place: Path, passphrase: bytes | None) -> "Authority | None":
-        """None where there is none yet."""
+        """The authority at `place`; None where there is none yet. Raises UserError where a part of it is missing."""
         missing = [path for path in (place / "ca.key", place / "ca.crt") if not path.exists()]
         if not missing:
             certificate, key = load(place / "ca.crt"), signing_key(place / "ca.key", passphrase)

@@ -1,7 +1,7 @@
 """Certificates in PEM: read, checked and signed.
 
-Who a client is stands in its certificate, as the URI `fedshare:client:3` (RFC 5280, section 4.2.1.6): a server asks the
-connection and need not believe a message.
+A certificate says which client its holder is, as the URI `fedshare:client:3` (RFC 5280, section 4.2.1.6): a server asks
+the connection and need not believe a message.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _Subject = tuple[x509.Name, PublicKey]
 
 
 def authority(signer: _Signer, until: datetime) -> x509.Certificate:
-    """One that signs itself, and participants only."""
+    """An authority's certificate: signed by itself, and able to sign participants only."""
     limits = x509.BasicConstraints(ca=True, path_length=0), _usage("key_cert_sign")
     return signed(signer, (signer[0], signer[1].public_key()), until, *limits)
 
@@ -39,7 +39,7 @@ def authority(signer: _Signer, until: datetime) -> x509.Certificate:
 def participant(
     signer: _Signer, role: str, subject: _Subject, names: Iterable[x509.GeneralName], until: datetime
 ) -> x509.Certificate:
-    """`role`: "server" or "client"."""
+    """A participant's certificate. `role`: "server" or "client"."""
     limits = x509.BasicConstraints(ca=False, path_length=None), _usage("digital_signature")
     what = x509.ExtendedKeyUsage([_PURPOSES[role]]), x509.SubjectAlternativeName(names)
     return signed(signer, subject, until, *limits, *what)
@@ -60,7 +60,7 @@ def signed(signer: _Signer, subject: _Subject, until: datetime, *what: x509.Exte
 
 
 def verified(path: Path, authority: Path) -> x509.Certificate:
-    """The certificate at `path`, if the key beside it is its own and `authority` signed it."""
+    """The certificate at `path`. Raises UserError unless the key beside it is its own and `authority` signed it."""
     held = load(path)
     if private_key(path.with_suffix(".key")).public_key() != held.public_key():
         raise UserError(f"{path.with_suffix('.key')}: is not the key of {path.name}")
@@ -85,7 +85,7 @@ def require_current(certificate: x509.Certificate, place: Path) -> None:
 
 
 def client_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> int | None:
-    """None unless it names exactly one client."""
+    """The client that a certificate names; None unless it names exactly one."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
@@ -99,7 +99,7 @@ def client_name(client: int) -> x509.GeneralName:
 
 
 def client_id(pem: bytes) -> int | None:
-    """None unless the certificate can be read and names exactly one client."""
+    """The client that a certificate names; None unless it can be read and names exactly one."""
     try:
         return client_of(x509.load_pem_x509_certificate(pem))
     except ValueError:
@@ -107,7 +107,7 @@ def client_id(pem: bytes) -> int | None:
 
 
 def fingerprint(key: PublicKey) -> str:
-    """Of a key, and so of each certificate that it ever has: SHA-256 in hex.
+    """SHA-256 of a key, in hex: every certificate of the key has the same.
 
     `openssl x509 -in FILE -pubkey -noout | openssl pkey -pubin -outform der | sha256sum` prints the same.
     """
@@ -116,7 +116,7 @@ def fingerprint(key: PublicKey) -> str:
 
 
 def fingerprints(pem: bytes) -> tuple[str, str]:
-    """Of the key of a certificate, and of the certificate itself."""
+    """The fingerprints of a certificate's key and of the certificate itself. Raises UserError."""
     try:
         found = x509.load_pem_x509_certificate(pem)
     except ValueError:
@@ -125,7 +125,7 @@ def fingerprints(pem: bytes) -> tuple[str, str]:
 
 
 def public_key(certificate: x509.Certificate | x509.CertificateSigningRequest, path: Path | str) -> PublicKey:
-    """Raises UserError unless its key is on a curve that every participant's TLS knows."""
+    """The key of a certificate. Raises UserError unless it is on a curve that every participant's TLS knows."""
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm):
@@ -148,7 +148,7 @@ def soon(certificate: x509.Certificate) -> timedelta:
 
 
 def ending(certificate: x509.Certificate) -> str | None:
-    """When it ends, in words, where that is soon or was."""
+    """When a certificate ends, in words, if it ends soon or has ended; else None."""
     end, today = certificate.not_valid_after_utc, now()
     if today > end:
         return f"ended on {end:%Y-%m-%d}"

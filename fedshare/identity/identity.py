@@ -1,4 +1,4 @@
-"""What the folder of a participant holds: what it trusts, what it shows, and when that ends."""
+"""The identity of a participant in its folder: what it trusts, what it shows, and when its certificates end."""
 
 import os
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Identity:
 
     @property
     def client_id(self) -> int | None:
-        """None for the server."""
+        """The client that it names; None for the server."""
         return client_id(self.certificate)
 
     @property
@@ -61,7 +61,7 @@ class Identity:
         return self.folder is not None and _stamp(self.folder) != self.stamp
 
     def endings(self) -> list[str]:
-        """A line for each certificate, its own and the authority's, that ends soon."""
+        """A line for each certificate (its own, the authority's) that ends soon."""
         own, ca = (x509.load_pem_x509_certificate(pem) for pem in (self.certificate, self.ca))
         lines = [f"{self.who}'s certificate {said}: renew it with `fedshare keys`"] if (said := ending(own)) else []
         if said := ending(ca):
@@ -70,7 +70,7 @@ class Identity:
 
 
 def _stamp(folder: Path) -> _Stamp:
-    """What changes whenever a file of an identity is replaced."""
+    """A value that changes whenever a file of an identity is replaced."""
     found = []
     for name in ("ca.crt", *(f"{role}.{kind}" for role in _ROLES for kind in ("crt", "key"))):
         try:
@@ -100,7 +100,7 @@ def describe(folder: Path) -> list[tuple[str, datetime]]:
 
 
 def endings(folder: Path) -> list[tuple[str, str]]:
-    """Of these the ones that end soon, and when, in words."""
+    """The certificates of `describe` that end soon, and when, in words."""
     return [(name, said) for name, held in _certificates(folder) if (said := ending(held))]
 
 

@@ -55,7 +55,7 @@ def make(folder: Path, hosts: list[str], clients: int, days: int, passphrase: by
 
 
 def _held(place: Path, authority: Authority | None) -> x509.Certificate | None:
-    """A participant's certificate, unless it or its key is missing. Raises UserError where something does not fit."""
+    """A participant's certificate; None if it or its key is missing. Raises UserError on a mismatch."""
     role = place.name.partition("-")[0]
     certificate, key, supernode = place / f"{role}.crt", place / f"{role}.key", place / "supernode"
     for path in filter(Path.exists, (key, supernode)):
@@ -79,14 +79,14 @@ def _held(place: Path, authority: Authority | None) -> x509.Certificate | None:
 
 
 def keeps_its_key(place: Path) -> bool:
-    """Whether the key of a participant was made on its own host, which asked for a certificate."""
+    """Whether the private key of a participant is on its own host only, which requested a certificate."""
     return (place / f"{place.name}.csr").exists() and not (place / "client.key").exists()
 
 
 def _complete(
     place: Path, names: list[x509.GeneralName], held: x509.Certificate | None, authority: Authority, life: timedelta
 ) -> list[str]:
-    """Make what the folder of a participant lacks, and say what that was."""
+    """Make what the folder of a participant lacks, and return what was made."""
     role = place.name.partition("-")[0]
     elsewhere, made = held is not None and keeps_its_key(place), list[str]()
     if held is not None and elsewhere:
@@ -115,14 +115,14 @@ def _complete(
 
 
 def bundle(place: Path, authority: Authority) -> Path:
-    """One file for a client's host: its certificate, and the authority's."""
+    """Write one file for a client's host, with its certificate and the authority's."""
     path = place / f"{place.name}.pem"
     write_atomically(path, read(place / "client.crt") + certificates.pem_of(authority.certificate))
     return path
 
 
 def supernode(place: Path) -> list[str]:
-    """Make what is lacking of the key pair for Flower's own authentication, and say what that was."""
+    """Make what is missing of the key pair for Flower's own authentication, and return what was made."""
     node, made = key_at(place / "supernode")
     public, line = place / "supernode.pub", ssh_line(node.public_key(), place.name)
     if not public.exists() or read(public) != line:

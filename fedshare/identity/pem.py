@@ -24,7 +24,7 @@ def read(path: Path) -> bytes:
 
 
 def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A participant's: it starts when nobody is there to say a passphrase."""
+    """A participant's private key, without a passphrase: it is used when nobody is there to type one."""
     load = serialization.load_pem_private_key if path.suffix else serialization.load_ssh_private_key
     try:
         key = load(read(path), password=None)
@@ -36,7 +36,7 @@ def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def signing_key(path: Path, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:
-    """An authority's, which may have a passphrase."""
+    """An authority's private key, which may have a passphrase."""
     wanted = "must be a private key in PEM, on an elliptic curve"
     key = decrypted(path, read(path), passphrase, f"the passphrase is another, or it is damaged: it {wanted}", wanted)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -45,9 +45,9 @@ def signing_key(path: Path, passphrase: bytes | None) -> ec.EllipticCurvePrivate
 
 
 def decrypted(path: Path, pem: bytes, passphrase: bytes | None, doubt: str, otherwise: str) -> PrivateKeyTypes:
-    """The private key that `path` holds as `pem`, of whatever kind.
+    """The private key in `pem`, which was read from `path`, of any kind.
 
-    Raises UserError: `doubt` where there is none that the passphrase opens, `otherwise` where none is needed.
+    Raises UserError: with `doubt` where the passphrase does not open it, with `otherwise` where it needs none.
     """
     try:
         return serialization.load_pem_private_key(pem, passphrase)
@@ -59,7 +59,7 @@ def decrypted(path: Path, pem: bytes, passphrase: bytes | None, doubt: str, othe
 
 
 def new_key(flower: bool = False, passphrase: bytes | None = None) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
-    """A key, and how it is kept in a file. `flower`: in OpenSSH's form, which Flower reads."""
+    """A new key, and the PEM of its file. `flower`: in OpenSSH's format, which Flower reads."""
     key = ec.generate_private_key(ec.SECP384R1() if flower else ec.SECP256R1())
     form = serialization.PrivateFormat.OpenSSH if flower else serialization.PrivateFormat.PKCS8
     cipher = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
@@ -72,7 +72,7 @@ def ssh_line(key: PublicKey, comment: str) -> bytes:
 
 
 def key_at(path: Path) -> tuple[ec.EllipticCurvePrivateKey, list[str]]:
-    """The key at `path`, made if there is none, and what was made."""
+    """The key at `path`, made if there is none, and the names of the files made."""
     if path.exists():
         return private_key(path), []
     key, pem = new_key(flower=not path.suffix)
@@ -88,8 +88,8 @@ def write_key(path: Path, pem: bytes) -> list[str]:
 def require_private(key: Path) -> None:
     """Raise UserError where others than its owner can use a key.
 
-    One of root's may be read by a group of this process, as a service's must be. On a read-only mount the modes are the
-    affair of who made the mount: containers' secrets, systemd's credentials.
+    A key of root's may be readable by a group of this process, as a service needs. On a read-only mount modes are not
+    checked: whoever made the mount set them (containers' secrets, systemd's credentials).
     """
     found, me = key.stat(), os.geteuid()
     by_group = found.st_uid == 0 != me and found.st_gid in {os.getegid(), *os.getgroups()}
