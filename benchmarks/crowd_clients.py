@@ -12,11 +12,13 @@ from typing import Any
 FLOWER = ("apps", "envelope", "grid", "inprocess", "network", "participant", "stream")
 OLDER = {  # where a checkout of fedshare 0.2 has what is asked for here
     "fedshare.training.scratch": "fedshare.scratch",
+    "fedshare.identity.identity": "fedshare.keys",
     "fedshare.identity.keys": "fedshare.keys",
     "fedshare.transport.flower": "fedshare.flower",
     **{f"fedshare.transport.flower.{name}": f"fedshare.flower.{name}" for name in FLOWER},
     "fedshare.transport.stream": "fedshare.stream",
     **{f"fedshare.transport.stream.{name}": f"fedshare.stream.{name}" for name in ("server", "frames")},
+    "fedshare.transport.stream.settings": "fedshare.stream.server",
 }
 
 

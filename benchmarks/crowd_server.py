@@ -25,8 +25,9 @@ def serve(most: int, keys: str, bare: bool) -> None:
     import fedshare
 
     by_new_names()
-    from fedshare.identity.keys import Identity
-    from fedshare.transport.stream.server import Settings, StreamServer
+    from fedshare.identity.identity import Identity
+    from fedshare.transport.stream.server import StreamServer
+    from fedshare.transport.stream.settings import Settings
 
     try:
         from fedshare.transport.stream import descriptors

@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import fedshare
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.transport.flower.load import App
 from fedshare.transport.flower.stream import StreamGrid, live
 from fedshare.transport.stream.client import StreamClient
-from fedshare.transport.stream.server import Settings, StreamServer
+from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.settings import Settings
 
 HOST, CLIENTS, WAIT = "127.0.0.1", 2, 60.0  # WAIT: seconds for clients to come, and for a round
 APP = Path(__file__).parent / "echo"

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from fedshare._proto.stream_pb2 import Chunk, Down, Hello, Up
 from fedshare.transport.stream.frames import PROTOCOL, Assembly
-from fedshare.transport.stream.server import METHOD
 
+METHOD = "/fedshare.v1.Stream/Connect"  # in every version
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7  # HTTP/2's frames
 _ACK = 0x1
 _END_HEADERS = 0x4

@@ -25,7 +25,7 @@ from fedshare._proto.payload_pb2 import Reply
 from fedshare._proto.stream_pb2 import Chunk, Down, Hello, Leave, Up
 from fedshare.experiments.hosts.agreement import population
 from fedshare.forms import wire
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.payload import Payload
 from fedshare.transport.flower import private
 from fedshare.transport.flower.apps import client_app
@@ -35,7 +35,7 @@ from fedshare.transport.flower.inprocess import ask
 from fedshare.transport.flower.records import unwrap, wrap
 from fedshare.transport.stream import tls
 from fedshare.transport.stream.frames import PROTOCOL, Assembly, chunks
-from fedshare.transport.stream.server import METHOD
+from fedshare.transport.stream.service import METHOD
 
 PAUSE = 0.5  # seconds until it comes back
 SLOW, DRIBBLE = 3.0, 0.1  # seconds that a slow answer takes before it is broken off, and between two bytes

@@ -24,7 +24,7 @@ from fedshare.experiments.hosts.desk import Desk
 from fedshare.runs import RunFolder, audit
 from fedshare.transport import control, memories
 from fedshare.transport.control import Control
-from fedshare.transport.stream import server as server_module
+from fedshare.transport.stream import members as members_module
 from world import PATIENCE
 
 SMALL = ["data=digits", "model=logistic", "partition.clients=3"]
@@ -192,15 +192,15 @@ def test_who_is_expelled_hears_why_and_what_was_asked_of_it_fails() -> None:
 
 
 def test_who_is_expelled_and_does_not_read_is_cut_off_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "CLOSE_DEADLINE", 0.2)
+    monkeypatch.setattr(members_module, "CLOSE_DEADLINE", 0.2)
     with serving() as server, socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2]))) as deaf:
         del deaf
         guest = Guest(server.address)
         until_present(server, 0)
-        connection = server._clients[0].connection
+        connection = server.members.by_id[0].connection
         assert connection is not None
         server.send(0, [bytes(50_000_000)])
-        guest.client._inbox.put(None)
+        guest.client._turns.inbox.put(None)
         server.expel(0, "enough")
         wait_until(connection.cut.is_set, "its connection is cut")
         assert server.connected() == []
@@ -214,7 +214,7 @@ def test_who_is_banned_is_refused_and_who_is_suspended_stays_and_is_not_there() 
         assert (server.present(), server.connected()) == ([0], [0, 1])
         server.suspend([])
         assert server.present() == [0, 1]
-        server.banned = {1: ""}
+        server.entrance.banned = {1: ""}
         (down,), _, _ = converse(server.address, hello(client=1))
         assert down.refusal.reason == "client 1 was refused: the operator has banned it"
         assert server.connected() == [0, 1], "to cut it off is another thing"

@@ -21,15 +21,18 @@ from deployed import Deployment
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
 from fedshare.experiments.commands import doctor
-from fedshare.identity import certificates, enrolment, keys
+from fedshare.identity import certificates, enrolment, keys, pem
 from fedshare.identity.admission import ALLOWED, DENIED, Admission, Caller, Roll
-from fedshare.identity.keys import Identity
+from fedshare.identity.authority import AUTHORITY_LIFE, Authority
+from fedshare.identity.identity import Identity, endings
 from fedshare.machine import files
-from fedshare.transport.stream import client as client_module
-from fedshare.transport.stream import server as server_module
+from fedshare.transport.stream import line as line_module
+from fedshare.transport.stream import members as members_module
 from fedshare.transport.stream.diagnose import NotYet
 from fedshare.transport.stream.health import ask as ask_only
-from fedshare.transport.stream.server import METHOD, Settings, StreamServer
+from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.service import METHOD
+from fedshare.transport.stream.settings import Settings
 from world import PATIENCE
 
 BARRED, REVOKED = "the operator has barred this client", "its key has been revoked"
@@ -38,8 +41,8 @@ Say = Callable[..., tuple[int, str]]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SHORTEST_PAUSE", 0.02)
-    monkeypatch.setattr(client_module, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(line_module, "SHORTEST_PAUSE", 0.02)
+    monkeypatch.setattr(line_module, "LONGEST_PAUSE", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def door(pki: Path | None, said: list[str] | None = None, address: str = LOCAL, 
     lists = pki / "server" if pki else None, given.pop("deny", None), given.pop("allow", None), lines.append
     settings = {"version": "1", "heartbeat": HEARTBEAT, "grace": PATIENCE, **given}
     listening = StreamServer(address, identity, Settings(**settings), lines.append)
-    listening.admission = Admission.of(*lists)
+    listening.entrance.admission = Admission.of(*lists)
     listening.start()
     try:
         yield listening
@@ -158,9 +161,9 @@ def test_a_renewed_certificate_does_not_bring_a_revoked_key_back(pki: Path, feds
     fedshare("keys", "revoke", pki, "client-0")
     (pki / "client-0" / "client.crt").unlink()
     shutil.copy(pki / "client-0" / "client.key", pki / "key")
-    ca = keys.Authority.load(pki / "ca", None)
+    ca = Authority.load(pki / "ca", None)
     assert ca is not None
-    held = certificates.private_key(pki / "client-0" / "client.key").public_key()
+    held = pem.private_key(pki / "client-0" / "client.key").public_key()
     fresh = ca.certify("client-0", held, [certificates.client_name(0)], timedelta(days=1))
     (pki / "client-0" / "client.crt").write_bytes(certificates.pem_of(fresh))
     with door(pki) as server:
@@ -204,7 +207,7 @@ def test_with_a_list_of_those_allowed_nobody_else_is(pki: Path) -> None:
 
 
 def test_a_client_that_reads_nothing_is_cut_off_too(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "CLOSE_DEADLINE", 0.1)
+    monkeypatch.setattr(members_module, "CLOSE_DEADLINE", 0.1)
     over = threading.Event()
 
     def frames() -> Iterator[bytes]:
@@ -217,11 +220,11 @@ def test_a_client_that_reads_nothing_is_cut_off_too(pki: Path, monkeypatch: pyte
         call = channel.stream_stream(METHOD)(frames())
         next(call)  # the welcome; nothing is read after it
         server.send(0, [bytes(64 << 20)])
-        wait_until(lambda: bool(server._clients[0].current), "it is on its way")
+        wait_until(lambda: bool(server.members.by_id[0].current), "it is on its way")
         files.write_atomically(pki / "server" / DENIED, "client 0\nend\n")
         (answer,) = receive(server, 1)
         assert answer.reason == BARRED
-        wait_until(lambda: not server._callers._greeted, "its stream has ended")
+        wait_until(lambda: not server._host._callers._greeted, "its stream has ended")
         over.set()
     assert server.present() == []
 
@@ -584,7 +587,7 @@ def test_a_new_passphrase_is_asked_for_twice(tmp_path: Path, fedshare: Say, monk
 
 def renew(pki: Path, name: str, seconds: float) -> int:
     """A certificate for the same key, valid for so long; its serial number."""
-    role, ca = name.partition("-")[0], keys.Authority.load(pki / "ca", None)
+    role, ca = name.partition("-")[0], Authority.load(pki / "ca", None)
     path = pki / name / f"{role}.crt"
     old = certificates.load(path)
     names = [*old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value]
@@ -639,7 +642,7 @@ def test_a_clients_certificate_is_read_again_when_it_comes_back(pki: Path) -> No
     second = renew(pki, "client-0", 3600)
     with door(pki, address=address) as server:
         until_present(server, 0)
-        seen = server._clients[0].connection
+        seen = server.members.by_id[0].connection
         assert seen is not None
         assert seen.shown is not None
         assert x509.load_pem_x509_certificate(seen.shown).serial_number == second
@@ -690,7 +693,7 @@ def test_a_client_is_told_of_its_own_and_of_the_authoritys_end(pki: Path, monkey
     renew(pki, "client-0", 40 * 365 * 86400)
     identity = Identity.load(pki / "client-0")
     assert identity.endings() == []
-    later = certificates.now() + keys.AUTHORITY_LIFE - timedelta(days=2)
+    later = certificates.now() + AUTHORITY_LIFE - timedelta(days=2)
     monkeypatch.setattr(certificates, "now", lambda: later)
     own, authority = identity.endings()
     assert own.startswith("client 0's certificate ends in ")
@@ -701,12 +704,12 @@ def test_a_short_certificate_is_warned_of_when_it_can_be_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys.make(tmp_path, [], clients=1, days=9)
-    assert keys.endings(tmp_path) == []
+    assert endings(tmp_path) == []
     later = certificates.now() + timedelta(days=7, hours=-1)
     monkeypatch.setattr(certificates, "now", lambda: later)
-    assert keys.endings(tmp_path) == [("server", "ends in 2 days"), ("client-0", "ends in 2 days")]
+    assert endings(tmp_path) == [("server", "ends in 2 days"), ("client-0", "ends in 2 days")]
     assert len(keys.make(tmp_path, [], clients=1, days=9)) == 2
-    assert keys.endings(tmp_path) == []
+    assert endings(tmp_path) == []
 
 
 # The commands

@@ -18,13 +18,14 @@ from deployed import Command, Deployment, eventually
 from fedshare.errors import UserError
 from fedshare.experiments.hosts.desk import Desk
 from fedshare.identity import certificates
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.runs import audit
 from fedshare.runs.audit import Audit
 from fedshare.transport.stream import client as client_module
+from fedshare.transport.stream import entrance as entrance_module
 from fedshare.transport.stream import handshakes, tls
-from fedshare.transport.stream import server as server_module
-from fedshare.transport.stream.server import METHOD, StreamServer
+from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.service import METHOD
 from world import PATIENCE
 
 __all__ = ["pki"]  # a fixture
@@ -179,7 +180,7 @@ def recorded() -> list[Entry]:
 
 def test_who_joins_and_who_is_refused_is_recorded_with_the_certificate(pki: Path, recorded: list[Entry]) -> None:
     with serving(identity(pki, "ours/server"), clients=2) as listening:
-        listening.record = lambda event, about, **what: recorded.append({"event": event, "about": about} | what)
+        listening.journal.record = lambda event, about, **what: recorded.append({"event": event, "about": about} | what)
         guest = Guest(listening.address, 0, identity(pki, "ours/client-0"))
         until_present(listening, 0)
         Guest(listening.address, 0, identity(pki, "ours/client-1")).end()
@@ -221,7 +222,7 @@ def _expelled(listening: StreamServer, own: Identity) -> None:
 
 
 def _barred(listening: StreamServer, own: Identity) -> None:
-    listening.banned = {0: "sends garbage"}
+    listening.entrance.banned = {0: "sends garbage"}
     Guest(listening.address, 0, own).end()
 
 
@@ -246,7 +247,7 @@ def test_every_entry_about_a_client_has_its_number_its_address_and_its_certifica
     said: list[str] = []
     own = identity(pki, "ours/client-0")
     with serving(identity(pki, "ours/server"), clients=2, say=said.append) as listening:
-        listening.record = lambda event, about, **what: recorded.append({"event": event, "about": about} | what)
+        listening.journal.record = lambda event, about, **what: recorded.append({"event": event, "about": about} | what)
         act(listening, own)
         wait_until(lambda: any(entry["event"] == event for entry in recorded), f"the entry, not {recorded}")
     about = {"about": "client 0", "client": 0, "address": "127.0.0.1"} | certificates.described(own.certificate)
@@ -300,7 +301,7 @@ def plaintext(address: str, data: bytes) -> None:
 def test_a_server_that_does_not_read_grpcs_log_says_from_where_all_the_same(pki: Path, recorded: list[Entry]) -> None:
     said: list[str] = []
     with serving(identity(pki, "ours/server"), say=said.append) as listening:
-        listening.record = lambda event, about, **what: recorded.append({"event": event} | what)
+        listening.journal.record = lambda event, about, **what: recorded.append({"event": event} | what)
         shake(listening.address, pki / "ours" / "ca" / "ca.crt")
         wait_until(lambda: bool(recorded), "an entry")
         Guest(listening.address, 0, identity(pki, "ours/client-0"))  # who is no stranger, and stays so
@@ -404,7 +405,7 @@ def test_another_protocol_is_refused_by_name_in_both_directions(
     mine: int, theirs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "PROTOCOL", mine)
-    monkeypatch.setattr(server_module, "PROTOCOL", theirs)
+    monkeypatch.setattr(entrance_module, "PROTOCOL", theirs)
     said: list[str] = []
     with serving(say=said.append) as listening:
         error = Guest(listening.address).end()

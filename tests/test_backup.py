@@ -15,7 +15,7 @@ import world
 from deployed import Command, Deployment, assert_equal, certificates, lines, simulated
 from fedshare.experiments import cli
 from fedshare.identity import marks
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.runs import RunFolder, checkpoint, verify
 from world import PATIENCE
 

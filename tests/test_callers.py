@@ -18,11 +18,12 @@ from deployed import Command, eventually, flower_app, free_port
 from fedshare.errors import RunHalted, UserError, exit_status
 from fedshare.experiments import cli
 from fedshare.machine.tally import Tally
-from fedshare.transport.stream import callers, descriptors, server, tls
-from fedshare.transport.stream import client as client_module
+from fedshare.transport.stream import callers, descriptors, journal, tls
+from fedshare.transport.stream import line as line_module
 from fedshare.transport.stream.callers import Callers, _peer
 from fedshare.transport.stream.callers import one_place as _place
-from fedshare.transport.stream.server import Settings, StreamServer
+from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.settings import Settings
 from world import PATIENCE
 
 NEVER = 3600.0  # a deadline that no test waits for
@@ -32,8 +33,8 @@ needs_loopback = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 i
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SHORTEST_PAUSE", 0.02)
-    monkeypatch.setattr(client_module, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(line_module, "SHORTEST_PAUSE", 0.02)
+    monkeypatch.setattr(line_module, "LONGEST_PAUSE", 0.2)
     monkeypatch.setattr(tls, "HANDSHAKE_DEADLINE", NEVER)
 
 
@@ -383,13 +384,13 @@ def test_a_client_that_comes_and_goes_does_not_fill_the_log() -> None:
     with serving(clients=1, grace=60.0, say=said.append) as listening:
         for _ in range(30):
             assert converse(listening.address, hello(), end=True)[1] is None
-        wait_until(lambda: listening._clients[0].connection is None, "it has gone")
+        wait_until(lambda: listening.members.by_id[0].connection is None, "it has gone")
         assert 2 <= len(said) < 10
 
 
 def test_who_was_refused_is_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "REFUSED", 5)
+    monkeypatch.setattr(journal, "REFUSED", 5)
     with serving(clients=2) as listening:
         for id in range(100, 120):
             converse(listening.address, hello(client=id))
-        assert len(listening.refused) == 5
+        assert len(listening.journal.refused) == 5

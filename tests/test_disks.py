@@ -23,7 +23,7 @@ from deployed import Deployment, assert_equal, certificates
 from fedshare.errors import RunHalted, UserError
 from fedshare.experiments.cli import main
 from fedshare.experiments.running import pictures, rounds
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.machine import files
 from fedshare.machine.files import private_folder, sweep, write_atomically
 from fedshare.runs import RunFolder, checkpoint

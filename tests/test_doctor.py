@@ -23,10 +23,12 @@ from fedshare.experiments.config import compose
 from fedshare.experiments.hosts import agreement, host_checks
 from fedshare.experiments.hosts.deploy_options import parser
 from fedshare.identity import certificates, keys
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.transport.stream import diagnose
 from fedshare.transport.stream.client import StreamClient
-from fedshare.transport.stream.server import SERVICE, Settings, StreamServer
+from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.service import SERVICE
+from fedshare.transport.stream.settings import Settings
 from world import PATIENCE
 
 Doctor = Callable[..., tuple[int, list[str]]]
@@ -114,7 +116,7 @@ def test_nothing_is_in_the_way_and_a_client_at_work_does_not_notice(examine: Doc
         server.send(0, [b"still here"])
         assert [bytes(answer.body or b"") for answer in server.receive(10)] == [b"STILL HERE"]
         assert server.present() == [0]
-        assert not server.refused
+        assert not server.journal.refused
     thread.join(10)
     assert not heard
     assert status == 0, lines
@@ -441,6 +443,6 @@ def test_the_server_says_what_it_would_say_to_a_client(examine: Doctor, pki: Pat
             examine(server.address, *overrides, "seed=1", "--keys", str(pki / "client-1")),
         )
         assert server.present() == []
-        assert server.refused == {}
+        assert server.journal.refused == {}
     finally:
         server.close()

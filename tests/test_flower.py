@@ -14,12 +14,14 @@ from fedshare.errors import RunHalted, UserError
 from fedshare.network import Purpose
 from fedshare.rounds import Schedule, run_server
 from fedshare.state import digests
+from fedshare.transport.flower import private
 from fedshare.transport.flower.apps import client_app
 from fedshare.transport.flower.inprocess import InProcessGrid
 from fedshare.transport.flower.load import App, serve
 from fedshare.transport.flower.memory import Memory
 from fedshare.transport.flower.network import FlowerNetwork
 from fedshare.transport.flower.participant import Terms
+from fedshare.transport.flower.private import NodeInfo
 
 RUN = bytes(8)
 
@@ -38,21 +40,44 @@ def test_a_config_or_a_model_that_differs_is_refused_with_both_digests(tmp_path:
         other.client_ids()
     assert len(other.refused) == world.CLIENTS
     mine, _ = network(tmp_path)
-    mine._terms = Terms(mine._terms.config, bytes(32))
+    mine._joining._terms = Terms(mine._terms.config, bytes(32))
     with pytest.raises(UserError, match=r"its initial model has the digest [0-9a-f]{12}, the server's 000000000000"):
         mine.client_ids()
 
 
 def test_a_node_cannot_take_the_place_of_another(tmp_path: Path) -> None:
-    net, _ = network(tmp_path)
-    net._grid._contexts[3 + 2].node_config["partition-id"] = 0  # type: ignore[attr-defined]
     said: list[str] = []
-    net._say = said.append
+    net, _ = network(tmp_path, say=said.append)
+    net._grid._contexts[3 + 2].node_config["partition-id"] = 0  # type: ignore[attr-defined]
     assert net.client_ids() == [0, 1, 2, 4]
     assert said == [
         "client 3 does not take part, and is asked again in 15 s: "
         "it says that it is client 0, but it is registered as client 3"
     ]
+
+
+def test_a_node_is_named_by_its_client_or_by_its_number_and_a_name_that_shows(tmp_path: Path) -> None:
+    """As on Flower's fleet, where an operator names nodes, or does not."""
+    names = ["", "edge box\u3164\u202e", "client 3", "client-03", "client-4"]
+
+    class Named(InProcessGrid):
+        def get_nodes(self) -> Iterable[NodeInfo]:
+            return [private.named(node, name) for node, name in zip(self._present(), names, strict=True)]
+
+    said, refused = list[str](), list[int | None]()
+    app = client_app(lambda *_: ("another config", world.build("local")))
+    grid = Named(app, world.CLIENTS, {}, {"state-dir": str(tmp_path)})
+    net = FlowerNetwork(
+        *(grid, Terms.of("config", world.build("local")), RUN, 5, world.CLIENTS),
+        say=said.append,
+        refusal=lambda reason, client: refused.append(client),
+    )
+    called = ["node 2", r"node 3 ('edge box\\u3164\\u202e')", "node 4 ('client 3')", "node 5 ('client-03')", "client 4"]
+    with pytest.raises(UserError) as ended:
+        net.client_ids()
+    assert [line.partition(" does not take part")[0] for line in said] == called
+    assert all(f"; {name}: its config" in str(ended.value) for name in called)
+    assert refused == [None, None, None, None, 4]
 
 
 def test_every_message_is_held_to_the_terms(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from fedshare.transport.flower.inprocess import InProcessGrid
 from fedshare.transport.flower.load import serve
 from fedshare.transport.flower.stream import StreamGrid
 from fedshare.transport.flower.waiting import Waiting
-from fedshare.transport.stream.server import Settings, StreamServer
+from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.settings import Settings
 
 PATIENCE = 10.0
 Main = Callable[[Grid, Context], None]

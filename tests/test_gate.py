@@ -18,13 +18,14 @@ from deployed import Command, assert_equal, certificates, eventually, free_port,
 from fedshare._proto.stream_pb2 import Down
 from fedshare.errors import RunHalted, UserError
 from fedshare.experiments import cli
-from fedshare.identity.keys import Identity
-from fedshare.transport.stream import client as client_module
+from fedshare.identity.identity import Identity
 from fedshare.transport.stream import handover, health, sockets, tls
+from fedshare.transport.stream import line as line_module
 from fedshare.transport.stream.diagnose import NotYet
 from fedshare.transport.stream.gate import Gate
 from fedshare.transport.stream.gate import Settings as GateSettings
-from fedshare.transport.stream.server import METHOD, StreamServer
+from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.service import METHOD
 from world import PATIENCE
 
 __all__ = ["pki"]  # a fixture
@@ -32,8 +33,8 @@ __all__ = ["pki"]  # a fixture
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SHORTEST_PAUSE", 0.02)
-    monkeypatch.setattr(client_module, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(line_module, "SHORTEST_PAUSE", 0.02)
+    monkeypatch.setattr(line_module, "LONGEST_PAUSE", 0.2)
 
 
 @pytest.fixture
@@ -333,7 +334,7 @@ def test_who_reads_slowly_holds_up_nobody_and_fills_no_memory(folder: Path, gate
         sent = first.send(1, [b"x" * (64 << 20)])
         for n in range(20):
             assert ask(first, 0, b"%d" % n * 100_000) == b"re " + b"%d" % n * 100_000
-        message = first._clients[1].current
+        message = first.members.by_id[1].current
         assert message is not None
         assert (message.ticket, message.sent) == (sent, False), "the gate has not taken it all"
 

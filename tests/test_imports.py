@@ -79,10 +79,13 @@ FENCED = {
     "grpc_health": ("fedshare.transport.stream",),
     "google": ("fedshare._proto", "fedshare.transport.stream", "fedshare.transport.flower"),
     "cryptography": (
+        "fedshare.identity.authority",
         "fedshare.identity.certificates",
         "fedshare.identity.enrolment",
+        "fedshare.identity.identity",
         "fedshare.identity.keys",
         "fedshare.identity.owner",
+        "fedshare.identity.pem",
     ),
     "matplotlib": ("fedshare.report",),
     "rich": ("fedshare.report", "fedshare.data"),

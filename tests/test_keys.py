@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedshare.errors import UserError
-from fedshare.identity import certificates, keys
-from fedshare.identity.keys import Identity, client_id_of, describe, make
+from fedshare.identity import authority, certificates, keys, pem
+from fedshare.identity.identity import Identity, client_id_of, describe
+from fedshare.identity.keys import make
 from fedshare.machine import files
 from world import PATIENCE
 
@@ -265,7 +266,8 @@ def killed_after(writes: int) -> Iterator[None]:
         files.write_atomically(path, data, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keys, "write_atomically", write)
+        for module in (authority, keys, pem):
+            patch.setattr(module, "write_atomically", write)
         with pytest.raises(KeyboardInterrupt):
             yield
 
@@ -297,7 +299,7 @@ def test_it_is_said_when_each_certificate_ends(original: Path) -> None:
     ends = dict(describe(original))
     left = ends["client-1"] - certificates.now()
     assert timedelta(days=364) < left <= timedelta(days=365)
-    assert ends["ca"] > ends["server"] + timedelta(days=keys.MAX_DAYS - 365)
+    assert ends["ca"] > ends["server"] + timedelta(days=authority.MAX_DAYS - 365)
     assert describe(original / "client-1") == [("ca", ends["ca"]), ("client", ends["client-1"])]
 
 
@@ -411,7 +413,7 @@ def test_a_clock_that_is_wrong_is_named(original: Path, monkeypatch: pytest.Monk
 
 
 def test_an_authority_that_has_ended_makes_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shift_clock(monkeypatch, days=keys.AUTHORITY_LIFE.days - 10)
+    shift_clock(monkeypatch, days=authority.AUTHORITY_LIFE.days - 10)
     (line,) = make(folder, HOSTS, clients=2, days=365)[-1:]
     assert dict(describe(folder))["client-1"] == dict(describe(folder))["ca"], line
     shift_clock(monkeypatch, days=11)

@@ -36,7 +36,8 @@ from fedshare.transport.flower.network import FlowerNetwork
 from fedshare.transport.flower.participant import Terms
 from fedshare.transport.flower.records import wrap
 from fedshare.transport.flower.stream import StreamGrid
-from fedshare.transport.stream.server import METHOD, StreamServer
+from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.service import METHOD
 from world import PATIENCE
 
 FALSE_LINE = "host\n2026-11-30 12:00:00 round 9 is done\x1b[2J\u202e" + 200 * "x"
@@ -107,7 +108,9 @@ class Liar:
 
 
 @contextmanager
-def asked(everyone: int = 1) -> Iterator[tuple[FlowerNetwork, StreamServer, Callable[..., str]]]:
+def asked(
+    everyone: int = 1, say: Callable[[str], None] = print
+) -> Iterator[tuple[FlowerNetwork, StreamServer, Callable[..., str]]]:
     """A network of one client that lies; and why what it answers is not taken, "" where it is."""
     here = world.build("fedavg")
     strategy = here.strategy
@@ -115,6 +118,7 @@ def asked(everyone: int = 1) -> Iterator[tuple[FlowerNetwork, StreamServer, Call
     with serving(clients=everyone, grace=60.0) as server:
         network = FlowerNetwork(
             *(StreamGrid(server), Terms.of("config", here), bytes(8), PATIENCE, everyone, 1, PATIENCE),
+            say=say,
             parts=len(here.scratch.shapes),
         )
         liar = Liar(server.address)
@@ -211,7 +215,7 @@ def test_who_says_that_it_attends_is_brief() -> None:
         network = FlowerNetwork(StreamGrid(server), Terms.of("config", here), bytes(8), PATIENCE, 1, 1, 0.0)
         guest = Liar(server.address, host="h" * 2_000_000).guest
         until_present(server, 0)
-        network._here()
+        network._joining.here()
         assert "sent a message of 2000" in str(guest.end())
         with pytest.raises(RunHalted, match="waited 0 s for 1 clients; have none"):
             network.client_ids()
@@ -269,13 +273,12 @@ def test_limits_follow_from_what_is_expected() -> None:
 
 def test_a_host_cannot_write_lines_of_the_log() -> None:
     said: list[str] = []
-    with asked(everyone=2) as (network, server, _):
-        network._say = said.append
+    with asked(2, said.append) as (network, server, _):
         Liar(server.address, 1, host=FALSE_LINE, device=FALSE_LINE)
         until_present(server, 0, 1)
         while network.client_ids() != [0, 1]:
             pass
-        (line,) = said
+        (line,) = [line for line in said if not line.startswith("waiting for")]
         shown = r"host\n2026-11-30 12:00:00 round 9 is done\x1b[2J\u202exxxx"
         assert line.startswith(f"client 1 takes part: {shown}")
         assert line.isprintable()

@@ -339,7 +339,7 @@ def test_who_trains_and_is_never_tested_is_suspended_too(clients: Callable[..., 
     for one in here.rounds(3, network, heard):
         done.append(one)
         here.free[SLOW].set()  # it is done with its test, too late
-        wait_until(lambda: here.server._clients[SLOW].current is None, "it has answered")
+        wait_until(lambda: here.server.members.by_id[SLOW].current is None, "it has answered")
         here.free[SLOW].clear()
     assert [one.row["clients"] for one in done] == [[0, 1, 2, SLOW], [0, 1, 2, SLOW], [0, 1, 2]]
     assert list(in_rounds(done, "untested").items())[:2] == [(1, "no answer in 3600 s"), (2, "no answer in 3600 s")]
@@ -370,7 +370,7 @@ def test_a_round_is_closed_by_its_quorum_and_the_late_ones_are_no_fault(clients:
         if one.number == 2:  # the three have been late with each message of two rounds
             for event in here.free.values():
                 event.set()
-            wait_until(lambda: all(c.current is None for c in here.server._clients.values()), "all are idle")
+            wait_until(lambda: all(c.current is None for c in here.server.members.by_id.values()), "all are idle")
     late = "late: 2 of 5 had answered (quorum=0.4)"
     for one in done[:2]:
         assert one.row["clients"] == [0, 1]

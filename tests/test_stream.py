@@ -25,13 +25,16 @@ from hypothesis import strategies as st
 from fedshare._proto.stream_pb2 import Chunk, Down, Hello, Leave, Up
 from fedshare.errors import RunHalted, UserError
 from fedshare.identity import certificates, keys
-from fedshare.identity.keys import Identity
-from fedshare.transport.stream import client as client_module
-from fedshare.transport.stream import frames, server, tls
+from fedshare.identity.identity import Identity
+from fedshare.transport.stream import entrance, frames, tls
+from fedshare.transport.stream import line as line_module
 from fedshare.transport.stream.client import StreamClient
 from fedshare.transport.stream.diagnose import NotYet
 from fedshare.transport.stream.frames import CHUNK, PROTOCOL, Assembly, chunks
-from fedshare.transport.stream.server import METHOD, SERVICE, Answer, Settings, StreamServer
+from fedshare.transport.stream.mailbox import Response
+from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.service import METHOD, SERVICE
+from fedshare.transport.stream.settings import Settings
 from proxy import DOWN, UP, Proxy
 from world import PATIENCE
 
@@ -43,8 +46,8 @@ GUESTS: list["Guest"] = []
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SHORTEST_PAUSE", 0.02)
-    monkeypatch.setattr(client_module, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(line_module, "SHORTEST_PAUSE", 0.02)
+    monkeypatch.setattr(line_module, "LONGEST_PAUSE", 0.2)
 
 
 @pytest.fixture(autouse=True)
@@ -152,11 +155,13 @@ def until_present(server: StreamServer, *ids: int) -> None:
 def until_known(server: StreamServer, id: int, **state: Any) -> None:
     """Until the server knows that a client is connected, or that its connection has ended."""
     connected = state["connected"]
-    wait_until(lambda: (server._clients[id].connection is not None) == connected, f"client {id} connected: {connected}")
+    wait_until(
+        lambda: (server.members.by_id[id].connection is not None) == connected, f"client {id} connected: {connected}"
+    )
 
 
-def receive(server: StreamServer, count: int, seconds: float = PATIENCE) -> list[Answer]:
-    answers: list[Answer] = []
+def receive(server: StreamServer, count: int, seconds: float = PATIENCE) -> list[Response]:
+    answers: list[Response] = []
     until = time.monotonic() + seconds
     while len(answers) < count:
         assert time.monotonic() < until, f"{len(answers)} of {count} answers in {seconds:g} s"
@@ -286,7 +291,7 @@ def test_a_bad_network_neither_loses_nor_repeats_nor_changes_a_message(pki: Path
     with serving(identity(pki, "ours/server"), heartbeat=1.0) as server, Proxy(port(server)) as proxy:
         guest = Guest(proxy.address, 0, identity(pki, "ours/client-0"), lambda body: [body[:8], body], heartbeat=1.0)
         until_present(server, 0)
-        sent, answers, number = dict[int, bytes](), list[Answer](), 0
+        sent, answers, number = dict[int, bytes](), list[Response](), 0
         until = time.monotonic() + PATIENCE
         while number < 40 or proxy.cuts <= 5 or len(answers) < len(sent):
             if len(sent) - len(answers) < 3 and (number < 40 or proxy.cuts <= 5):
@@ -310,7 +315,7 @@ def test_a_message_that_arrived_though_its_sending_broke_off_is_not_sent_again()
         until_present(server, 0)
         server.send(0, [b"work"])
         wait_until(lambda: bool(guest.asked), "it works")
-        server._clients[0].current.sent = False  # type: ignore[union-attr]  # as if the last write had failed
+        server.members.by_id[0].current.sent = False  # type: ignore[union-attr]  # as if the last write had failed
         proxy.cut()
         wait_until(lambda: any("again" in line for line in guest.said), "it is back")
         free.set()
@@ -350,12 +355,12 @@ def test_a_client_gone_longer_than_grace_is_absent_and_can_come_back() -> None:
         ]
         assert server.present() == []
         third = server.send(0, [b"3"])
-        assert receive(server, 1) == [Answer(third, 0, None, "not connected")]
+        assert receive(server, 1) == [Response(third, 0, None, "not connected")]
         proxy.release()
         until_present(server, 0)
         fourth = server.send(0, [b"4"])
         free.set()
-        assert receive(server, 1) == [Answer(fourth, 0, bytearray(b"4"))]
+        assert receive(server, 1) == [Response(fourth, 0, bytearray(b"4"))]
         assert guest.asked == [b"1", b"4"]
 
 
@@ -382,7 +387,7 @@ def test_who_comes_late_takes_part_and_who_leaves_is_gone_at_once() -> None:
         ticket = server.send(5, [b"work"])
         wait_until(lambda: bool(goes.asked), "it works")
         goes.client.close()
-        assert receive(server, 1) == [Answer(ticket, 5, None, "it left")]
+        assert receive(server, 1) == [Response(ticket, 5, None, "it left")]
         assert server.present() == [0]
         assert ask(server, 0, b"x") == b"re x"
         free.set()
@@ -395,7 +400,7 @@ def test_a_client_whose_work_raises_leaves() -> None:
         guest = Guest(server.address, answer=lambda body: [b"%d" % (1 // 0)])
         until_present(server, 0)
         ticket = server.send(0, [b"x"])
-        assert receive(server, 1) == [Answer(ticket, 0, None, "it left")]
+        assert receive(server, 1) == [Response(ticket, 0, None, "it left")]
         assert isinstance(guest.end(), ZeroDivisionError)
 
 
@@ -407,7 +412,7 @@ def test_silence_is_noticed_at_both_ends() -> None:
         receive(server, 1)
         proxy.hold()
         ticket = server.send(0, [b"y"])
-        assert receive(server, 1) == [Answer(ticket, 0, None, "gone since 0.1 s ago")]
+        assert receive(server, 1) == [Response(ticket, 0, None, "gone since 0.1 s ago")]
         wait_until(lambda: bool(guest.said), "the client has noticed")
         assert guest.said[0].endswith("the connection broke off")
         proxy.release()
@@ -426,7 +431,7 @@ def test_a_slow_client_gets_only_the_newest_message() -> None:
             server.give_up({tickets[-1]})
             tickets.append(server.send(0, [b"round %d" % n]))
         free.set()
-        assert receive(server, 1) == [Answer(tickets[-1], 0, bytearray(b"round 5"))]
+        assert receive(server, 1) == [Response(tickets[-1], 0, bytearray(b"round 5"))]
         assert guest.asked == [b"round 1", b"round 5"]
         assert server.receive(0.1) == []
 
@@ -442,7 +447,7 @@ def test_a_message_given_up_on_its_way_is_not_finished() -> None:
         server.give_up({ticket})
         newest = server.send(0, [b"newest"])
         proxy.rate = 0.0
-        assert receive(server, 1) == [Answer(newest, 0, bytearray(b"re newest"))]
+        assert receive(server, 1) == [Response(newest, 0, bytearray(b"re newest"))]
         assert guest.asked == [b"newest"]
 
 
@@ -463,7 +468,7 @@ def test_an_answer_to_a_server_that_died_is_no_answer_to_the_next() -> None:
             ticket = second.send(0, [b"new 1"])  # it, too, is its client's message 1
             time.sleep(0.2)
             free.set()
-            assert receive(second, 1) == [Answer(ticket, 0, bytearray(b"re new 1"))]
+            assert receive(second, 1) == [Response(ticket, 0, bytearray(b"re new 1"))]
             assert guest.asked == [b"old 1", b"new 1"]
             assert second.receive(0.1) == []
             second.close("")
@@ -590,7 +595,7 @@ def test_without_a_certificate_no_frame_is_read(pki: Path) -> None:
         with grpc.secure_channel(server.address, anonymous) as channel, pytest.raises(grpc.RpcError) as caught:
             next(channel.stream_stream(METHOD)(iter([hello()])))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert server._clients == {}
+        assert server.members.by_id == {}
 
 
 def hello(**more: Any) -> bytes:
@@ -676,8 +681,8 @@ def test_a_client_that_breaks_the_protocol_fails_its_messages_at_once() -> None:
         until_present(server, 0)
         ticket = server.send(0, [b"x"])
         reason = "it sent a message of 10001 bytes; at most 10000 are taken"
-        assert receive(server, 1) == [Answer(ticket, 0, None, reason)]
-        assert server.refused == {0: reason}
+        assert receive(server, 1) == [Response(ticket, 0, None, reason)]
+        assert server.journal.refused == {0: reason}
         assert isinstance(error := guest.end(), UserError)
         assert str(error).endswith("sent a message of 10001 bytes; at most 10000 are taken")
 
@@ -692,7 +697,7 @@ def test_a_message_above_the_limit_of_a_client_ends_it() -> None:
 
 
 def test_who_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HELLO_DEADLINE", 0.3)
+    monkeypatch.setattr(entrance, "HELLO_DEADLINE", 0.3)
     with serving() as listening:
         _, code, details = converse(listening.address)
         assert (code, details.endswith("sent no greeting in 0.3 s")) == (INVALID, True)
@@ -713,11 +718,11 @@ def test_a_client_that_does_not_fit_hears_why(greeting: dict[str, Any], reason: 
         (down,), code, _ = converse(server.address, hello(**greeting))
         who = greeting.get("client", 0)
         assert (down.refusal.reason, code) == (f"client {who} was refused: {reason}", None)
-        assert server.refused == {who: reason}
+        assert server.journal.refused == {who: reason}
         assert server.present() == []
         guest = Guest(server.address, config_sha256="cd" * 32)
         until_present(server, 0)
-        assert server.refused.keys() == {who} - {0}
+        assert server.journal.refused.keys() == {who} - {0}
         assert guest.error is None
 
 
@@ -800,7 +805,7 @@ def test_a_stopped_process_is_noticed_and_goes_on(process: Callable[[str], subpr
         assert ask(server, 0, b"a") == b"re a"
         os.kill(client.pid, signal.SIGSTOP)
         ticket = server.send(0, [b"b"])
-        assert receive(server, 1) == [Answer(ticket, 0, None, "gone since 0.2 s ago")]
+        assert receive(server, 1) == [Response(ticket, 0, None, "gone since 0.2 s ago")]
         os.kill(client.pid, signal.SIGCONT)
         until_present(server, 0)
         assert ask(server, 0, b"c") == b"re c"
@@ -817,7 +822,7 @@ def test_a_killed_process_is_replaced_by_the_next(process: Callable[[str], subpr
         until_known(server, 0, connected=False)
         ticket = server.send(0, [b"b"])
         second = process(server.address)
-        assert receive(server, 1) == [Answer(ticket, 0, bytearray(b"re b"))]
+        assert receive(server, 1) == [Response(ticket, 0, bytearray(b"re b"))]
         server.close("")
         assert second.wait(PATIENCE) == 0
         assert second.communicate()[0].split() == ["b"]

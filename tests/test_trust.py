@@ -405,7 +405,8 @@ class Liar:
         pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
         import fedshare
         from fedshare.transport.flower.stream import StreamGrid
-        from fedshare.transport.stream.server import Settings, StreamServer
+        from fedshare.transport.stream.server import StreamServer
+        from fedshare.transport.stream.settings import Settings
 
         told = json.dumps(config if isinstance(config, dict) else {"config": OmegaConf.to_yaml(config)})
         settings = Settings(version=fedshare.__version__, config=told, config_sha256=digest, clients=1)

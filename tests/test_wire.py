@@ -22,7 +22,8 @@ from fedshare.transport.flower.envelope import LARGE, seal, unseal
 from fedshare.transport.flower.grid import reply
 from fedshare.transport.flower.records import unwrap, wrap
 from fedshare.transport.flower.stream import StreamGrid
-from fedshare.transport.stream.server import Answer, Settings
+from fedshare.transport.stream.mailbox import Response
+from fedshare.transport.stream.settings import Settings
 from world import PATIENCE
 
 T = TypeVar("T")
@@ -317,8 +318,8 @@ class Answering:
     def send(self, client: int, buffers: list[bytes], limit: int | None) -> int:
         return 1
 
-    def receive(self, timeout: float) -> list[Answer]:
-        return [Answer(1, 0, bytearray(self.body))]
+    def receive(self, timeout: float) -> list[Response]:
+        return [Response(1, 0, bytearray(self.body))]
 
     def give_up(self, tickets: set[int]) -> None:
         assert not tickets

@@ -16,7 +16,7 @@ from fedshare.errors import UserError, first_line
 from fedshare.experiments.hosts import host_checks
 from fedshare.experiments.hosts.host_checks import FAILED, OK, TORCH_SECONDS, WARNING, Finding
 from fedshare.identity.admission import ALLOWED, DENIED, Roll
-from fedshare.identity.keys import Identity, describe, endings, place
+from fedshare.identity.identity import Identity, describe, endings, place
 from fedshare.transport.stream.diagnose import is_local, reach, split
 from fedshare.transport.stream.health import ask, health
 

@@ -64,9 +64,9 @@ class Desk:
         if folder:
             self._run.standing.open(Path(folder) / orders.NAME)
             self._run.rule()
-        stream.record = self._record
+        stream.journal.record = self._record
         if self._other:
-            stream.refusal = self._other.refused
+            stream.journal.refusal = self._other.refused
         self._audit.note("listening", address=stream.address, version=stream.settings.version)
 
     def _record(self, event: str, about: str, /, **what: str | int) -> None:

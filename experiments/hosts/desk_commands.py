@@ -41,7 +41,7 @@ class Commands:
     def rule(self) -> None:
         """Let the stream know who is banned and suspended."""
         if self.stream:
-            self.stream.banned = self.standing.banned
+            self.stream.entrance.banned = self.standing.banned
             self.stream.suspend(self.standing.suspended.keys())
 
     def _client(self, request: Request) -> int:
@@ -112,5 +112,5 @@ class Commands:
             "seen": {str(client): known for client, known in sorted(self.seen.items())},
             "suspended": {str(client): rounds for client, rounds in sorted(self.standing.suspended.items())},
             "banned": {str(client): reason for client, reason in sorted(self.standing.banned.items())},
-            "refused": {str(client): reason for client, reason in sorted(self.stream.refused.items())},
+            "refused": {str(client): reason for client, reason in sorted(self.stream.journal.refused.items())},
         }

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedshare.errors import UserError
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.report.clock import say
 from fedshare.transport.stream import descriptors, sockets
 from fedshare.transport.stream.gate import Gate, Settings

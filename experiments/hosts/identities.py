@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from fedshare.errors import UserError
-from fedshare.identity.keys import Identity, place
+from fedshare.identity.identity import Identity, place
 from fedshare.transport.stream.diagnose import is_local, split
 
 

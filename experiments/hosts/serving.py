@@ -26,7 +26,8 @@ def server(options: argparse.Namespace) -> int:
     from fedshare.transport.flower.load import App, serve
     from fedshare.transport.flower.stream import StreamGrid
     from fedshare.transport.stream import descriptors
-    from fedshare.transport.stream.server import Settings, StreamServer
+    from fedshare.transport.stream.server import StreamServer
+    from fedshare.transport.stream.settings import Settings
 
     descriptors.raise_limit()
     gates.check(options)
@@ -69,7 +70,7 @@ def server(options: argparse.Namespace) -> int:
             stack.callback(exporter.close)
         address = stack.enter_context(gates.address(options, max(clients, options.clients or 0)))
         stream = StreamServer(address, identity, settings, say)
-        stream.admission = admission
+        stream.entrance.admission = admission
         if exporter:
             exporter.watch(stream.present, stream.connections)
         stream.explain()

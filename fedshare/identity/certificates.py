@@ -1,14 +1,11 @@
-"""Certificates and private keys in PEM: read, checked and signed.
+"""Certificates in PEM: read, checked and signed.
 
-Who a client is stands in its certificate, as the URI `fedshare:client:3` (RFC 5280, section 4.2.1.6): a server asks the
-connection and need not believe a message.
+A certificate says which client its holder is, as the URI `fedshare:client:3` (RFC 5280, section 4.2.1.6): a server asks
+the connection and need not believe a message.
 """
 
 import hashlib
-import os
 import re
-import shlex
-import stat
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,10 +14,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedshare.errors import UserError
+from fedshare.identity.pem import PublicKey, private_key, read
 
 CLOCK_SKEW = timedelta(minutes=5)
 RENEWAL = timedelta(days=30)  # a certificate with less left is to be renewed
@@ -30,12 +27,11 @@ _PURPOSES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsa
 _USES = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"]
 _USES += ["key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
 _Signer = tuple[x509.Name, ec.EllipticCurvePrivateKey]
-PublicKey = ec.EllipticCurvePublicKey
 _Subject = tuple[x509.Name, PublicKey]
 
 
 def authority(signer: _Signer, until: datetime) -> x509.Certificate:
-    """One that signs itself, and participants only."""
+    """An authority's certificate: signed by itself, and able to sign participants only."""
     limits = x509.BasicConstraints(ca=True, path_length=0), _usage("key_cert_sign")
     return signed(signer, (signer[0], signer[1].public_key()), until, *limits)
 
@@ -43,7 +39,7 @@ def authority(signer: _Signer, until: datetime) -> x509.Certificate:
 def participant(
     signer: _Signer, role: str, subject: _Subject, names: Iterable[x509.GeneralName], until: datetime
 ) -> x509.Certificate:
-    """`role`: "server" or "client"."""
+    """A participant's certificate. `role`: "server" or "client"."""
     limits = x509.BasicConstraints(ca=False, path_length=None), _usage("digital_signature")
     what = x509.ExtendedKeyUsage([_PURPOSES[role]]), x509.SubjectAlternativeName(names)
     return signed(signer, subject, until, *limits, *what)
@@ -64,7 +60,7 @@ def signed(signer: _Signer, subject: _Subject, until: datetime, *what: x509.Exte
 
 
 def verified(path: Path, authority: Path) -> x509.Certificate:
-    """The certificate at `path`, if the key beside it is its own and `authority` signed it."""
+    """The certificate at `path`. Raises UserError unless the key beside it is its own and `authority` signed it."""
     held = load(path)
     if private_key(path.with_suffix(".key")).public_key() != held.public_key():
         raise UserError(f"{path.with_suffix('.key')}: is not the key of {path.name}")
@@ -88,25 +84,8 @@ def require_current(certificate: x509.Certificate, place: Path) -> None:
         raise UserError(f"{place}: the certificate of {name} is valid {when}; {hint}")
 
 
-def require_private(key: Path) -> None:
-    """Raise UserError where others than its owner can use a key.
-
-    One of root's may be read by a group of this process, as a service's must be. On a read-only mount the modes are the
-    affair of who made the mount: containers' secrets, systemd's credentials.
-    """
-    found, me = key.stat(), os.geteuid()
-    by_group = found.st_uid == 0 != me and found.st_gid in {os.getegid(), *os.getgroups()}
-    mode = stat.S_IMODE(found.st_mode)
-    if not mode & (0o037 if by_group else 0o077) or os.statvfs(key).f_flag & os.ST_RDONLY:
-        return
-    shown = shlex.quote(str(key))
-    own = f"chown {me} {shown} && " if me not in (0, found.st_uid) and not by_group else ""
-    chmod = f"chmod {'g=r,o=' if by_group else 'go='} {shown}"
-    raise UserError(f"{key}: others can use this private key (mode {mode:04o}): {own}{chmod}")
-
-
 def client_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> int | None:
-    """None unless it names exactly one client."""
+    """The client that a certificate names; None unless it names exactly one."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
@@ -120,7 +99,7 @@ def client_name(client: int) -> x509.GeneralName:
 
 
 def client_id(pem: bytes) -> int | None:
-    """None unless the certificate can be read and names exactly one client."""
+    """The client that a certificate names; None unless it can be read and names exactly one."""
     try:
         return client_of(x509.load_pem_x509_certificate(pem))
     except ValueError:
@@ -128,7 +107,7 @@ def client_id(pem: bytes) -> int | None:
 
 
 def fingerprint(key: PublicKey) -> str:
-    """Of a key, and so of each certificate that it ever has: SHA-256 in hex.
+    """SHA-256 of a key, in hex: every certificate of the key has the same.
 
     `openssl x509 -in FILE -pubkey -noout | openssl pkey -pubin -outform der | sha256sum` prints the same.
     """
@@ -137,7 +116,7 @@ def fingerprint(key: PublicKey) -> str:
 
 
 def fingerprints(pem: bytes) -> tuple[str, str]:
-    """Of the key of a certificate, and of the certificate itself."""
+    """The fingerprints of a certificate's key and of the certificate itself. Raises UserError."""
     try:
         found = x509.load_pem_x509_certificate(pem)
     except ValueError:
@@ -146,7 +125,7 @@ def fingerprints(pem: bytes) -> tuple[str, str]:
 
 
 def public_key(certificate: x509.Certificate | x509.CertificateSigningRequest, path: Path | str) -> PublicKey:
-    """Raises UserError unless its key is on a curve that every participant's TLS knows."""
+    """The key of a certificate. Raises UserError unless it is on a curve that every participant's TLS knows."""
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm):
@@ -163,61 +142,13 @@ def load(path: Path) -> x509.Certificate:
         raise UserError(f"{path}: must be a certificate in PEM") from error
 
 
-def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A participant's: it starts when nobody is there to say a passphrase."""
-    load = serialization.load_pem_private_key if path.suffix else serialization.load_ssh_private_key
-    try:
-        key = load(read(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise UserError(f"{path}: must be a private key in PEM, on an elliptic curve and without a passphrase")
-    return key
-
-
-def signing_key(path: Path, passphrase: bytes | None) -> ec.EllipticCurvePrivateKey:
-    """An authority's, which may have a passphrase."""
-    wanted = "must be a private key in PEM, on an elliptic curve"
-    key = decrypted(path, read(path), passphrase, f"the passphrase is another, or it is damaged: it {wanted}", wanted)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise UserError(f"{path}: {wanted}")
-    return key
-
-
-def decrypted(path: Path, pem: bytes, passphrase: bytes | None, doubt: str, otherwise: str) -> PrivateKeyTypes:
-    """The private key that `path` holds as `pem`, of whatever kind.
-
-    Raises UserError: `doubt` where there is none that the passphrase opens, `otherwise` where none is needed.
-    """
-    try:
-        return serialization.load_pem_private_key(pem, passphrase)
-    except TypeError as error:
-        wrong = "has no passphrase" if passphrase else "is encrypted: give --passphrase"
-        raise UserError(f"{path}: {wrong}") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UserError(f"{path}: {doubt if passphrase else otherwise}") from error
-
-
-def new_key(flower: bool = False, passphrase: bytes | None = None) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
-    """A key, and how it is kept in a file. `flower`: in OpenSSH's form, which Flower reads."""
-    key = ec.generate_private_key(ec.SECP384R1() if flower else ec.SECP256R1())
-    form = serialization.PrivateFormat.OpenSSH if flower else serialization.PrivateFormat.PKCS8
-    cipher = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    return key, key.private_bytes(serialization.Encoding.PEM, form, cipher)
-
-
-def ssh_line(key: PublicKey, comment: str) -> bytes:
-    form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    return key.public_bytes(*form) + f" {comment}\n".encode()
-
-
 def soon(certificate: x509.Certificate) -> timedelta:
     """How long before its end a certificate is to be renewed: 30 days, or a third of its life where that is short."""
     return min(RENEWAL, (certificate.not_valid_after_utc - certificate.not_valid_before_utc) / 3)
 
 
 def ending(certificate: x509.Certificate) -> str | None:
-    """When it ends, in words, where that is soon or was."""
+    """When a certificate ends, in words, if it ends soon or has ended; else None."""
     end, today = certificate.not_valid_after_utc, now()
     if today > end:
         return f"ended on {end:%Y-%m-%d}"
@@ -228,13 +159,6 @@ def ending(certificate: x509.Certificate) -> str | None:
 
 def ending_of(pem: bytes) -> str | None:
     return ending(x509.load_pem_x509_certificate(pem))
-
-
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def pem_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> bytes:

@@ -15,10 +15,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
 from fedshare.errors import UserError
-from fedshare.identity import admission, certificates, keys
+from fedshare.identity import admission, certificates, identity, keys, pem
 from fedshare.identity.admission import DENIED, Caller, Roll
+from fedshare.identity.authority import Authority, require_days
 from fedshare.identity.certificates import fingerprint, load
-from fedshare.identity.keys import MAX_CLIENTS, Authority
+from fedshare.identity.keys import MAX_CLIENTS
 from fedshare.machine.files import private_folder, write_atomically
 
 _LARGEST = 65_536  # bytes of a request, or of what comes back
@@ -35,8 +36,8 @@ def request(folder: Path, client: int) -> list[str]:
     name = f"client-{client}"
     place = folder / name
     private_folder(place)
-    key, made = keys.key_at(place / "client.key")
-    certificates.require_private(place / "client.key")
+    key, made = pem.key_at(place / "client.key")
+    pem.require_private(place / "client.key")
     made += keys.supernode(place)
     builder = x509.CertificateSigningRequestBuilder().subject_name(certificates.common_name(name))
     builder = builder.add_extension(x509.SubjectAlternativeName([certificates.client_name(client)]), critical=False)
@@ -56,7 +57,7 @@ def sign(
 
     `client`: refuse a request for any other. Raises UserError, with nothing written, where it is refused.
     """
-    keys.require_days(days)
+    require_days(days)
     found, asked = _request(path)
     if client not in (None, asked):
         raise UserError(f"{path}: asks to be client {asked}, not client {client}")
@@ -112,7 +113,7 @@ def accept(folder: Path, path: Path) -> list[str]:
     if not (place / "client.key").exists():
         made = f"`fedshare keys request {folder} --client {client}` makes it"
         raise UserError(f"{path}: is client {client}'s, and {place / 'client.key'} is not there; {made}")
-    if certificates.private_key(place / "client.key").public_key() != own.public_key():
+    if pem.private_key(place / "client.key").public_key() != own.public_key():
         raise UserError(f"{path}: is for another key than {place / 'client.key'}")
     try:
         own.verify_directly_issued_by(ca)
@@ -161,13 +162,13 @@ def revoke(folder: Path, whom: list[str], why: str = "", undo: bool = False) -> 
 
 def _denied(folder: Path) -> Path:
     """The list of the server whose folder is below `folder`, or is it."""
-    place = keys.place(folder, "server")
+    place = identity.place(folder, "server")
     if not (place / "server.crt").exists():
         raise UserError(f"{folder}: holds no server's folder: name what `fedshare keys` made, or the server's --keys")
     return place / DENIED
 
 
-def _shown(path: Path) -> tuple[certificates.PublicKey, int]:
+def _shown(path: Path) -> tuple[pem.PublicKey, int]:
     """The key of a client's certificate or request, and the client that it names."""
     data = _small(path)
     for parse in (x509.load_pem_x509_certificate, x509.load_pem_x509_csr):

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedshare.errors import UserError, first_line
-from fedshare.identity.certificates import decrypted
+from fedshare.identity.pem import decrypted
 from fedshare.machine.files import write_atomically
 
 

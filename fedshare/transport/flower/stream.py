@@ -15,9 +15,10 @@ from fedshare.transport.flower.grid import OwnGrid, arrived, client_of, node_of,
 from fedshare.transport.flower.inprocess import ask
 from fedshare.transport.flower.private import LEFT
 from fedshare.transport.flower.waiting import Waiting
-from fedshare.transport.stream.client import Last, StreamClient, Welcomed
+from fedshare.transport.stream.client import Last, StreamClient
 from fedshare.transport.stream.frames import Buffer
 from fedshare.transport.stream.server import StreamServer
+from fedshare.transport.stream.turns import Welcomed
 
 Most = tuple[int | None, int | None]  # bytes of an answer, and of its envelope; None: as many as the server takes
 _ANY: Most = None, None
@@ -42,7 +43,7 @@ class StreamGrid(OwnGrid):
             names = ", ".join(map(str, here)) or "none"
             if (left := until - time.monotonic()) <= 0:
                 raise RunHalted(f"waited {seconds:g} s for {clients} clients; have {names}")
-            self.server.say(f"waiting for {clients} clients, up to {left:.0f} s more: have {names}")
+            self.server.journal.say(f"waiting for {clients} clients, up to {left:.0f} s more: have {names}")
             self.server.wait_for_change(min(left, 5.0))
 
     def _present(self) -> list[int]:

@@ -1,6 +1,6 @@
-"""Who only connects: callers that have not said which client they are, and how many of them there may be.
+"""Callers that have connected and have not said which client they are, and how many of them there may be.
 
-gRPC tells nobody of a connection before its first call; this process's own descriptors do.
+gRPC does not report a connection before its first call; this process's own file descriptors show it.
 """
 
 import ipaddress
@@ -14,29 +14,29 @@ from urllib.parse import unquote
 
 from fedshare.machine.tally import Tally
 
-SWEEP = 0.25  # seconds between two looks at who is connected,
-SHARE = 10  # and at least so many times as many as a look takes: clients are to be heard meanwhile
-_FOLDER = "/dev/fd"  # where a system has none, deadlines and gRPC's count of connections are all there is
+SWEEP = 0.25  # seconds between two looks at the connections,
+SHARE = 10  # and at least this many times as long as a look takes, so that clients are heard meanwhile
+_FOLDER = "/dev/fd"  # on a system without it only deadlines and gRPC's limit on connections apply
 Peer = tuple[str, int]  # address and port
 
 
 class Callers:
-    """The connections to `port`. What goes beyond the bounds is closed, the oldest first: who is new may yet greet.
+    """The connections to `port`. Beyond the bounds the oldest are closed first: a new one may still greet.
 
-    Of one address `each` that have not greeted may be open, of all together `in_all`, and beside these as many as there
-    are `clients` that have not come yet: those behind one address may all come at once. gRPC takes `most` connections.
+    `each` connections of one address may be open without a greeting, `in_all` of all addresses, and in addition one for
+    each of the `clients` that has not come yet: those behind one address may come at once. gRPC takes `most` in all.
     """
 
     def __init__(self, port: int, clients: int, each: int, in_all: int, most: int, tally: Tally) -> None:
         self._port, self._each, self._in_all, self._most = port, each, in_all, most
         self.clients = clients
         self._tally = tally
-        self._greeted = Counter[Peer]()  # how many streams of a connection have
-        self._waiting: list[Peer] = []  # those without, by when they were first seen
+        self._greeted = Counter[Peer]()  # by connection: how many of its streams have greeted
+        self._waiting: list[Peer] = []  # connections without a greeting, in the order in which they were first seen
 
     @contextmanager
     def greeted(self, peer: str) -> Iterator[None]:
-        """While a stream of `peer`, as gRPC writes it, has said who it is."""
+        """Count a stream of `peer` (as gRPC writes it) as greeted, while the context lasts."""
         known = _peer(peer)
         self._greeted[known] += 1
         try:
@@ -49,7 +49,7 @@ class Callers:
     def sweep(self) -> None:
         with suppress(OSError):
             names = os.listdir(_FOLDER)
-            # Else they are few, whatever they are.
+            # Otherwise they are few, whatever they are.
             if len(names) - len(self._greeted) > self._each or len(names) >= self._most:
                 self._limit(_connections(self._port, names))
 
@@ -80,17 +80,17 @@ class Callers:
 
 
 def connected(port: int) -> set[Peer]:
-    """From where there are connections to `port`. Raises OSError where the system does not say."""
+    """The peers with a connection to `port`. Raises OSError where the system does not list them."""
     return set(_connections(port, os.listdir(_FOLDER)))
 
 
 def peer_of(text: str) -> Peer:
-    """Of one as gRPC writes it."""
+    """Address and port of a peer as gRPC writes it."""
     return _peer(text)
 
 
 def _connections(port: int, names: list[str]) -> dict[Peer, int]:
-    """The descriptors of this process that are connections to `port`, by where these come from."""
+    """The file descriptors of this process that are connections to `port`, by peer."""
     found = {}
     for name in names:
         with suppress(OSError):  # closed meanwhile, or no connection
@@ -103,9 +103,9 @@ def _connections(port: int, names: list[str]) -> dict[Peer, int]:
 
 @contextmanager
 def _held(descriptor: int) -> Iterator[socket.socket]:
-    """The socket of a descriptor, by one of our own: whatever that number means in a moment, this stays what it is.
+    """The socket of a descriptor, by a duplicate: the number may be another socket's in a moment, the duplicate not.
 
-    One at a time: they would double what all connections take.
+    One at a time, for each takes a descriptor.
     """
     own = os.dup(descriptor)
     try:
@@ -118,7 +118,7 @@ def _held(descriptor: int) -> Iterator[socket.socket]:
 
 
 def _caller(one: socket.socket, port: int) -> Peer | None:
-    """Where a connection to `port` comes from; None where it is none. Raises OSError where it has ended."""
+    """The peer of a connection to `port`; None where the socket is no such connection. Raises OSError where it ended."""
     if one.family not in (socket.AF_INET, socket.AF_INET6) or one.getsockname()[1] != port:
         return None
     address, number, *_ = one.getpeername()
@@ -126,19 +126,19 @@ def _caller(one: socket.socket, port: int) -> Peer | None:
 
 
 def _peer(text: str) -> Peer:
-    """Of "ipv4:192.0.2.7:4242" or "ipv6:%5B2001:db8::7%5D:4242"."""
+    """Address and port of "ipv4:192.0.2.7:4242" or "ipv6:%5B2001:db8::7%5D:4242"."""
     address, _, port = unquote(text.partition(":")[2]).rpartition(":")
     return (_plain(address.strip("[]")), int(port)) if port.isdigit() else (text, 0)
 
 
 def _plain(address: str) -> str:
-    """`address` as there is one way to write it: without a zone, and an IPv4 address as such."""
+    """`address` in its one canonical form: without a zone; an IPv4 address mapped into IPv6 as IPv4."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 def address_of(peer: str) -> str:
-    """Of a peer as gRPC writes it."""
+    """The address of a peer as gRPC writes it."""
     return _peer(peer)[0]
 
 
@@ -148,7 +148,7 @@ def place_of(peer: str) -> str:
 
 
 def one_place(address: str) -> str:
-    """Of IPv6 the network: a single host has 2^64 addresses."""
+    """What counts as one address: of IPv6 the /64 network, for a single host has 2^64 addresses."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:  # as of a socket of the file system

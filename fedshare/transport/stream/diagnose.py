@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from fedshare.errors import UserError, first_line
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 
 DEADLINE = 5.0  # seconds to connect
 _FOREIGN = (19, 20)  # OpenSSL: X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN, X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY

@@ -1,7 +1,7 @@
 """One port for several runs: each caller is passed on to the server of the run that it asks for.
 
 A gate knows certificates and who may connect, and nothing of runs: it keeps no state, so that it may be killed and
-started again. Frames pass as they are, one at a time each way: who reads slowly is sent slowly, and costs no memory.
+started again. Frames pass unchanged, one at a time each way: a slow reader is sent frames slowly, and costs no memory.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedshare._proto.stream_pb2 import Down, Refusal
 from fedshare.errors import UserError
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.machine.tally import EVERY, Tally
 from fedshare.transport.stream import callers, descriptors, handover, sockets, tls
 from fedshare.transport.stream.callers import Callers, place_of
 from fedshare.transport.stream.frames import FrameError, parse
-from fedshare.transport.stream.server import ASK, CLOSE_DEADLINE, HELLO_DEADLINE, METHOD, SERVICE
+from fedshare.transport.stream.service import ASK, CLOSE_DEADLINE, HELLO_DEADLINE, METHOD, SERVICE
 
 LOOK = 1.0  # seconds between two looks at which runs are here
 SHOWN = 8  # runs in a line
@@ -31,7 +31,7 @@ _PASSED_ON = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUST
 
 @dataclass(frozen=True)
 class Settings:
-    """How a gate deals with its callers: as a server does that listens itself."""
+    """How a gate treats its callers: as a server does that listens itself."""
 
     heartbeat: float = 10.0  # seconds between pings
     callers: int = 64  # connections of one address that have not greeted, beside one for each client still to come
@@ -108,7 +108,7 @@ class Gate:
             await asyncio.sleep(callers.SWEEP)
 
     async def _look(self) -> None:
-        """Keep to the runs that are here: say so, and leave room for their clients."""
+        """Report the runs that come and go, and allow for connections of their clients."""
         while True:
             before, self._here = self._here, sockets.here(self._folder)
             for run in sorted({*before} ^ {*self._here}):

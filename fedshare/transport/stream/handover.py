@@ -1,7 +1,7 @@
 """What a gate tells the server of a run about a caller, in the metadata of the call that it makes for it.
 
-A server believes it on its Unix socket alone, which only processes of its user can reach. At a port these are
-words of a client, and mean nothing.
+A server believes it only on its Unix socket, which only processes of its user can reach. At a port it is what a client
+says, and means nothing.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -22,7 +22,7 @@ Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 
 def asking(run: str) -> Metadata:
-    """The metadata of a call for a run; empty: for any."""
+    """The metadata of a call for the run of this name; empty: for any run."""
     return ((RUN, run),) if run else ()
 
 
@@ -37,7 +37,7 @@ def arrived(metadata: Any) -> str:
 
 
 def wait_for(error: Any) -> str | None:
-    """What to wait for, where a gate says with an error that the caller may come to its run later."""
+    """What to wait for, where a gate's error says that the caller may reach its run later."""
     told = _value(error.trailing_metadata(), WAIT)
     return None if told is None else brief(error.details() or "")
 
@@ -51,13 +51,13 @@ def elsewhere(context: grpc.aio.ServicerContext, name: str) -> str | None:
 
 
 def told(context: grpc.aio.ServicerContext) -> Metadata:
-    """What is handed over of a caller: where it is, and its certificate. Nothing that it has sent is among it."""
+    """What a gate hands over about a caller: its address and its certificate, and nothing that it has sent."""
     certificates = context.auth_context().get("x509_pem_cert") or []
     return (PEER, context.peer()), *((CERTIFICATE, one) for one in certificates[:1])
 
 
 def relayed(method: Handler) -> Handler:
-    """`method`, of whose callers a gate has told."""
+    """`method`, with a context that has what the gate said of the caller."""
 
     @wraps(method)
     async def heard(request: Any, context: grpc.aio.ServicerContext) -> Any:

@@ -1,7 +1,7 @@
-"""Connections that end before their caller has said who it is: from where, and why, as far as that can be known.
+"""Connections that end before their first call: where they came from and why they ended, as far as that can be known.
 
-gRPC tells a program nothing of a TLS handshake that failed. It does ask for certificates before each one: then this
-process's own descriptors show from where the connection comes. Why a handshake failed is in gRPC's own log alone: see
+gRPC does not report a TLS handshake that failed. It does ask for certificates before each one: then this process's own
+file descriptors show where the connection comes from. Why a handshake failed is only in gRPC's own log: see
 `fedshare.transport.stream.grpc_log`.
 """
 
@@ -15,27 +15,27 @@ from fedshare.transport.stream.callers import Peer
 
 ENDED = "the connection ended before its first call"
 UNKNOWN = f"{ENDED}: no TLS, no certificate, one of another authority, or an expired one?"
-_SHARE = 10  # looking for connections takes at most one part in so many of a processor
+_SHARE = 10  # looking for connections takes at most a tenth of a processor
 _KEEP = 2.0  # seconds for which a reason waits for its connection
-_HELD = 1000  # connections, reasons
+_HELD = 1000  # connections, and reasons, that are remembered
 
 
 class Handshakes:
-    """Who has begun one and was not heard of since. `found` gives the connections there are."""
+    """Connections whose handshake has begun and that have made no call. `found` returns all connections."""
 
     def __init__(self, found: Callable[[], set[Peer]], say: Callable[[Peer | None, str], None]) -> None:
         self._found, self._say = found, say
         self._lock = threading.Lock()
-        self._pending = dict[Peer, None]()  # those that have said nothing, in the order of their coming
-        self._spoken = set[Peer]()  # the others, and those that have ended since the last look
+        self._pending = dict[Peer, None]()  # those without a call, in the order in which they came
+        self._spoken = set[Peer]()  # those with one, also if they have ended since the last look
         self._unseen = 0  # handshakes that began when there was no time to look
-        self._next = 0.0  # when there is
-        self._changed = False  # who has spoken
+        self._next = 0.0  # when there is time to look again
+        self._changed = False  # whether `_spoken` has, since the last look
         self.informed = False  # whether `failed` is called when a handshake has
         self._reasons = deque[tuple[float, str]](maxlen=_HELD)
 
     def begins(self) -> None:
-        """A handshake does, in whatever thread."""
+        """Note that a handshake begins. In any thread."""
         with self._lock:
             now = time.monotonic()
             if now < self._next:
@@ -47,19 +47,19 @@ class Handshakes:
             self._next = time.monotonic() + _SHARE * (time.monotonic() - now)
 
     def speaks(self, peer: Peer) -> None:
-        """The caller at `peer` has made a call: whatever comes of it, its handshake is over."""
+        """Note that the caller at `peer` has made a call: its handshake is over."""
         with self._lock:
             self._pending.pop(peer, None)
             self._spoken.add(peer)
             self._changed = True
 
     def failed(self, reason: str) -> None:
-        """A handshake has; nobody says which."""
+        """Note why a handshake failed; gRPC does not say which one."""
         with self._lock:
             self._reasons.append((time.monotonic(), reason))
 
     def sweep(self) -> None:
-        """Say who has gone without a word."""
+        """Report the connections that have ended without a call."""
         with self._lock:
             if not (self._pending or self._unseen or self._reasons or self._changed):
                 return
@@ -80,7 +80,7 @@ class Handshakes:
             self._say(None, self._why(reasons, len(reasons)))
 
     def _why(self, reasons: list[str], ended: int) -> str:
-        """Of those that ended at the same time, only that much is known."""
+        """The reason for each of `ended` connections that ended at the same time; which had which is not known."""
         if not self.informed:
             return UNKNOWN
         failed = f"the TLS handshake failed: {' or '.join(dict.fromkeys(reasons))}"

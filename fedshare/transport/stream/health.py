@@ -10,11 +10,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedshare._proto.stream_pb2 import Down, Hello
 from fedshare.errors import brief
-from fedshare.identity.keys import Identity
+from fedshare.identity.identity import Identity
 from fedshare.transport.stream import handover, tls
 from fedshare.transport.stream.diagnose import NotYet
 from fedshare.transport.stream.frames import PROTOCOL
-from fedshare.transport.stream.server import ASK, SERVICE
+from fedshare.transport.stream.service import ASK, SERVICE
 
 
 def health(address: str, identity: Identity | None, deadline: float) -> str:
@@ -33,7 +33,9 @@ def health(address: str, identity: Identity | None, deadline: float) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Verdict:
+    """Whether a server would let a client in, and what time it has there."""
+
     refusal: str  # empty: it would be let in
     ahead: float  # seconds by which this host's clock is ahead of the server's, to within `doubt`
     doubt: float
@@ -47,7 +49,7 @@ def ask(
     config_sha256: str,
     deadline: float,
     run: str = "",
-) -> Answer:
+) -> Verdict:
     """Whether the server would let a client in; none that is connected is disturbed. Raises NotYet as `health` does."""
     hello = Hello(protocol=PROTOCOL, client=client, version=version, config=config_sha256)
     with tls.channel(address, identity, deadline) as channel:
@@ -59,7 +61,7 @@ def ask(
             raise _said_nothing(address, error, deadline) from None
         after = time.time()
     theirs = float(dict(state.trailing_metadata())["time"])
-    return Answer(brief(down.refusal.reason), (before + after) / 2 - theirs, (after - before) / 2)
+    return Verdict(brief(down.refusal.reason), (before + after) / 2 - theirs, (after - before) / 2)
 
 
 def _said_nothing(address: str, error: Any, deadline: float) -> NotYet:

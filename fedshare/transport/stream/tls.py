@@ -1,4 +1,4 @@
-"""gRPC's connections from certificates, and who a caller is by its own."""
+"""gRPC connections over mutual TLS, and which client a caller is by its certificate."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,20 @@ import grpc
 
 from fedshare.errors import UserError, first_line
 from fedshare.identity import certificates
-from fedshare.identity.keys import Identity, client_id_of
+from fedshare.identity.identity import Identity, client_id_of
+from fedshare.transport.stream.callers import address_of
 from fedshare.transport.stream.frames import FRAME_LIMIT
 from fedshare.transport.stream.handover import METADATA_LIMIT
 
 HANDSHAKE_DEADLINE = 5.0  # seconds for a caller to say anything
-RECORD = 4096  # bytes that leave a server as one of TLS: each connection keeps room for one, 16 kB where nobody says
+RECORD = 4096  # bytes of a TLS record that a server sends: each connection keeps room for one, 16 kB by default
 IDLE_DEADLINE = 15.0  # seconds that a connection may be open without a call; a client's call lasts as long as it does
 
 
 class Renewed:
-    """An identity as it lies on disk now: who renews a certificate there need start nothing again.
+    """An identity as it is on disk now: a certificate that is renewed there is used without a restart.
 
-    What is half-written or damaged there is said once, and what was there before stays in use.
+    A half-written or damaged one is reported once, and the one before stays in use.
     """
 
     def __init__(self, identity: Identity, say: Callable[[str], None]) -> None:
@@ -40,9 +41,9 @@ class Renewed:
 
 
 def server_credentials(identity: Renewed, begins: Callable[[], None]) -> grpc.ServerCredentials:
-    """Mutual TLS: a caller without a certificate of our authority does not get in.
+    """Mutual TLS: a caller needs a certificate of our authority.
 
-    `begins` is called before each handshake, in a thread of gRPC's, when the connection is there.
+    `begins` is called before each handshake, in a thread of gRPC's, once the connection is there.
     """
     used = identity.now()
 
@@ -62,7 +63,7 @@ def server_credentials(identity: Renewed, begins: Callable[[], None]) -> grpc.Se
 
 
 def channel(address: str, identity: Identity | None, heartbeat: float) -> grpc.Channel:
-    """To a server, in the clear where there is no identity."""
+    """A channel to a server, without TLS where there is no identity."""
     if identity is None:
         return grpc.insecure_channel(address, options(heartbeat))
     credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
@@ -72,7 +73,7 @@ def channel(address: str, identity: Identity | None, heartbeat: float) -> grpc.C
 def listen(
     server: grpc.aio.Server, address: str, identity: Renewed | None, begins: Callable[[], None] = lambda: None
 ) -> int:
-    """Let `server` listen; the port. `begins` is as for `server_credentials`. Raises UserError."""
+    """Let `server` listen, and return the port. `begins` is as for `server_credentials`. Raises UserError."""
     try:
         if identity:
             return int(server.add_secure_port(address, server_credentials(identity, begins)))
@@ -99,14 +100,27 @@ def certified(context: grpc.aio.ServicerContext) -> int | None:
     return None if pem is None else client_id_of(pem)
 
 
+def named(context: grpc.aio.ServicerContext) -> int | None:
+    """The client that a caller's certificate names, if it has one and that names one."""
+    try:
+        return certified(context)
+    except UserError:
+        return None
+
+
 def described(context: grpc.aio.ServicerContext) -> dict[str, str]:
-    """What identifies a caller's certificate; nothing where it has shown none."""
+    """What identifies a caller's certificate; empty where it has shown none."""
     pems = context.auth_context().get("x509_pem_cert")
     return certificates.described(pems[0]) if pems else {}
 
 
+def caller(context: grpc.aio.ServicerContext) -> dict[str, str]:
+    """Where a call comes from, and its certificate, as the audit log has it."""
+    return {"address": address_of(context.peer())} | described(context)
+
+
 def options(heartbeat: float) -> list[tuple[str, int]]:
-    """For both ends. `heartbeat`: seconds between pings; one unanswered for as long ends the connection.
+    """Options of both ends. `heartbeat`: seconds between pings; one unanswered for as long ends the connection.
 
     Pings are HTTP/2's: gRPC's core sends and answers them however busy Python is, and a stopped process does not.
     """
@@ -118,7 +132,7 @@ def options(heartbeat: float) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", FRAME_LIMIT),
         ("grpc.keepalive_time_ms", every),
         ("grpc.keepalive_timeout_ms", every),
-        ("grpc.http2.ping_timeout_ms", every),  # gRPC's core goes by this one: 60 s where it is not said
+        ("grpc.http2.ping_timeout_ms", every),  # the one that gRPC's core uses: 60 s by default
         ("grpc.http2.bdp_probe", 0),  # or buffers grow until, on a slow link, pings wait behind seconds of data
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.use_local_subchannel_pool", 1),  # or the clients of one process would share a connection
@@ -126,14 +140,14 @@ def options(heartbeat: float) -> list[tuple[str, int]]:
 
 
 def gated_options(heartbeat: float, connections: int) -> list[tuple[str, int]]:
-    """Of a server behind a gate: all its clients come by one connection, which stays when none is there."""
+    """Options of a server behind a gate: all clients come by one connection, which stays when none is there."""
     drop = {"grpc.max_metadata_size", "grpc.max_connection_idle_ms", "grpc.max_concurrent_streams"}
     kept = [(name, value) for name, value in server_options(heartbeat, connections) if name not in drop]
     return [*kept, ("grpc.max_metadata_size", METADATA_LIMIT)]
 
 
 def server_options(heartbeat: float, connections: int) -> list[tuple[str, int]]:
-    """`connections`: how many there may be; gRPC closes what goes beyond them at once."""
+    """Options of a server. `connections`: how many there may be; gRPC closes others at once."""
     return [
         *options(heartbeat),
         ("grpc.max_allowed_incoming_connections", connections),
