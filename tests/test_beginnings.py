@@ -282,6 +282,7 @@ def nudged(**keys: object) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.process
 def test_what_a_crash_has_left_is_no_model_to_begin_with(tmp_path: Path, run: Runs) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

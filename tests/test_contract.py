@@ -153,6 +153,7 @@ def test_bits_are_the_same_in_any_order(name: str) -> None:
     assert [done.link for done in run_server(strategy, reversed_, begin(here), SCHEDULE)] == expected
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", world.halves())
 def test_bits_are_the_same_with_workers(name: str) -> None:
     with simulation(name, workers=2) as parallel:

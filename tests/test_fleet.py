@@ -26,7 +26,10 @@ TESTED = [*SMALL, "rounds=2", "evaluate_every=2"]
 UNTESTED = [*SMALL, "strategy=local", "rounds=2", "evaluate_every=0"]
 BROKEN = {"one-broken": [2], "all-broken": [0, 1, 2]}  # clients that cannot write their memory, by run
 RUN_ID = "0123456789abcdef"
-pytestmark = pytest.mark.skipif(bool(why_no_grpc_fleet()), reason=f"{why_no_grpc_fleet()}; see test_fleet_http.py")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(bool(why_no_grpc_fleet()), reason=f"{why_no_grpc_fleet()}; see test_fleet_http.py"),
+]
 
 
 @dataclass(frozen=True)
