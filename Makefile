@@ -1,5 +1,5 @@
 # `make demo`, `make test` and `make quick` set up what they need in .venv; `make clean` removes it.
-# `make quick` plays the tests that start no process.
+# `make quick` plays the tests that start no process and play no whole runs.
 PYTHON ?= python3
 EXTRAS ?= dev
 READY := .venv/installed-$(EXTRAS)
@@ -15,7 +15,7 @@ test: $(READY)
 	$(TESTS)
 
 quick: $(READY)
-	$(TESTS) -m 'not process'
+	$(TESTS) -m 'not process and not long'
 
 lint: $(READY)
 	.venv/bin/ruff check

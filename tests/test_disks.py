@@ -28,6 +28,8 @@ from fedshare.machine.files import private_folder, sweep, write_atomically
 from fedshare.runs import RunFolder, checkpoint
 from fedshare.transport.flower.memory import Memory
 
+pytestmark = pytest.mark.long
+
 SMALL = ["model=logistic", "partition.clients=3", "rounds=3", "client.epochs=1", "workers=0", "checkpoint_every=2"]
 ONEBYTE = ["strategy=onebyte", *SMALL]
 BEST = ["strategy=fedcac", *SMALL, "validation=0.2", "best=accuracy"]

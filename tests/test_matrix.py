@@ -31,6 +31,8 @@ from fedshare.runs import RunFolder
 from fedshare.state import State
 from fedshare.strategies.fedavg import FedAvg
 
+pytestmark = pytest.mark.long
+
 TINY = [
     *("partition.clients=4", "attack.adversaries=1", "model.hidden=[16]", "client.epochs=1", "rounds=2"),
     *("attacks=none,sign_flip", "defences=fedavg,local", "partitions=iid", "seeds=[0]"),

@@ -31,6 +31,8 @@ from fedshare.training.optimizers import MuonAdamW
 from fedshare.training.scratch import Scratch
 from world import PATIENCE
 
+pytestmark = pytest.mark.long
+
 ADAM = partial(torch.optim.AdamW, lr=0.01)
 MUON = pytest.param(
     partial(MuonAdamW, lr=0.01),

@@ -21,6 +21,8 @@ from fedshare.rounds.chain import Link
 from fedshare.runs import RunFolder, checkpoint, verify
 from fedshare.runs.seals import Seal
 
+pytestmark = pytest.mark.long
+
 SMALL = ["partition.clients=4", "clients_per_round=3", "model=logistic", "client.epochs=1", "checkpoint_every=2"]
 SMALL += ["workers=0", "rounds=4"]
 OLDER = Path(__file__).parent / "older" / "run-0.1.0"

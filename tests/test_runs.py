@@ -24,6 +24,8 @@ from fedshare.runs import RunFolder, checkpoint
 from fedshare.runs.checkpoint import Checkpoint
 from fedshare.state import digests
 
+pytestmark = pytest.mark.long
+
 SMALL = ["partition.clients=6", "clients_per_round=4", "model.hidden=[16]", "client.epochs=1", "checkpoint_every=2"]
 
 
