@@ -1,15 +1,21 @@
-# `make demo` and `make test` set up what they need in .venv; `make clean` removes it.
+# `make demo`, `make test` and `make quick` set up what they need in .venv; `make clean` removes it.
+# `make quick` plays the tests that start no process and play no whole runs.
 PYTHON ?= python3
 EXTRAS ?= dev
 READY := .venv/installed-$(EXTRAS)
 
-.PHONY: demo test lint types check clean
+TESTS := OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test quick lint types check clean
 
 demo: $(READY)
 	.venv/bin/fedshare demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(TESTS)
+
+quick: $(READY)
+	$(TESTS) -m 'not process and not long'
 
 lint: $(READY)
 	.venv/bin/ruff check

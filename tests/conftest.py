@@ -10,6 +10,14 @@ import forked
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
 
+LONGEST = [
+    "test_fleet",
+    "test_fleet_http",
+    "test_deployment",
+    "test_soak",
+    "test_disks",
+    "test_contract",
+]
 SKIPPED = pytest.StashKey[set[str]]()
 
 
@@ -48,6 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
     recorder = Recorder()
     config.stash[SKIPPED] = recorder.skipped
     config.pluginmanager.register(recorder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, lest one of them be played last by one process while the others have ended."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

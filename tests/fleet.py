@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import preloaded
 
+import forked
 from fedshare.identity import keys
 from fedshare.transport.flower.private import why_no_grpc_fleet
 from world import PATIENCE
@@ -221,9 +222,11 @@ class Fleet:
         return answer
 
     def _flwr(self, *arguments: str, timeout: float = PATIENCE) -> str:
-        home, command = self.folder / "user", [_program("flwr"), *arguments]
-        done = subprocess.run(
-            command, cwd=home, env=self._environment(home), capture_output=True, text=True, timeout=timeout
+        home = self.folder / "user"
+        program = "import sys; from flwr.cli.app import app; sys.argv[0] = 'flwr'; app()"
+        environment = self._environment(home)
+        done = forked.run(
+            "-c", program, *arguments, cwd=home, env=environment, timeout=timeout, libraries=("flwr.cli.app",)
         )
         assert not done.returncode, f"flwr {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done.stdout

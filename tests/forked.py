@@ -24,29 +24,22 @@ import sys
 import tempfile
 import threading
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-LIBRARIES = [
+OURS = (
     "hydra",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "sklearn.datasets",
     "torch._dynamo",
     "fedshare.experiments.commands.run",
-]
-LATE = (
-    "CUDA_VISIBLE_DEVICES",
-    "FEDSHARE_",
-    "PYTHONUNBUFFERED",
-    "PYTEST_CURRENT_TEST",
-    "FORCE_COLOR",
-    "NO_COLOR",
-    "COLUMNS",
 )
+LATE = ("COLUMNS", "CUDA_VISIBLE_DEVICES", "FEDSHARE_", "FLWR_", "FORCE_COLOR", "GRPC_", "LINES", "PATH", "PYTEST_")
+LATE += ("PYTHONUNBUFFERED", "TORCHINDUCTOR_", "WANDB_", "XDG_STATE_HOME")  # none is read as libraries load
 SUBREAPER = 36  # of prctl(2): its orphaned descendants become its children
 
 
@@ -110,10 +103,14 @@ def python(
     stdout: int | IO[str] | None = None,
     stderr: int | IO[str] | None = None,
     start_new_session: bool = False,
+    libraries: tuple[str, ...] = OURS,
 ) -> Process:
-    """Start ``python ARGUMENTS``, which are ``-m MODULE ...`` or ``-c PROGRAM ...``; outputs as of subprocess.Popen."""
+    """Start ``python ARGUMENTS``, which are ``-m MODULE ...`` or ``-c PROGRAM ...``; outputs as of subprocess.Popen.
+
+    `libraries` are the modules that it has loaded.
+    """
     environment = dict(os.environ if env is None else env)
-    if _cold or sys.platform != "linux" or _read_early(environment) != _read_early(os.environ):
+    if not _can_fork(environment):
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=cwd,
@@ -126,8 +123,10 @@ def python(
     reading, writing = os.pipe() if stdout == subprocess.PIPE else (None, None)
     out = _number(stdout, 1) if writing is None else writing
     error = out if stderr == subprocess.STDOUT else _number(stderr, 2)
+    request = {"arguments": arguments, "environment": environment, "folder": str(cwd or Path.cwd())}
+    request["session"] = start_new_session
     try:
-        pid = _fork(arguments, environment, {0: 0, 1: out, 2: error}, str(cwd or Path.cwd()), start_new_session)
+        pid = _fork(libraries, request, {0: 0, 1: out, 2: error})
     finally:
         if writing is not None:
             os.close(writing)
@@ -135,11 +134,15 @@ def python(
 
 
 def run(
-    *arguments: str, cwd: Path | str | None = None, env: Mapping[str, str] | None = None, timeout: float
+    *arguments: str,
+    timeout: float,
+    cwd: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+    libraries: tuple[str, ...] = OURS,
 ) -> "subprocess.CompletedProcess[str]":
     """Start one, wait for its end, and return what it said on each output."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
-        process = python(*arguments, cwd=cwd, env=env, stdout=out, stderr=error)
+        process = python(*arguments, cwd=cwd, env=env, stdout=out, stderr=error, libraries=libraries)
         try:
             process.wait(timeout)
         except BaseException:
@@ -172,39 +175,38 @@ def install() -> None:
 
 
 def close() -> None:
-    """End the process that is forked, where there is one."""
-    global _preloaded
+    """End the processes that are forked."""
     multiprocessing.util.spawnv_passfds = _SPAWN
-    if _preloaded is not None:
-        _preloaded.close()
-        _preloaded = None
+    while _preloaded:
+        _preloaded.popitem()[1].close()
 
 
 _cold = False
+_BEFORE = dict(os.environ)  # any test
 _SPAWN = multiprocessing.util.spawnv_passfds
 
 
 def _spawn(program: bytes, arguments: list[str], files: list[int]) -> int:
     """The id of a new process with these files open; a child of this one."""
     option, *rest = arguments[1:]
-    early = sys.platform != "linux" or rest[1:] != ["--multiprocessing-fork"] or option != "-c"
-    if _cold or early:
+    if option != "-c" or rest[1:] != ["--multiprocessing-fork"] or not _can_fork(os.environ):
         return _SPAWN(program, arguments, files)
-    return _fork(arguments[1:], dict(os.environ), {file: file for file in (0, 1, 2, *files)}, str(Path.cwd()), False)
+    request = {"arguments": arguments[1:], "environment": dict(os.environ), "folder": str(Path.cwd())}
+    return _fork(OURS, request | {"session": False}, {file: file for file in (0, 1, 2, *files)})
 
 
-def _fork(
-    arguments: Sequence[str], environment: dict[str, str], files: dict[int, int], folder: str, session: bool
-) -> int:
+def _fork(libraries: tuple[str, ...], request: dict[str, object], files: dict[int, int]) -> int:
     """The id of a new process. `files` are the file descriptors, by their numbers there."""
-    global _preloaded
-    if _preloaded is None:
-        _preloaded = _Preloaded()
-    request = {"arguments": arguments, "environment": environment, "folder": folder, "session": session}
-    return _preloaded.fork(request | {"files": list(files)}, list(files.values()))
+    if libraries not in _preloaded:
+        _preloaded[libraries] = _Preloaded(libraries)
+    return _preloaded[libraries].fork(request | {"files": list(files)}, list(files.values()))
 
 
-def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
+def _can_fork(environment: Mapping[str, str]) -> bool:
+    return not _cold and sys.platform == "linux" and _early(environment) == _early(_BEFORE)
+
+
+def _early(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of which some are read as libraries load."""
     early = {name: value for name, value in environment.items() if not name.startswith(LATE)}
     return {"MKL_NUM_THREADS": early.get("OMP_NUM_THREADS", "")} | early  # as MKL does
@@ -213,12 +215,12 @@ def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
 class _Preloaded:
     """The process that is forked. It ends with this one, or by `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, libraries: tuple[str, ...]) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         with theirs:
-            command = [sys.executable, __file__, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            command = [sys.executable, __file__, str(theirs.fileno()), *libraries]
+            self._process = subprocess.Popen(command, env=_BEFORE, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
     def fork(self, request: Mapping[str, object], files: list[int]) -> int:
         with self._lock:
@@ -238,12 +240,12 @@ class _Preloaded:
         self._process.wait()
 
 
-_preloaded: _Preloaded | None = None
+_preloaded = dict[tuple[str, ...], _Preloaded]()  # by what they have loaded
 
 
-def _serve(requests: socket.socket) -> dict[str, Any] | None:
+def _serve(requests: socket.socket, libraries: list[str]) -> dict[str, Any] | None:
     """Fork for each request. Returns it in each process that was forked, and in the end None in this one."""
-    for name in LIBRARIES:
+    for name in libraries:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # so that collecting garbage does not copy the libraries' pages
@@ -295,6 +297,6 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, sess
 
 
 if __name__ == "__main__":
-    asked = _serve(socket.socket(fileno=int(sys.argv[1])))
+    asked = _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
     if asked:
         _become(**asked)

@@ -195,6 +195,7 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
         yield made
 
 
+@pytest.mark.process
 def test_in_a_deployment_a_killed_client_marks_its_rounds(deployment: Deployment) -> None:
     server = deployment.server("--grace", "0.5")
     clients = [deployment.client(id) for id in range(3)]

@@ -28,7 +28,7 @@ from fedshare.transport.stream import members as members_module
 from world import PATIENCE
 
 SMALL = ["data=digits", "model=logistic", "partition.clients=3"]
-LONG = [*SMALL, "strategy=local", "rounds=16", "checkpoint_every=7", "client.batch_size=4"]
+LONG = [*SMALL, "strategy=local", "rounds=16", "checkpoint_every=7", "client.batch_size=4", "client.epochs=2"]
 
 
 def admin(*arguments: str | Path) -> int:
@@ -50,6 +50,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # A deployment.
 
 
+@pytest.mark.process
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +99,7 @@ def _saved(run: Path) -> list[int]:
     return list(checkpoint.rounds(RunFolder(run).checkpoints))
 
 
+@pytest.mark.process
 def test_a_client_is_suspended_and_another_banned_for_good(
     keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +154,7 @@ def test_a_client_is_suspended_and_another_banned_for_good(
     assert audit.flaw(run / "audit.jsonl", deployment.rounds()) is None
 
 
+@pytest.mark.process
 def test_a_run_that_waits_for_its_clients_is_stopped_at_once_and_leaves_no_run(keys: Path, tmp_path: Path) -> None:
     with Deployment(tmp_path, keys, *SMALL) as deployment:
         server = deployment.server()
@@ -314,6 +317,7 @@ def test_a_second_server_is_refused_and_a_killed_one_s_socket_is_not_in_the_way(
     assert path.read_text() == "a file"
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 @pytest.mark.parametrize("open_to_all", [False, True], ids=["by the mode", "by the kernel's word"])
 def test_another_user_is_refused(open_to_all: bool, path: Path) -> None:
@@ -424,6 +428,7 @@ def test_what_a_crash_left_half_deleted_is_removed(state: Path) -> None:
     assert not (state / f".deleted-{OLD}-1").exists()
 
 
+@pytest.mark.process
 def test_a_client_at_work_holds_its_memories(keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     endless = [*LONG, "rounds=1000000"]
     with Deployment(tmp_path, keys, *endless) as deployment:
@@ -440,6 +445,7 @@ def test_a_client_at_work_holds_its_memories(keys: Path, tmp_path: Path, capsys:
         assert not (state / run).exists()
 
 
+@pytest.mark.process
 def test_help_is_light() -> None:
     program = "import sys\nfrom fedshare.experiments.cli import main\ntry: main(['admin', 'nowhere', 'status'])\n"
     program += "except SystemExit as end: assert end.code == 2\nassert 'torch' not in sys.modules"

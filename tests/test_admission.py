@@ -715,6 +715,7 @@ def test_a_short_certificate_is_warned_of_when_it_can_be_renewed(
 # The commands
 
 
+@pytest.mark.process
 def test_a_running_deployment_loses_who_is_revoked_and_goes_on(pki: Path, tmp_path: Path, fedshare: Say) -> None:
     small = ("data=digits", "partition.clients=3", "model=logistic", "rounds=100000")
     before = certificates.now() - timedelta(days=350, hours=1)

@@ -1,9 +1,9 @@
 """The audit log: who joined and who was refused; what is altered shows, and nobody fills a disk with it."""
 
 import errno
+import os
 import socket
 import ssl
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +14,13 @@ import pytest
 from test_stream import Guest, hello, identity, pki, serving, until_present, wait_until
 
 import fedshare
+import forked
 from deployed import Command, Deployment, eventually
 from fedshare.errors import UserError
 from fedshare.experiments.hosts.desk import Desk
 from fedshare.identity import certificates
 from fedshare.identity.identity import Identity
+from fedshare.machine.devices import Place
 from fedshare.runs import audit
 from fedshare.runs.audit import Audit
 from fedshare.transport.stream import client as client_module
@@ -358,6 +360,7 @@ TLS: dict[str, tuple[Callable[[str, Path], None], str]] = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="each has an address of its own, which this host is on Linux alone")
 @pytest.mark.parametrize(("call", "reason"), TLS.values(), ids=TLS)
 def test_a_handshake_that_fails_is_logged_with_address_and_reason(
@@ -379,6 +382,7 @@ def test_a_handshake_that_fails_is_logged_with_address_and_reason(
     assert "I1" not in server.said, "no line of gRPC's own"
 
 
+@pytest.mark.process
 def test_a_client_of_another_version_is_refused_in_a_line_on_both_sides(
     strangers: tuple[Command, Path, Deployment], tmp_path: Path
 ) -> None:
@@ -386,9 +390,8 @@ def test_a_client_of_another_version_is_refused_in_a_line_on_both_sides(
     program = "import sys, fedshare; fedshare.__version__ = '0.0.9'\n"
     program += "from fedshare.experiments.cli import main; main(sys.argv[1:])"
     arguments = ("client", made.address, "--keys", str(made.keys), "--id", "1", "--gpu", "none")
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE
-    )
+    environment = os.environ | Place(None, None, 1).environ()
+    done = forked.run("-c", program, *arguments, cwd=tmp_path, env=environment, timeout=PATIENCE)
     reason = f"it runs fedshare 0.0.9 (stream 1), the server fedshare {fedshare.__version__} (stream 1)"
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"fedshare: {made.address}: client 1 was refused: {reason}"

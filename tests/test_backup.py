@@ -98,6 +98,7 @@ def saved(hosts: Hosts, backup: Path, program: Path, *clients: int, then: Callab
     return checkpoint.rounds(backup / "run" / "checkpoints")[0]
 
 
+@pytest.mark.process
 def test_a_backup_made_while_a_run_goes_on_leads_elsewhere_to_the_same_digest(
     lost: Hosts, undisturbed: Path, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +134,7 @@ def restarted(hosts: Hosts, program: Path) -> Command:
     return hosts._start(*words[1:])
 
 
+@pytest.mark.process
 def test_clients_that_are_ahead_of_a_restored_server_go_back_with_it(
     lost: Hosts, undisturbed: Path, program: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +158,7 @@ def rounds(state: Path) -> list[int]:
     return [int(path.name.split("-")[1]) for path in state.rglob("round-*.safetensors")]
 
 
+@pytest.mark.process
 def test_a_restored_authority_renews_and_makes_certificates_that_all_accept(
     keys: Path, program: Path, tmp_path: Path
 ) -> None:
@@ -178,6 +181,7 @@ def test_a_restored_authority_renews_and_makes_certificates_that_all_accept(
     assert ".key" not in said, "whoever has a key keeps it"
 
 
+@pytest.mark.process
 def test_a_copy_in_the_wrong_order_is_found_and_not_gone_on_with(
     tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

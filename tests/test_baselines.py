@@ -595,6 +595,7 @@ def test_one_cluster_is_fedavg_to_the_bit() -> None:
     assert len(clustered["nodes"]) == 1
 
 
+@pytest.mark.process
 def test_a_run_with_splits_keeps_the_contract() -> None:
     """Few clients a round, so some are absent at each split: any order, workers, and a stop change no bit."""
     here = Simulation(partial(quarrel, 1))

@@ -21,6 +21,8 @@ from fedshare.state import digests
 from fedshare.tensors import digest, fingerprint
 from fedshare.training.parts import Role
 
+pytestmark = pytest.mark.long
+
 OLDER = world.ROOT / "tests" / "older" / "run-0.1.0"  # made by fedshare 0.1.0: onebyte, its model from portable.py
 MODELS = {  # what its own `replay` said, after these rounds
     2: "88e728a7afcf51c2128ab3a40363183a4e7bf5360e1b425e5be7a230b3d663d1",
@@ -250,7 +252,7 @@ def test_a_held_model_that_is_not_the_recorded_one_is_named(
     assert not (tmp_path / "x.safetensors").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 @pytest.mark.parametrize("kind", ["a frozen part", "a local part"])
 def test_a_run_goes_on_from_the_model_that_it_holds(kind: str, workers: int, run: Runs, tmp_path: Path) -> None:
     """As if the processor were another: what the folder holds is not what the config makes."""
@@ -282,6 +284,7 @@ def nudged(**keys: object) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.process
 def test_what_a_crash_has_left_is_no_model_to_begin_with(tmp_path: Path, run: Runs) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

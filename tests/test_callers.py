@@ -257,6 +257,7 @@ def limited(command: Command, soft: int, hard: int) -> Command:
     return command
 
 
+@pytest.mark.process
 @needs_loopback
 def test_a_server_outlives_more_sockets_than_it_has_descriptors(tmp_path: Path) -> None:
     app, where = str(flower_app(tmp_path / "app", APP)), free_port()
@@ -271,6 +272,7 @@ def test_a_server_outlives_more_sockets_than_it_has_descriptors(tmp_path: Path) 
         assert server.said.count("closed a connection without a greeting") < 20
 
 
+@pytest.mark.process
 def test_a_server_of_more_clients_than_descriptors_says_so_and_begins_nothing(tmp_path: Path) -> None:
     app = str(flower_app(tmp_path / "app", APP))
     with limited(Command(tmp_path, "server", "--app", app, "--clients", "300", "--listen", LOCAL), 200, 256) as server:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_runs import SMALL, fedshare
 
+import forked
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.models import MLP
 from world import PATIENCE
@@ -217,6 +218,7 @@ def test_a_failing_job_does_not_stop_the_others(
     assert said[1:] == ["fedshare: 1 of 2 jobs failed"]
 
 
+@pytest.mark.process
 def test_a_launchers_processes_are_workers_enough_and_what_they_say_is_heard(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs fedshare[joblib]")
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"folder={tmp_path}/sweep", *SMALL, "rounds=1"]
@@ -281,11 +283,10 @@ def test_help_names_the_flags_the_groups_and_the_keys(capfd: pytest.CaptureFixtu
         assert line in out
 
 
+@pytest.mark.process
 def test_output_that_is_no_terminal_is_plain_lines(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fedshare", "run", f"folder={tmp_path}/run", "workers=0", *SMALL, "rounds=2"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE, env=os.environ | {"FORCE_COLOR": ""}
-    )
+    command = ["-m", "fedshare", "run", f"folder={tmp_path}/run", "workers=0", *SMALL, "rounds=2"]
+    result = forked.run(*command, timeout=PATIENCE, env=os.environ | {"FORCE_COLOR": ""})
     assert result.returncode == 0, result.stderr
     assert "\x1b" not in result.stdout
     assert [line.split()[0] for line in result.stdout.splitlines()[1:5]] == ["!", "round", "1", "2"]
@@ -314,6 +315,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkey
     assert all((path / "model.safetensors").exists() for path in (tmp_path / "runs").iterdir())
 
 
+@pytest.mark.process
 def test_too_many_workers_are_not_started(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     most = 4 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4 * (os.cpu_count() or 1)
     few = ["partition.clients=2", "clients_per_round=2", "rounds=1", "evaluate_every=0"]

@@ -3,14 +3,14 @@
 import copy
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
 
 import world
 from fedshare.errors import RunHalted
-from fedshare.network import Purpose
+from fedshare.network import Exchange, Heard, Purpose, Quotas
 from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.simulation import Simulation
@@ -153,6 +153,7 @@ def test_bits_are_the_same_in_any_order(name: str) -> None:
     assert [done.link for done in run_server(strategy, reversed_, begin(here), SCHEDULE)] == expected
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", world.halves())
 def test_bits_are_the_same_with_workers(name: str) -> None:
     with simulation(name, workers=2) as parallel:
@@ -203,24 +204,66 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 
+@cache
+def trained(name: str) -> tuple[dict[int, Payload], Exchange, dict[int, State]]:
+    """The first downloads, what comes of the clients' training by them, and what the clients remember then."""
+    network = simulation(name)
+    state, strategy = begin(network), network.population.strategy
+    downloads = {i: strategy.download(state, i, Purpose.TRAIN) for i in network.client_ids()}
+    known = {i: download for i, download in downloads.items() if download is not None}
+    return known, network.exchange(Purpose.TRAIN, 1, known), network.memories.remember()
+
+
+class Trained(world.Altered):
+    """Clients that have trained by the first downloads before, and are not trained again."""
+
+    def __init__(self, name: str, change: dict[int, Corruption]) -> None:
+        super().__init__(simulation(name), change)
+        self.name = name
+
+    def exchange(
+        self,
+        purpose: Purpose,
+        round: int,
+        downloads: dict[int, Payload],
+        quotas: Quotas | None = None,
+        heard: Heard | None = None,
+    ) -> Exchange:
+        if purpose is not Purpose.TRAIN:
+            return super().exchange(purpose, round, downloads, quotas, heard)
+        known, exchange, memories = copy.deepcopy(trained(self.name))
+        assert {i: payload_digests(one) for i, one in downloads.items()} == {
+            i: payload_digests(one) for i, one in known.items()
+        }
+        self.inner.memories.recall(memories, round)
+        return dataclasses.replace(exchange, answers=self.altered(purpose, round, downloads, exchange.answers))
+
+
 @each_strategy
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_a_bad_upload_is_dropped_and_the_round_goes_on(name: str, corruption: str) -> None:
     schedule = dataclasses.replace(SCHEDULE, rounds=1, clients_per_round=None)
-    inner = simulation(name)
-    strategy = inner.population.strategy
-    altered = world.Altered(inner, {2: CORRUPTIONS[corruption]})
-    (done,) = run_server(strategy, altered, begin(inner), schedule)
+    network = Trained(name, {2: CORRUPTIONS[corruption]})
+    strategy, state = network.inner.population.strategy, begin(network.inner)
+    (done,) = run_server(strategy, network, state, schedule)
     assert list(done.row["dropped"]) == ["2"]
     assert done.row["dropped"]["2"]
     assert done.row["clients"] == [0, 1, 3, 4]
 
-    _, state, _, uploads = simulation(name), begin(inner), None, None
-    honest = simulation(name)
-    downloads = {i: strategy.download(begin(honest), i, Purpose.TRAIN) for i in honest.client_ids()}
-    uploads = sent(honest, state, 1, {i: d for i, d in downloads.items() if d is not None})
-    del uploads[2]
+    answers = copy.deepcopy(trained(name)[1].answers)
+    del answers[2]
+    state = begin(network.inner)
+    uploads = {i: strategy.form.decode(answer, strategy.expects(state, i)) for i, answer in answers.items()}
     assert digests(done.state) == digests(strategy.aggregate(state, 1, uploads)), "the others are averaged alone"
+
+
+@each_strategy
+def test_clients_that_are_not_trained_again_are_those_of_a_simulation(name: str) -> None:
+    schedule = dataclasses.replace(SCHEDULE, rounds=1, clients_per_round=None)
+    whole = run(simulation(name), schedule)
+    network = Trained(name, {})
+    (done,) = run_server(network.inner.population.strategy, network, begin(network.inner), schedule)
+    assert done.link == whole[0].link
 
 
 @each_strategy

@@ -54,6 +54,7 @@ def started(name: str, **environment: str) -> list[str]:
     return words
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze here")
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
     named = []
@@ -126,6 +127,7 @@ def test_credentials_are_what_an_identity_is_made_of(name: str) -> None:
     assert found == {f"{file}:/etc/fedshare/keys/{place}/{file}" for file in ("ca.crt", f"{role}.crt", f"{role}.key")}
 
 
+@pytest.mark.process
 @pytest.mark.skipif(bool(why_no_grpc_fleet()), reason=why_no_grpc_fleet())
 @pytest.mark.parametrize("name", sorted(set(UNITS) - set(OURS)))
 def test_flower_knows_the_flags_of_its_units(name: str) -> None:

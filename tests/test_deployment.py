@@ -13,8 +13,10 @@ from deployed import Command, Deployment, assert_equal, certificates, eventually
 from fedshare.runs import RunFolder
 from world import PATIENCE
 
+pytestmark = pytest.mark.process
+
 SMALL = ["data=digits", "model=logistic", "partition.clients=3"]
-LONG = [*SMALL, "strategy=local", "rounds=16", "checkpoint_every=3", "client.batch_size=2", "client.epochs=3"]
+LONG = [*SMALL, "strategy=local", "rounds=16", "checkpoint_every=3", "client.batch_size=2", "client.epochs=1"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[str]:
 def test_over_mutual_tls_every_kind_of_strategy_equals_its_simulation(
     name: str, host: str, keys: Path, tmp_path: Path
 ) -> None:
-    overrides = [*SMALL, f"strategy={name}", "rounds=3"]
+    overrides = [*SMALL, f"strategy={name}", "client.epochs=2", "rounds=3"]
     simulated(tmp_path / "simulated", *overrides)
     run(
         "server",
@@ -60,7 +62,7 @@ def test_in_process_every_kind_of_client_equals_its_simulation(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "state"))
-    overrides = [*SMALL, f"strategy={name}", "rounds=3"]
+    overrides = [*SMALL, f"strategy={name}", "client.epochs=2", "rounds=3"]
     simulated(tmp_path / "simulated", *overrides)
     given = f'overrides="{" ".join(overrides)}" folder="{tmp_path / "deployed"}"'
     run("flower-run", str(world.ROOT), "--nodes", "3", "--run-config", given)

@@ -178,6 +178,7 @@ def fake_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("fake_torch")
 def test_the_environment_is_set_before_torch_loads() -> None:
     program = """
@@ -268,6 +269,7 @@ CRASHES_TWICE = """
 """
 
 
+@pytest.mark.process
 def test_a_client_that_crashes_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +305,7 @@ def test_waits_grow_to_the_longest_and_begin_anew_after_a_long_life(
     assert waits == ["1 s", "2 s", "4 s", "8 s", "16 s", "30 s", "30 s", "1 s", "2 s"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("status", [2, 3])
 def test_bad_input_and_refusal_are_final_and_the_worst_status_is_returned(
     status: int, capfd: pytest.CaptureFixture[str]
@@ -364,6 +367,7 @@ def gone(home: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.process
 def test_sigterm_is_passed_on_and_clients_end_in_order() -> None:
     with running(IN_ORDER, IN_ORDER) as (parent, homes):
         parent.send_signal(signal.SIGTERM)
@@ -375,6 +379,7 @@ def test_sigterm_is_passed_on_and_clients_end_in_order() -> None:
     assert f"waiting up to {PATIENCE:g} s for clients to end: 0, 1; a second signal kills them\n" in out
 
 
+@pytest.mark.process
 def test_a_client_deaf_to_sigterm_is_killed() -> None:
     with running(IN_ORDER, DEAF, grace=5) as (parent, homes):
         parent.send_signal(signal.SIGTERM)
@@ -385,6 +390,7 @@ def test_a_client_deaf_to_sigterm_is_killed() -> None:
     assert "client 0 | did not end" not in out
 
 
+@pytest.mark.process
 def test_a_second_signal_kills_at_once() -> None:
     with running(DEAF, grace=3600) as (parent, homes):
         parent.send_signal(signal.SIGTERM)
@@ -397,6 +403,7 @@ def test_a_second_signal_kills_at_once() -> None:
     assert parent.returncode == 128 + signal.SIGKILL
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
 def test_killing_the_parent_ends_the_clients() -> None:
     with running(IN_ORDER, DEAF) as (parent, homes):

@@ -3,12 +3,10 @@
 import errno
 import os
 import re
-import resource
 import shutil
 import signal
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import forked
 import world
 from deployed import Deployment, assert_equal, certificates
 from fedshare.errors import RunHalted, UserError
@@ -28,6 +27,8 @@ from fedshare.machine import files
 from fedshare.machine.files import private_folder, sweep, write_atomically
 from fedshare.runs import RunFolder, checkpoint
 from fedshare.transport.flower.memory import Memory
+
+pytestmark = pytest.mark.long
 
 SMALL = ["model=logistic", "partition.clients=3", "rounds=3", "client.epochs=1", "workers=0", "checkpoint_every=2"]
 ONEBYTE = ["strategy=onebyte", *SMALL]
@@ -215,17 +216,13 @@ def test_a_small_disk_fills_up_and_is_made_larger(
     assert fedshare("verify", str(whole.path), str(run)) == 0
 
 
+@pytest.mark.process
 def test_a_file_beyond_the_limit_is_such_a_disk(undisturbed: Runs, tmp_path: Path) -> None:
     whole, run = undisturbed(*LONGER), tmp_path / "run"
     limit = whole.links_file.stat().st_size * 2 // 3
-    command = [sys.executable, "-m", "fedshare", "run", *LONGER, f"folder={run}"]
-    ended = subprocess.run(
-        command,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        capture_output=True,
-        text=True,
-        timeout=world.PATIENCE,
-    )
+    program = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    program += "from fedshare.experiments.cli import main; main(sys.argv[1:])"
+    ended = forked.run("-c", program, "run", *LONGER, f"folder={run}", timeout=world.PATIENCE)
     assert ended.returncode == 3, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith(f"fedshare: {run}: cannot be written: File too large (")
     assert fedshare("resume", str(run)) == 0
@@ -262,6 +259,7 @@ def test_other_commands_say_which_file_cannot_be_written(
     assert list(tmp_path.iterdir()) == [keys]
 
 
+@pytest.mark.process
 def test_a_sweep_a_matrix_and_a_pretraining(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,7 +288,7 @@ def test_a_sweep_a_matrix_and_a_pretraining(
 # In a deployment.
 
 LONG = ["data=digits", "model=logistic", "partition.clients=3", "strategy=local", "checkpoint_every=3"]
-LONG += ["client.batch_size=2", "client.epochs=3"]
+LONG += ["client.batch_size=2", "client.epochs=1"]
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +312,7 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
+@pytest.mark.process
 def test_a_server_goes_on_when_its_disk_has_room_again(
     deployment: Deployment, small: Callable[[str], Path], undisturbed: Runs
 ) -> None:
@@ -334,6 +333,7 @@ def test_a_server_goes_on_when_its_disk_has_room_again(
     assert_equal(deployment.run, undisturbed(*LONG, "rounds=16", "workers=0").path)
 
 
+@pytest.mark.process
 def test_a_client_leaves_with_what_is_safe_and_comes_back(deployment: Deployment, small: Callable[[str], Path]) -> None:
     deployment.overrides += ("rounds=100000",)
     disk = small("size=1m")
@@ -371,6 +371,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("at", ["initial.safetensors", "config.yaml"])
 def test_what_a_kill_leaves_before_there_is_a_run_is_swept_up(at: str, tmp_path: Path, undisturbed: Runs) -> None:
     run = tmp_path / "run"
@@ -384,9 +385,8 @@ def test_what_a_kill_leaves_before_there_is_a_run_is_swept_up(at: str, tmp_path:
         "from fedshare.experiments.cli import main\n"
         "main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", program, "run", *SMALL, f"folder={run}"]
-    killed = subprocess.run(command, capture_output=True, timeout=world.PATIENCE)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = forked.run("-c", program, "run", *SMALL, f"folder={run}", timeout=world.PATIENCE)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(strays(run)) == 1
     assert fedshare("run", *SMALL, f"folder={run}") == 0
     assert strays(run) == []

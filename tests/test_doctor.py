@@ -404,6 +404,7 @@ def test_versions_that_do_not_fit(
     found("FAILED", sentence, examine())
 
 
+@pytest.mark.process
 def test_protobuf_in_python(tmp_path: Path) -> None:
     environment = os.environ | {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "fedshare", "doctor", "--state", str(tmp_path), "--listen", "nonsense"]

@@ -251,6 +251,7 @@ def test_a_package_that_is_no_extra_is_named_alone(
     assert str(raised.value) == "task needs torchmetrics: pip install torchmetrics"
 
 
+@pytest.mark.process
 @needs("peft")
 def test_a_torchvision_of_another_build_than_torch_is_named(tmp_path: Path) -> None:
     """Not peft, which imports transformers, which imports torchvision where there is one."""

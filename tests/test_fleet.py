@@ -22,11 +22,14 @@ from fleet import Fleet, copy_of_fedshare
 NODES = 3
 PLAYED = world.shapes()
 SMALL = ["data=digits", "model=logistic", f"partition.clients={NODES}"]
-TESTED = [*SMALL, "rounds=2", "evaluate_every=2"]
-UNTESTED = [*SMALL, "strategy=local", "rounds=2", "evaluate_every=0"]
+TESTED = [*SMALL, "client.epochs=1", "rounds=2", "evaluate_every=2"]
+UNTESTED = [*SMALL, "strategy=local", "client.epochs=1", "rounds=2", "evaluate_every=0"]
 BROKEN = {"one-broken": [2], "all-broken": [0, 1, 2]}  # clients that cannot write their memory, by run
 RUN_ID = "0123456789abcdef"
-pytestmark = pytest.mark.skipif(bool(why_no_grpc_fleet()), reason=f"{why_no_grpc_fleet()}; see test_fleet_http.py")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(bool(why_no_grpc_fleet()), reason=f"{why_no_grpc_fleet()}; see test_fleet_http.py"),
+]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ from fleet import Fleet, copy_of_fedshare
 
 NODES, PATIENCE = 3, 900.0  # seconds for all runs
 CONFIG = ["strategy=fedcac", "data=digits", "model=logistic", f"partition.clients={NODES}", "rounds=2"]
-pytestmark = pytest.mark.skipif(not why_no_grpc_fleet(), reason="this flwr's SuperNodes speak gRPC: see test_fleet.py")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not why_no_grpc_fleet(), reason="this flwr's SuperNodes speak gRPC: see test_fleet.py"),
+]
 
 Outcomes = dict[str, tuple[str, str]]
 

@@ -129,6 +129,7 @@ client = ClientApp(client_fn=lambda context: Client().to_client())
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("strategy", "nodes", "line"),
     [
@@ -368,6 +369,7 @@ def test_the_command_says_it_in_one_line_and_ends_with_status_2(
     assert "went on" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_ctrl_c_is_still_ctrl_c(tmp_path: Path) -> None:
     app = str(flower_app(tmp_path, WAITING, "nodes = 3"))
     with Command(tmp_path, "flower-run", app, "--nodes", "2", "--wait", "3600") as ran:

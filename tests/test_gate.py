@@ -410,6 +410,7 @@ RUNS = {
 """Two runs of two clients."""
 
 
+@pytest.mark.process
 def test_two_runs_at_one_port_end_as_simulated_though_gate_and_a_server_are_killed(tmp_path: Path) -> None:
     keys, address = certificates(tmp_path / "keys", 2), f"localhost:{free_port()}"
     sockets_folder = tmp_path / "gate"

@@ -760,6 +760,7 @@ def deployment(tmp_path: Path, keys: Path) -> Iterator[Callable[..., Deployment]
         yield lambda *overrides: stack.enter_context(Deployment(tmp_path, keys, *overrides))
 
 
+@pytest.mark.process
 def test_over_the_stream_what_a_client_claims_is_held_to_its_own_counts(
     deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
@@ -778,6 +779,7 @@ def test_over_the_stream_what_a_client_claims_is_held_to_its_own_counts(
     assert "client 2 dropped: its update has norm " in server.said
 
 
+@pytest.mark.process
 def test_over_the_stream_an_overflow_is_named_and_the_run_goes_on_without_the_liar(
     deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:

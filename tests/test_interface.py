@@ -312,6 +312,7 @@ class Scribbling(FedAvg):
         return client.evaluate()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_test_changes_no_memory_whatever_it_writes(workers: int) -> None:
     with Simulation(partial(scribbling), workers) as network:

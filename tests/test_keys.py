@@ -476,6 +476,7 @@ def test_an_identity_does_not_print_its_key(original: Path) -> None:
     assert "PRIVATE" not in repr(identity)
 
 
+@pytest.mark.process
 def test_keys_load_neither_torch_nor_grpc() -> None:
     program = "import sys, fedshare.identity.keys; print({'torch', 'grpc', 'flwr', 'numpy'} & set(sys.modules))"
     result = subprocess.run(

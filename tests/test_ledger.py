@@ -203,6 +203,7 @@ def test_sums_are_told_in_as_few_bits_as_they_need_however_they_came_about() -> 
     assert first.dtype == second.dtype == (torch.int32 if first.abs().max() < 2**31 else torch.int64), wide
 
 
+@pytest.mark.process
 def test_every_machine_thread_count_and_order_gives_one_sha256() -> None:
     found = set()
     for capability, threads, order in (("default", 1, ""), (None, 2, "some.reverse()")):
@@ -542,6 +543,7 @@ def test_a_sparse_upload_is_dropped_and_a_missing_ledger_is_missed(tmp_path: Pat
     assert "round 1: ledger is missing" in sentence
 
 
+@pytest.mark.process
 @needs("opacus")
 def test_private_training_is_refused_in_one_line_by_worker_processes_too(tmp_path: Path, capsys: Capture) -> None:
     settings = ["strategy=onebyte", "client=dpsgd", "model=logistic", "partition.clients=3", "rounds=2", "workers=2"]

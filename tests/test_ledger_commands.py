@@ -30,6 +30,8 @@ from fedshare.machine.threads import threads
 from fedshare.runs import RunFolder, verify
 from fedshare.tensors import digest
 
+pytestmark = pytest.mark.long
+
 SMALL = [
     "model=mlp",
     "model.hidden=[8]",

@@ -26,6 +26,8 @@ from fedshare.runs import RunFolder
 from fedshare.state import State
 from fedshare.strategies.fedavg import FedAvg
 
+pytestmark = pytest.mark.long
+
 TINY = [
     *("partition.clients=4", "attack.adversaries=1", "model.hidden=[16]", "client.epochs=1", "rounds=2"),
     *("attacks=none,sign_flip", "defences=fedavg,local", "partitions=iid", "seeds=[0]"),
@@ -63,6 +65,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.process
 def test_a_matrix_leaves_what_a_person_needs(made: Path) -> None:
     assert {path.name for path in made.iterdir()} == {
         *("cells", "config.yaml", "matrix.csv"),
@@ -99,6 +102,7 @@ def test_a_matrix_leaves_what_a_person_needs(made: Path) -> None:
     assert (made / "matrix.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.process
 def test_without_an_attack_nobody_is_left_out(copy: Path) -> None:
     assert matrix(copy, "attacks=none") == 0
     row = next(csv.DictReader((copy / "matrix.csv").read_text().splitlines()))
@@ -109,6 +113,7 @@ def test_without_an_attack_nobody_is_left_out(copy: Path) -> None:
     assert not any(word in text + picture for word in ("adversar", "honest", "left out"))
 
 
+@pytest.mark.process
 def test_a_matrix_is_called_by_its_data(
     tmp_path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +125,7 @@ def test_a_matrix_is_called_by_its_data(
     assert wanted(hydra(), "matrix_fairness", [])[0].name == "fairness"
 
 
+@pytest.mark.process
 def test_a_cell_is_the_run_of_its_config_to_the_bit(made: Path, tmp_path: Path) -> None:
     cell = cells(made)["sign_flip fedavg"]
     whole = OmegaConf.load(made / "config.yaml")
@@ -130,6 +136,7 @@ def test_a_cell_is_the_run_of_its_config_to_the_bit(made: Path, tmp_path: Path) 
     assert cell["row"]["accuracy_honest"] == last["accuracy_honest"]
 
 
+@pytest.mark.process
 def test_what_is_there_is_not_played_again(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = times(copy)
     assert matrix(copy, "name=another", "timeout=9") == 0
@@ -144,6 +151,7 @@ def test_what_is_there_is_not_played_again(copy: Path, capfd: pytest.CaptureFixt
     assert len((copy / "matrix.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"row": {}}'])
 def test_a_damaged_cell_is_played_again(copy: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     victim = sorted((copy / "cells").iterdir())[0]
@@ -212,6 +220,7 @@ def test_a_run_that_halts_is_a_result(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert times(folder) == before
 
 
+@pytest.mark.process
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +256,7 @@ class Broken(FedAvg):
         raise ZeroDivisionError("by nothing\nat all")
 
 
+@pytest.mark.process
 def test_a_worker_that_dies_costs_its_cell_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kinds = "dead: 'strategy._target_=test_matrix.Dead', broken: 'strategy._target_=test_matrix.Broken', fedavg: ''"
     assert matrix(tmp_path / "m", "attacks=none", f"defences={{{kinds}}}", "workers=1") == 3
@@ -259,6 +269,7 @@ def test_a_worker_that_dies_costs_its_cell_alone(tmp_path: Path, capfd: pytest.C
     assert list(cells(tmp_path / "m")) == ["none fedavg"]
 
 
+@pytest.mark.process
 def test_a_cell_that_is_late_is_ended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     late = ["attacks=none", "defences=fedavg", "rounds=100000", "timeout=1", "workers=1"]
     assert matrix(tmp_path / "m", *late) == 3

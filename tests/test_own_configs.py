@@ -147,6 +147,7 @@ DEPLOYED = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", DEPLOYED)
 def test_a_model_of_one_s_own_is_deployed(kind: str, conf: Path, tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
@@ -166,6 +167,7 @@ def test_a_model_of_one_s_own_is_deployed(kind: str, conf: Path, tmp_path: Path)
     assert "own_net_of_anns.net" in RunFolder(tmp_path / "run").config.read_text()
 
 
+@pytest.mark.process
 def test_another_preset_is_refused(conf: Path, tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
     from deployed import Command, free_port

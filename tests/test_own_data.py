@@ -79,6 +79,7 @@ FEDERATIONS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", FEDERATIONS)
 def test_tables_of_their_own_over_mutual_tls_equal_the_same_in_a_simulation(
     name: str, deployment: Callable[..., Deployment], tmp_path: Path
@@ -92,6 +93,7 @@ def test_tables_of_their_own_over_mutual_tls_equal_the_same_in_a_simulation(
     assert json.loads((made.run / "declared.json").read_text()).keys() == {"0", "1", "2"}
 
 
+@pytest.mark.process
 def test_a_yaml_file_may_name_what_loads_a_hosts_data(deployment: Callable[..., Deployment], tmp_path: Path) -> None:
     folder = sites(tmp_path)
     for site in range(3):
@@ -111,6 +113,7 @@ def test_a_yaml_file_may_name_what_loads_a_hosts_data(deployment: Callable[..., 
     assert_equal(made.run, tmp_path / "simulated")
 
 
+@pytest.mark.process
 def test_who_comes_back_with_other_data_is_refused_and_with_the_same_costs_no_bit(
     deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
@@ -155,6 +158,7 @@ def test_a_hosts_broken_data_are_named(what: str, tmp_path: Path) -> None:
     assert population.shares[1].size == 72
 
 
+@pytest.mark.process
 def test_a_host_whose_data_are_mended_joins(deployment: Callable[..., Deployment], tmp_path: Path) -> None:
     folder = sites(tmp_path)
     good = (folder / "site-2.csv").read_text()
@@ -223,6 +227,7 @@ DATA_AMISS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("what", DATA_AMISS)
 def test_a_host_whose_data_do_not_fit_the_run_is_told_why(
     what: str, deployment: Callable[..., Deployment], tmp_path: Path

@@ -17,6 +17,8 @@ from fedshare.runs import RunFolder
 from fedshare.tasks import Task
 from fedshare.tensors import Tensors
 
+pytestmark = pytest.mark.long
+
 MINE = Path(__file__).parent / "mylab"
 STRATEGIES = ["fedavg", "fedcac", "rffl", "onebyte", "ditto", "median", "krum"]
 

@@ -254,6 +254,7 @@ def hashing() -> Population:
     return replace(population("bias"), strategy=Hashing())
 
 
+@pytest.mark.process
 def test_the_backbone_hashes_the_same_in_every_process() -> None:
     """Oracle 2."""
     with Simulation(hashing, workers=2) as network:
@@ -264,6 +265,7 @@ def test_the_backbone_hashes_the_same_in_every_process() -> None:
         assert [state["theta"] for state in network.memories.states.values()] == [digests({"theta": frozen})] * CLIENTS
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "name", ["full", "prompt", "shards", *(pytest.param(n, marks=library) for n in ("fedsa_lora", "vera", "vblora"))]
 )

@@ -22,6 +22,8 @@ from fedshare.tensors import digest
 from fedshare.training.parts import Role
 from optional import NEEDED, needs
 
+pytestmark = pytest.mark.long
+
 VIT = ["model=vit", "model.dim=16", "model.depth=2", "model.heads=2"]
 SMALL = [*VIT, "partition.clients=4", "client.epochs=1", "client.batch_size=50", "rounds=2", "workers=0"]
 OPTIONS = sorted(path.stem for path in (CONF / "peft").glob("*.yaml"))

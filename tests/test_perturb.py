@@ -244,6 +244,7 @@ print(hashlib.sha256(vector.numpy().tobytes() + sums.numpy().tobytes()).hexdiges
 """
 
 
+@pytest.mark.process
 def test_machines_of_all_kinds_have_the_same_bits(kind: str, one_without_simd: str) -> None:
     found: list[str] = []
     exec(PROGRAM, {"print": found.append})

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from test_runs import fedshare
 from torch import nn
 
+import forked
 from deployed import eventually, interruptible
 from fedshare import seeds, weights
 from fedshare.client import Training
@@ -30,6 +30,8 @@ from fedshare.state import digests, pack, unpack
 from fedshare.training.optimizers import MuonAdamW
 from fedshare.training.scratch import Scratch
 from world import PATIENCE
+
+pytestmark = pytest.mark.long
 
 ADAM = partial(torch.optim.AdamW, lr=0.01)
 MUON = pytest.param(
@@ -270,12 +272,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(folder: Path, tm
     assert first.read_bytes() != other.read_bytes()
 
 
+@pytest.mark.process
 def test_a_killed_one_goes_on_to_the_same_bits(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "killed"
-    command = [sys.executable, "-m", "fedshare", "pretrain", *TINY, f"folder={path}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command, environment = (
+        ["-m", "fedshare", "pretrain", *TINY, f"folder={path}"],
+        os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    process = forked.python(*command, stdout=subprocess.PIPE, env=environment)
     assert process.stdout
     for line in process.stdout:
         if line.split()[0] == "2":
@@ -308,6 +314,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.process
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     path = tmp_path / "stopped"
     with interruptible("pretrain", *TINY, "epochs=1000000", f"folder={path}") as process:

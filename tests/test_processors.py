@@ -20,7 +20,10 @@ from fedshare.state import digests
 LEVELS = ["default", "avx2", "avx512"]  # each has what those before it have
 HERE = torch.backends.cpu.get_cpu_capability().lower()
 KINDS = LEVELS[: LEVELS.index(HERE) + 1] if HERE in LEVELS else []  # of more there would be illegal instructions
-pytestmark = pytest.mark.skipif(len(KINDS) < 2, reason=f"torch has one kind of kernels on this processor: {HERE}")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(len(KINDS) < 2, reason=f"torch has one kind of kernels on this processor: {HERE}"),
+]
 
 WHOLE = ["rounds=6", "partition.clients=3", "clients_per_round=null"]
 RUNS = {

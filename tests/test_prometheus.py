@@ -56,6 +56,7 @@ def reads(server: Command) -> str:
     return address
 
 
+@pytest.mark.process
 def test_the_page_of_a_deployment_is_what_its_rows_say(deployment: Deployment) -> None:
     extra("prometheus_client")
     server = deployment.server("--metrics", str(free_port()), "--grace", "0")

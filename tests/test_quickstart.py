@@ -3,8 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import world
 from deployed import Command, certificates, free_port
+
+pytestmark = pytest.mark.process
 
 QUICKSTART = str(world.ROOT / "tests" / "quickstart")
 FINAL = re.compile(r"quickstart: after 3 rounds, accuracy (0\.\d+)")

@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 import world
 
 README = (world.ROOT / "README.md").read_text()
@@ -15,6 +17,7 @@ FILES = dict(re.findall(r"^`([\w/]+\.(?:py|yaml))`\n```(?:python|yaml)\n(.*?)^``
 PROGRAM = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "run_server" in block)
 
 
+@pytest.mark.process
 def test_adding_a_strategy_is_one_file_one_yaml_and_one_test(tmp_path: Path) -> None:
     assert [Path(name).parts[0] for name in FILES] == ["strategies", "experiments", "tests"]
     for folder in ("fedshare", "strategies", "experiments", "tests"):
@@ -45,6 +48,7 @@ def test_adding_a_strategy_is_one_file_one_yaml_and_one_test(tmp_path: Path) -> 
     assert "fedavgm-digits-dirichlet" in rounds
 
 
+@pytest.mark.process
 def test_fedprox_and_scaffold_pass_the_contract_as_they_stand(tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.S | re.M)
     fedprox = next(block for block in blocks if "class FedProx" in block)
@@ -81,6 +85,7 @@ def test_fedprox_and_scaffold_pass_the_contract_as_they_stand(tmp_path: Path) ->
     assert re.search(r"\b[45]\d passed", result.stdout), result.stdout
 
 
+@pytest.mark.process
 def test_the_program_runs(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     program = [sys.executable, tmp_path / "program.py"]

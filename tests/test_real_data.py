@@ -10,6 +10,8 @@ from fedshare.data import sources
 from fedshare.data.files import present
 from fedshare.runs import RunFolder
 
+pytestmark = pytest.mark.long
+
 DATA = {
     "mnist": (sources.MNIST, "partition=shards"),
     "fashion_mnist": (sources.FASHION_MNIST, "partition=shards"),

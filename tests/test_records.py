@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import forked
 import world
 from fedshare import runs
 from fedshare.errors import UserError
@@ -21,6 +20,8 @@ from fedshare.experiments.cli import main
 from fedshare.rounds.chain import Link
 from fedshare.runs import RunFolder, checkpoint, verify
 from fedshare.runs.seals import Seal
+
+pytestmark = pytest.mark.long
 
 SMALL = ["partition.clients=4", "clients_per_round=3", "model=logistic", "client.epochs=1", "checkpoint_every=2"]
 SMALL += ["workers=0", "rounds=4"]
@@ -292,6 +293,7 @@ KILLS = {  # the function after which the process dies, and where
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", KILLS)
 def test_kill_9_at_a_seal_then_resume_gives_the_same_bits(
     moment: str, whole: RunFolder, tmp_path: Path, capfd: Capture
@@ -313,10 +315,8 @@ def test_kill_9_at_a_seal_then_resume_gives_the_same_bits(
     if longer:
         shutil.copytree(whole.path, folder)
         command = ["resume", str(folder), "--rounds", "6"]
-    killed = subprocess.run(
-        [sys.executable, "-c", program, *command], capture_output=True, timeout=world.PATIENCE, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = forked.run("-c", program, *command, timeout=world.PATIENCE)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     run = RunFolder.open(folder)
     same, sentence = verify(run)
     assert same

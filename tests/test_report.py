@@ -166,6 +166,7 @@ def test_progress_plot_draws_what_there_is(tmp_path, rows):
     assert "bytes so far" in text
 
 
+@pytest.mark.process
 def test_drawing_leaves_no_trace_in_the_process(tmp_path):
     code = f"""if True:
         import sys, fedshare.report.plots as plots

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import forked
 import world
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
@@ -22,6 +23,8 @@ from fedshare.payload import Payload
 from fedshare.runs import RunFolder, checkpoint
 from fedshare.runs.checkpoint import Checkpoint
 from fedshare.state import digests
+
+pytestmark = pytest.mark.long
 
 SMALL = ["partition.clients=6", "clients_per_round=4", "model.hidden=[16]", "client.epochs=1", "checkpoint_every=2"]
 
@@ -90,6 +93,7 @@ def test_metrics_add_up(run: Runs) -> None:
         assert row["accuracy_worst10"] == pytest.approx(min(clients["accuracy"].values()))
 
 
+@pytest.mark.process
 def test_the_same_twice_is_equal_and_another_seed_is_not(
     run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +138,7 @@ def test_nobody_else_can_lock_a_run(run: Runs) -> None:
     assert lock.stat().st_mode & 0o777 == 0o600, "who can read it could keep a run from being resumed"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("strategy", ["fedavg", "local"])
 @pytest.mark.parametrize("moment", ["train", "save"])
 def test_kill_9_then_resume_gives_the_same_bits(run: Runs, tmp_path: Path, strategy: str, moment: str) -> None:
@@ -162,9 +167,8 @@ def test_kill_9_then_resume_gives_the_same_bits(run: Runs, tmp_path: Path, strat
         )
     program += "main(sys.argv[1:])"
     small = ["workers=0", *SMALL, "rounds=5", f"strategy={strategy}"]
-    command = [sys.executable, "-c", program, "run", f"folder={folder}", *small]
-    killed = subprocess.run(command, capture_output=True, timeout=world.PATIENCE)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = forked.run("-c", program, "run", f"folder={folder}", *small, timeout=world.PATIENCE)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert checkpoint.rounds(folder / "checkpoints") == [2]
     assert fedshare("resume", str(folder)) == 0
     whole = run(f"strategy={strategy}")
@@ -175,6 +179,7 @@ def test_kill_9_then_resume_gives_the_same_bits(run: Runs, tmp_path: Path, strat
     assert untimed[0] == untimed[1]
 
 
+@pytest.mark.process
 def test_kill_9_with_workers_leaves_no_process_behind_and_resumes(run: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "fedshare", "run", f"folder={folder}", "workers=2", *SMALL, "rounds=500"]
@@ -198,10 +203,11 @@ def test_kill_9_with_workers_leaves_no_process_behind_and_resumes(run: Runs, tmp
     assert links[:5] == run().links()
 
 
+@pytest.mark.process
 def test_sigterm_ends_in_order(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "fedshare", "run", f"folder={folder}", "workers=0", *SMALL, "rounds=500"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = ["-m", "fedshare", "run", f"folder={folder}", "workers=0", *SMALL, "rounds=500"]
+    process = forked.python(*command, stdout=subprocess.PIPE)
     assert process.stdout
     for line in process.stdout:
         if line.split()[:1] == ["2"]:

@@ -15,6 +15,8 @@ from fedshare.experiments.cli import main
 from fedshare.runs import RunFolder
 from optional import needs
 
+pytestmark = pytest.mark.long
+
 FEW = ["model=logistic", "partition.clients=3", "client.epochs=1", "workers=0"]
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import forked
 import world
 from fedshare.client import Client
 from fedshare.errors import RunHalted
@@ -32,12 +34,13 @@ def links(network: Simulation) -> list[Link]:
     return [done.link for done in run_server(strategy, network, state, SCHEDULE)]
 
 
+@pytest.mark.process
 def test_fedavg_has_the_same_bits_twice_and_with_1_2_and_4_workers() -> None:
     build = partial(world.build, "fedavg")
     expected = links(Simulation(build))
     assert links(Simulation(build)) == expected
     for count in (1, 2, 4):
-        with Simulation(build, count) as network:
+        with forked.cold() if count == 1 else nullcontext(), Simulation(build, count) as network:
             assert links(network) == expected
             assert links(network) == expected, "workers carry nothing over from run to run"
 
@@ -82,6 +85,7 @@ def run(network: Simulation) -> list[Link]:
     return [done.link for done in run_server(strategy, network, state, ALL)]
 
 
+@pytest.mark.process
 def test_a_worker_that_dies_is_replaced_and_its_client_done_again(tmp_path: Path) -> None:
     with Simulation(partial(troubled, "die", str(tmp_path / "mark")), workers=2) as network:
         after_death = run(network)
@@ -89,6 +93,7 @@ def test_a_worker_that_dies_is_replaced_and_its_client_done_again(tmp_path: Path
     assert (tmp_path / "mark").exists()
 
 
+@pytest.mark.process
 def test_a_client_that_kills_every_worker_halts_the_run() -> None:
     with (
         Simulation(partial(troubled, "die"), workers=1) as network,
@@ -97,6 +102,7 @@ def test_a_client_that_kills_every_worker_halts_the_run() -> None:
         run(network)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_client_that_raises_is_named_and_its_trace_is_logged(workers: int, caplog: pytest.LogCaptureFixture) -> None:
     with (
@@ -110,6 +116,7 @@ def test_a_client_that_raises_is_named_and_its_trace_is_logged(workers: int, cap
     assert re.search(r"Traceback (?s:.*)in train\n(?s:.*)ValueError: no such luck\n", caplog.text)
 
 
+@pytest.mark.process
 def test_a_client_that_hangs_meets_a_deadline() -> None:
     with (
         Simulation(partial(troubled, "hang"), workers=1, timeout=10.0) as network,
@@ -124,6 +131,7 @@ def fails_in_a_worker(parent: int) -> Population:
     return world.build("fedavg")
 
 
+@pytest.mark.process
 def test_a_worker_that_cannot_start_says_why() -> None:
     with (
         Simulation(partial(fails_in_a_worker, os.getpid()), workers=1) as network,
@@ -158,6 +166,7 @@ def messy(order: list[int] | None = None) -> Population:
     return replace(world.build("fedavg"), strategy=Messy())
 
 
+@pytest.mark.process
 def test_nothing_a_strategy_does_to_the_model_reaches_the_next_client() -> None:
     def rows(network: Simulation, visits: list[int] | None = None) -> list[tuple[Link, dict[str, float]]]:
         strategy = network.population.strategy
@@ -182,6 +191,7 @@ def test_nothing_a_strategy_does_to_the_model_reaches_the_next_client() -> None:
         assert rows(parallel) == expected
 
 
+@pytest.mark.process
 def test_after_an_error_no_old_answer_is_given_to_a_new_question() -> None:
     with Simulation(partial(troubled, "raise"), workers=2) as network:
         with pytest.raises(RunHalted, match="no such luck"):
@@ -213,12 +223,14 @@ def renamed() -> Population:
     return replace(world.build("fedavg"), strategy=Renamed())
 
 
+@pytest.mark.process
 def test_a_worker_does_not_mistake_one_download_for_another() -> None:
     with Simulation(renamed, workers=1) as network:
         run(network)
         assert [network.memories.states[client]["a"] for client in range(world.CLIENTS)] == [2.0, 1.0, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.process
 def test_a_stopped_worker_meets_the_deadline_in_the_middle_of_a_message() -> None:
     with Simulation(partial(world.build, "fedavg"), workers=1, timeout=10.0) as network:
         run(network)
@@ -229,6 +241,7 @@ def test_a_stopped_worker_meets_the_deadline_in_the_middle_of_a_message() -> Non
             network.exchange(Purpose.TRAIN, 1, {0: Payload({"params": big})})
 
 
+@pytest.mark.process
 def test_there_are_no_more_workers_than_clients() -> None:
     with Simulation(partial(world.build, "fedavg", parts=world.shares(2)), workers=1000) as network:
         run(network)
@@ -236,6 +249,7 @@ def test_there_are_no_more_workers_than_clients() -> None:
         assert len(network._workers._workers) == 2
 
 
+@pytest.mark.process
 def test_busy_workers_are_ended_together(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[str, float]] = []
     stop, end = worker.Worker.stop, worker.Worker.end

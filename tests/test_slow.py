@@ -480,6 +480,7 @@ def test_the_screen_says_how_many_are_suspended(capsys: pytest.CaptureFixture[st
 # As processes.
 
 
+@pytest.mark.process
 def test_in_a_deployment_one_byte_at_a_time_holds_up_two_rounds_of_five(tmp_path: Path) -> None:
     overrides = [*SMALL, "strategy=fedavg", "rounds=5", "timeout=20", "suspend_after=1", "evaluate_every=0"]
     with Deployment(tmp_path, certificates(tmp_path / "keys"), *overrides, "checkpoint_every=1") as made:

@@ -798,6 +798,7 @@ def process() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
         one.communicate()
 
 
+@pytest.mark.process
 def test_a_stopped_process_is_noticed_and_goes_on(process: Callable[[str], subprocess.Popen[str]]) -> None:
     with serving(grace=0.2, heartbeat=2.0) as server:
         client = process(server.address)
@@ -813,6 +814,7 @@ def test_a_stopped_process_is_noticed_and_goes_on(process: Callable[[str], subpr
         assert client.wait(PATIENCE) == 0
 
 
+@pytest.mark.process
 def test_a_killed_process_is_replaced_by_the_next(process: Callable[[str], subprocess.Popen[str]]) -> None:
     with serving() as server:
         first = process(server.address)

@@ -44,6 +44,7 @@ def run(folder: Path, *arguments: str, **environ: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", [[], ["--numprocesses", "2", "--dist", "loadfile"]], ids=["one process", "xdist"])
 def test_what_was_skipped_is_run_again_and_nothing_else(how: list[str], tmp_path: Path) -> None:
     for name in ("conftest.py", "forked.py"):

@@ -182,6 +182,7 @@ def test_more_rows_than_a_pipe_holds_all_arrive(tmp_path, stub):
     assert (tmp_path / "run" / "tracking.log").read_text().count("logged") == 500
 
 
+@pytest.mark.process
 def test_wandb_can_ask_no_question(tmp_path, stub):
     stub("print('read', repr(sys.stdin.read()), sys.stdin.isatty())")
     code = """if True:

@@ -449,6 +449,7 @@ def line_of(said: str) -> str:
     return last
 
 
+@pytest.mark.process
 def test_a_client_that_insists_compares_the_config_itself(tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
     from fedshare.experiments.hosts import agreement
@@ -474,6 +475,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_client_makes_nothing_that_a_server_may_not_name(kind: str, trap: Path, tmp_path: Path) -> None:
     asked = HOSTILE[kind]
@@ -488,6 +490,7 @@ def test_a_client_makes_nothing_that_a_server_may_not_name(kind: str, trap: Path
     assert "s3cr3t" not in said
 
 
+@pytest.mark.process
 def test_a_client_trusts_a_package_that_it_is_told_to(trap: Path, tmp_path: Path) -> None:
     told = DictConfig(OmegaConf.create({**OmegaConf.to_container(config()), "model": NET}))  # type: ignore[dict-item]
     environ = {"PYTHONPATH": f"{world.ROOT}:{trap}"}
