@@ -1,4 +1,4 @@
-"""What the schema says of a config's key besides its type, and the lists that follow from it."""
+"""The metadata of a config key: its allowed values, what depends on it, and who must agree on it."""
 
 import math
 from collections.abc import Iterator
@@ -8,21 +8,21 @@ from typing import Any, Protocol, get_args
 
 from omegaconf import MISSING
 
-ALWAYS = object()  # in the place of a value before the key: there was none
+ALWAYS = object()  # in the place of `About.before`: every version has had the key
 
 
 class Effect(Enum):
-    """What of a run depends on a key."""
+    """What changes in a run when the key changes."""
 
     RESULTS = "what is computed"
     LENGTH = "which rounds there are, and which of them are tested"
     WAITING = "in a deployment, how long a client is waited for"
     LATENESS = "in a deployment, what is done about clients that are late"
-    NOTHING = "nothing that a round gives: names, files, processes"
+    NOTHING = "names, files and processes, and no result"
 
 
 class Allowed(Protocol):
-    """The values that a key may have; `str` says it, behind "must be"."""
+    """The values that a key may have. Its `str` completes an error line that ends in "must be"."""
 
     def __contains__(self, value: Any) -> bool: ...
 
@@ -93,5 +93,5 @@ def about(root: type[Any]) -> Iterator[tuple[Field[Any], About]]:
 
 
 def nullable(one: Field[Any]) -> bool:
-    """Whether null is a value of it; a key of any type decides that itself."""
+    """Whether the field's type includes null."""
     return one.type is Any or type(None) in get_args(one.type)

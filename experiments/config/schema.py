@@ -107,11 +107,11 @@ def _of(*effects: Effect) -> tuple[str, ...]:
 SHARED = tuple(one.name for one, said in about(Root) if said.shared)
 MAY_CHANGE = tuple(one.name for one, said in about(Root) if said.may_change)
 MEANT = {one.name: said.before for one, said in about(Root) if said.before is not ALWAYS}
-# No result of a simulation depends on these, where nobody is late.
+# No result of a simulation depends on these: in a simulation no client is late.
 IDLE = _of(Effect.WAITING, Effect.LATENESS, Effect.NOTHING)
-# None of these can be why two runs differ in their rounds.
+# A difference in these cannot explain why the rounds of two runs differ.
 HARMLESS = _of(Effect.LENGTH, Effect.WAITING, Effect.NOTHING)
-# Cells of matrices were made before there were these keys.
+# Keys that are newer than the first cells of matrices, with the value that a cell without the key was run with.
 SINCE = {one.name: said.before for one, said in about(Root) if said.since > (0, 1) and one.name not in IDLE}
 
 

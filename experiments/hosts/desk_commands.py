@@ -1,4 +1,4 @@
-"""What an operator may command of a running server, and what of its run the commands are about."""
+"""The commands that an operator may give a running server, and the state of the run that they read and change."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The rounds of a config with its adversaries, and in each row what is seen of them."""
+"""The rounds of a config with its adversaries; each row also reports on these."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a run is saved in: its checkpoints, the one of the best round, and the models."""
+"""Saving a run: its checkpoints, the checkpoint of the best round, and the models."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from fedshare.runs.checkpoint import Checkpoint
 from fedshare.state import State, copied, nbytes
 from fedshare.tensors import Tensors
 
-_TWICE = 1 << 28  # bytes of what clients remember that are held a second time, lest the run halts in the next round
+_TWICE = 1 << 28  # bytes of what clients remember that are held a second time, in case the run halts in the next round
 
 
 class Keeper:
@@ -37,14 +37,14 @@ class Keeper:
         return time.perf_counter() - began
 
     def save_best(self, done: Round, best: Best) -> None:
-        """Keep a round as the best one, and its model."""
+        """Save a round as the best one, with its model."""
         checkpoint.save(self._folder.best, self._checkpoint(done), keep=1)
         if "params" in done.state:
             about = {"round": str(best.round), "metric": best.metric, "validation": repr(best.value)}
             write_atomically(self._folder.best_model, _packed(done.state["params"], about))
 
     def save_models(self, state: State) -> list[str]:
-        """Write the model of the run's end, where there is one; the names of it and of the best round's."""
+        """Write the final model, if the state has one. Returns the names of the model files."""
         files = [self._folder.best_model.name] * self._folder.best_model.exists()
         if "params" not in state:
             return files

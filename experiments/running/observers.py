@@ -30,7 +30,7 @@ class Trackers:
 
 
 class Notes:
-    """Tells a person which clients were dropped, and when the strategy's rule is weakened for the first time."""
+    """Reports dropped clients, and the first of several rounds in a row in which the strategy's rule is weakened."""
 
     def __init__(self, note: Note, rows: list[Row]) -> None:
         """`rows` are those of the rounds before."""
@@ -46,7 +46,7 @@ class Notes:
 
 
 class Selection:
-    """Looks for the best round, and keeps it where `keeper` is given."""
+    """Looks for the best round, and saves it if a `keeper` is given."""
 
     def __init__(self, best: Best, keeper: Keeper | None) -> None:
         self._best, self._keeper = best, keeper

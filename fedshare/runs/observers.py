@@ -11,14 +11,14 @@ from fedshare.state import State
 
 
 class Observer(Protocol):
-    """Who is told of each finished round, in order.
+    """Is told of each finished round, in order.
 
-    A round's checkpoint is written after all observers have been told of it: a run that goes on from the checkpoint
-    finds what they wrote.
+    A round's checkpoint is written after all observers have been told of the round, so a run that resumes from the
+    checkpoint finds what they wrote.
     """
 
     def saw(self, done: Round) -> None:
-        """What is kept of the round is on disk when this returns. Raises OSError where it cannot be."""
+        """Whatever the observer writes is on disk when this returns. Raises OSError when it cannot be written."""
 
 
 class LineWriter:
@@ -38,9 +38,9 @@ class LedgerWriter:
         self._file = file
 
     def begin(self, state: State) -> bool:
-        """Create the file, or check that it leads to where the run goes on; false where the run has no ledger.
+        """Create the file, or check that it ends where the run resumes; returns false when the run has no ledger.
 
-        Raises UserError where it leads elsewhere.
+        Raises UserError when it ends elsewhere.
         """
         if (found := kept(state)) is None:
             return False
@@ -58,7 +58,7 @@ class LedgerWriter:
 
 
 def writers(folder: RunFolder, state: State) -> list[Observer]:
-    """The observers that write `folder`, in the order in which they write; the run begins, or goes on, at `state`.
+    """The observers that write `folder`, in the order in which they write, of a run that starts or resumes at `state`.
 
     The lines are written first, so that the ledger has no commit of a round without its lines.
     """
