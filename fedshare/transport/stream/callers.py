@@ -118,7 +118,7 @@ def _held(descriptor: int) -> Iterator[socket.socket]:
 
 
 def _caller(one: socket.socket, port: int) -> Peer | None:
-    """The peer of a connection to `port`; None where the socket is none. Raises OSError where it has ended."""
+    """The peer of a connection to `port`; None where the socket is another. Raises OSError where it has ended."""
     if one.family not in (socket.AF_INET, socket.AF_INET6) or one.getsockname()[1] != port:
         return None
     address, number, *_ = one.getpeername()
