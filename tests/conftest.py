@@ -10,13 +10,10 @@ import forked
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
 
-LONGEST = [
-    "test_fleet",
-    "test_fleet_http",
-    "test_deployment",
-    "test_soak",
-    "test_disks",
-    "test_contract",
+LONGEST = [  # files, by what they took on 2 cores
+    *("test_fleet", "test_fleet_http", "test_deployment", "test_soak", "test_disks", "test_contract"),
+    *("test_processors", "test_runs", "test_beginnings", "test_cli", "test_backup", "test_own_data", "test_peft_runs"),
+    *("test_readme", "test_pretrain", "test_matrix", "test_gate", "test_hostile"),
 ]
 SKIPPED = pytest.StashKey[set[str]]()
 

@@ -225,9 +225,9 @@ class _Preloaded:
     def fork(self, request: Mapping[str, object], files: list[int]) -> int:
         with self._lock:
             adopt = ctypes.CDLL(None, use_errno=True).prctl
-            socket.send_fds(self._requests, [json.dumps(request).encode()], files)
             adopt(SUBREAPER, 1, 0, 0, 0)
             try:
+                socket.send_fds(self._requests, [json.dumps(request).encode()], files)
                 answer = self._requests.recv(100)
             finally:
                 adopt(SUBREAPER, 0, 0, 0, 0)

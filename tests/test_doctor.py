@@ -361,6 +361,7 @@ def test_an_nvidia_smi_that_fails(
     found("warning", "no GPU is used: nvidia-smi: driver and library do not match", examine())
 
 
+@pytest.mark.process
 def test_gpus_that_torch_cannot_use(examine: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-00000000-no-such")
     found("FAILED", "GPU-00000000-no-such visible, and torch ", examine())
