@@ -91,7 +91,7 @@ class Lap:
     done: int = 0
 
     def line(self, now: float, lasted: float | None) -> str:
-        """Return its progress; the time left is estimated from the clients done, or from how long it `lasted` before."""
+        """Return its progress and the time left, estimated from the clients done or the previous duration `lasted`."""
         spent = now - self.began
         left = spent / self.done * (self.asked - self.done) if self.done else lasted and max(0.0, lasted - spent)
         about = f", about {human_seconds(left)} left" if left is not None else ""

@@ -20,7 +20,7 @@ DARK = 0.55  # below it, text is white
 
 
 def matrix_plot(entries: Sequence[Entry], path: Path | str) -> None:
-    """Draw the honest clients' accuracy: a panel per partition, a row per attack, a column per defence; halts hatched."""
+    """Draw honest accuracy, a panel per partition, a row per attack, a column per defence; halts hatched."""
     attacks, defences, partitions = (names_of(entries, axis) for axis in ("attack", "defence", "partition"))
     width, height = 2.6 + 0.58 * max(4, len(defences)), 1.3 + 0.28 * max(3, len(attacks))
     with figure_at(path, width, height * len(partitions)) as figure:
