@@ -57,7 +57,7 @@ class MultiKrum:
 
 @dataclass(frozen=True)
 class Bulyan:
-    """Krum selects ``n - 2 f`` updates one by one; their ``n - 4 f`` values nearest the median are averaged by coordinate.
+    """Krum selects ``n - 2 f`` updates one by one; of each coordinate, the ``n - 4 f`` nearest the median are averaged.
 
     Needs n >= 4 f + 3.
     """

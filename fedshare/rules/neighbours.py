@@ -24,7 +24,7 @@ class NearestNeighbourMixing:
         at_least(0, f=self.f)
 
     def withstands(self, updates: int) -> int:
-        """Return its limit: mixing is defined for any f < n, but most neighbours are honest only if most updates are."""
+        """Return its limit: mixing works for any f < n, but most neighbours are honest only if most updates are."""
         return (updates - 1) // 2
 
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, Tensor | None]:
