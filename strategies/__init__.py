@@ -1,1 +1,1 @@
-"""Federated algorithms: one paper, one file."""
+"""Federated algorithms, one file per paper."""

@@ -1,9 +1,9 @@
-"""Clustered federated learning: where a model stands still and its clients still pull apart, they part in two clusters.
+"""Clustered federated learning: a cluster whose model has converged but whose clients still disagree is split in two.
 
 Sattler, Müller and Samek, "Clustered Federated Learning: Model-Agnostic Distributed Multi-Task Optimization under
-Privacy Constraints", IEEE TNNLS 2021, arXiv 1910.01991, algorithms 1 (who parts from whom), 2 (halves part again) and 3
-(how latecomers find their cluster). A client's update is its upload minus what it was sent, in all that is shared:
-running statistics count, too.
+Privacy Constraints", IEEE TNNLS 2021, arXiv 1910.01991, algorithms 1 (bipartition), 2 (recursive splits) and 3
+(assignment of late clients). A client's update is its upload minus its download, over all shared tensors, including
+running statistics.
 """
 
 from dataclasses import dataclass
@@ -24,15 +24,16 @@ from fedshare.tensors import Tensors, flatten, subtract
 
 @dataclass(frozen=True)
 class CFL(FedAvg):
-    """FedAvg, within each cluster. Clusters are the leaves of a tree of models, and everyone begins at its root.
+    """FedAvg within each cluster. Clusters are the leaves of a tree of models, and all clients start at its root.
 
-    Who takes part in the round of a split goes on in a half, from the average of those in it. Who is absent then, or
-    new, gets the model that was split, and by its next upload moves on to the half whose mean update is more like its
-    own (the paper compares it with each member's); that upload enters no cluster's average, for it began elsewhere.
+    Clients that take part in the round of a split continue in one half, from the average of its members. A client that
+    is absent then, or new, receives the model before the split; its next upload moves it to the half whose mean update
+    is more similar to its own (the paper compares it with each member's). That upload enters no cluster's average,
+    because it started from another model.
     """
 
-    eps1: float = 0.4  # a cluster stands still where the norm of its mean update is below this
-    eps2: float = 1.6  # its clients pull apart where the norm of some client's update is above this
+    eps1: float = 0.4  # a cluster has converged if the norm of its mean update is below this
+    eps2: float = 1.6  # its clients disagree if the norm of any client's update is above this
     warmup: int = 20  # rounds before any cluster may be split
 
     def __post_init__(self) -> None:
@@ -56,9 +57,9 @@ class CFL(FedAvg):
 
         for place, members in sorted(standing.items()):
             node = nodes[place]
-            # In float64: the square of 3e38 is no float32, and a norm that is not finite hides whose it is.
+            # In float64: the square of 3e38 overflows float32, and a norm that is not finite hides whose it is.
             updates = {client: update(upload.tensors["params"], node).double() for client, upload in members.items()}
-            if "halves" in node:  # it was split without them
+            if "halves" in node:  # split while these clients were absent
                 for client, own in updates.items():
                     likeness = [F.cosine_similarity(own, mean.double(), dim=0) for mean in node["updates"]]
                     places[client] = node["halves"][int(likeness[1] > likeness[0])]
@@ -86,21 +87,21 @@ class CFL(FedAvg):
         return params
 
     def report(self, state: State) -> dict[str, Any]:
-        """Who is in which cluster, of those who have found theirs."""
+        """The members of each cluster, without clients not yet assigned."""
         leaves = [number for number, node in enumerate(state["nodes"]) if "halves" not in node]
         return {"clusters": [[client for client, place in state["places"].items() if place == leaf] for leaf in leaves]}
 
 
 def update(params: Tensors, node: dict[str, Any]) -> Tensor:
-    """From a node's model to `params`, as one vector."""
+    """Return the update from a node's model to `params`, as one vector."""
     return flatten(subtract(params, node["params"]))
 
 
 def bipartition(clients: list[int], directions: Tensor) -> list[list[int]]:
-    """The two halves between which the largest cosine similarity is as small as can be, by algorithm 1.
+    """Return the two halves that minimise the largest cosine similarity between them, by algorithm 1.
 
-    It joins the most similar two (of equally similar ones the first), and so on, until two sets are left. The authors'
-    notebook has complete linkage instead, which may miss that optimum.
+    It joins the most similar pair (the first on a tie), and so on, until two sets are left. The authors' notebook uses
+    complete linkage instead, which may miss that optimum.
     """
     similarity = (directions @ directions.T).tolist()
     sets = [{row} for row in range(len(clients))]

@@ -1,7 +1,7 @@
-"""CGSV: RFFL's successor, in which nobody is removed and little reputation earns more than its share.
+"""CGSV: RFFL's successor, without removal, and with rewards that favour small reputations.
 
 Xu, Lyu, Ma, Miao, Foo and Low, "Gradient Driven Rewards to Guarantee Fairness in Collaborative Machine Learning",
-NeurIPS 2021. The cosine with the average stands for a client's Shapley value.
+NeurIPS 2021. The cosine with the average approximates a client's Shapley value.
 """
 
 import math
@@ -15,12 +15,12 @@ from fedshare.strategies.reputation import OWN, Scaled, outstanding
 
 @dataclass(frozen=True)
 class CGSV(Scaled):
-    """The reward takes the place of a client's own update, and goes by the tanh of its reputation.
+    """The reward replaces a client's own update, and is proportional to the tanh of its reputation.
 
-    As in RFFL reputations begin with the shares of the examples; in the authors' code, with 0.
+    As in RFFL, reputations start as the shares of the examples; in the authors' code, as 0.
     """
 
-    beta: float = 1.0  # altruism: the larger, the more alike are the rewards
+    beta: float = 1.0  # altruism: the larger, the more similar the rewards
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,8 @@
-"""Ditto: beside the global model each client trains a personal one, which is held near the global one.
+"""Ditto: besides the global model, each client trains a personal one, regularised towards the global one.
 
 Li, Hu, Beirami and Smith, "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021, arXiv
-2012.04221, algorithm 1. The global model is FedAvg's, and no personal model leaves its client. How near is ``lam``, the
-paper's lambda: at 0 a client trains its model alone.
+2012.04221, algorithm 1. The global model is FedAvg's; personal models never leave their clients. ``lam`` is the
+paper's lambda: at 0 the personal model is trained independently.
 """
 
 import math
@@ -16,14 +16,14 @@ from fedshare.strategies.fedavg import FedAvg
 
 @dataclass(frozen=True)
 class Ditto(FedAvg):
-    """FedAvg, and a personal model that each client remembers, and is tested with once it has one.
+    """FedAvg, plus a personal model that each client stores, and that it is tested with as soon as it exists.
 
-    It begins as the first global model that the client gets. Where the partition has a local part, each of the two
-    models has one of its own; the personal model's is pulled by nothing.
+    It starts as the first global model that the client receives. If the partition has a local part, each of the two
+    models has its own; the personal model's is not regularised.
     """
 
-    lam: float = 1.0  # how strongly the personal model is pulled towards the global one; 0: not at all
-    personal_epochs: int | None = None  # passes over a client's examples for the personal model; None: client.epochs
+    lam: float = 1.0  # strength of the pull towards the global model; 0: none
+    personal_epochs: int | None = None  # local epochs of the personal model; None: client.epochs
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam < math.inf:
@@ -43,7 +43,7 @@ class Ditto(FedAvg):
         spent = client.fit(round, epochs=epochs, toward=sent, pull=self.lam, keep_local=False)
         client.state["personal"] = client.params(whole)
         if "max_epsilon" in spent:
-            metrics["max_epsilon"] = spent["max_epsilon"]  # of both fits
+            metrics["max_epsilon"] = spent["max_epsilon"]  # of both fits together
         return Payload({"params": upload}, metrics)
 
     def evaluate(self, client: Client, round: int) -> Payload:

@@ -1,4 +1,4 @@
-"""Federated averaging: everyone trains the global model, and the server averages what comes back.
+"""Federated averaging: clients train the global model, and the server averages their models.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, algorithm 1.
 """
@@ -14,7 +14,7 @@ from fedshare.tensors import Tensors, mean
 
 @dataclass(frozen=True)
 class FedAvg(Strategy):
-    weighted: bool = True  # weigh each client by its number of examples, as in the paper; else all alike
+    weighted: bool = True  # weight clients by their number of examples, as in the paper; else equally
 
     def init(self, params: Tensors, clients: int) -> State:
         return {"params": params}

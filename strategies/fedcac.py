@@ -1,8 +1,8 @@
-"""FedCAC: bold in what hardly matters to a client, where all are averaged; cautious in what is critical to its data.
+"""FedCAC: non-critical parameters are averaged over all clients, critical ones only over similar clients.
 
 Wu et al., "Bold but Cautious: Unlocking the Potential of Personalized Federated Learning through Cautiously Aggressive
-Collaboration", ICCV 2023, arXiv 2309.11103. Parameters that are critical to a client are averaged only with clients to
-which much the same parameters are critical, and the longer a run lasts, the more alike these must be.
+Collaboration", ICCV 2023, arXiv 2309.11103. Parameters that are critical to a client are averaged only with clients
+whose critical parameters overlap enough with its own, and the required overlap rises with the rounds.
 """
 
 import math
@@ -26,17 +26,17 @@ from fedshare.tensors import Tensors, mean
 
 @dataclass(frozen=True)
 class FedCAC(Strategy):
-    """The server remembers a client as its mask and the values there; the rest is the global model of its last round.
+    """The server stores each client's mask and the values there; the rest is the global model of its last round.
 
-    Who is absent from a round is not touched by it: its model stays the one that it had. Who never took part has the
-    global model. Buffers are never critical.
+    A round does not change the models of absent clients. A client that never took part has the global model. Buffers
+    are never critical.
     """
 
-    tau: float = 0.5  # the share of each tensor's parameters that is critical
-    beta: float = 100.0  # the round in which only the most alike still collaborate, and after which nobody does
-    remember: bool = False  # whether the absent collaborate, by the last model and mask that they sent
-    refresh: bool = False  # whether the absent get the newest global model where nothing is critical to them
-    local_buffers: bool = True  # whether running statistics stay a client's own; else they are averaged over all
+    tau: float = 0.5  # the share of critical parameters in each tensor
+    beta: float = 100.0  # the round in which only the most similar pair still collaborates, and after which none does
+    remember: bool = False  # whether absent clients collaborate with the last model and mask that they sent
+    refresh: bool = False  # whether absent clients get the newest global model outside their critical parameters
+    local_buffers: bool = True  # whether running statistics stay on the client; else they are averaged over all clients
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 1:
@@ -68,7 +68,7 @@ class FedCAC(Strategy):
         before = client.params()
         metrics = client.fit(round)
         after = client.params()
-        # A fit that diverged is dropped by the server; statistics that it spoilt would spoil every later one.
+        # The server drops a diverged fit; statistics spoilt by it would spoil every later fit.
         if self.local_buffers and all(bool(tensor.isfinite().all()) for tensor in after.values()):
             client.state["buffers"] = {name: t.clone() for name, t in after.items() if name in client.buffers}
         critical = {
@@ -82,7 +82,7 @@ class FedCAC(Strategy):
         models = {client: upload.tensors["params"] for client, upload in uploads.items()}
         average = mean(list(models.values()), [upload.metrics["examples"] for upload in uploads.values()])
 
-        # Bits beyond the last coordinate mean nothing, but a client may have set them.
+        # Bits beyond the last coordinate have no meaning, but a client may have set them.
         sent = {
             client: {"params": models[client], "critical": clean(upload.tensors["critical"], models[client])}
             for client, upload in uploads.items()
@@ -122,11 +122,11 @@ class FedCAC(Strategy):
         return {"params": params, "critical": bits}
 
     def report(self, state: State) -> dict[str, Any]:
-        """The overlap of each two clients, and with whom each has collaborated."""
+        """The overlap of each pair of clients, and with whom each has collaborated."""
         if "overlap" not in state:
             return {}
         shared = state["overlap"]["shared"]
-        critical = max(1, int(shared.diag().median()))  # as many for everyone whose mask is honest
+        critical = max(1, int(shared.diag().median()))  # the same for every client with an honest mask
         found: dict[str, Any] = {
             "overlap": {
                 "clients": state["overlap"]["clients"],
@@ -138,43 +138,43 @@ class FedCAC(Strategy):
             average, most = spread(shared)
             least = threshold(shared, state["round"], self.beta)
             found |= {"overlap_mean": float(average / critical), "overlap_max": most / critical}
-            # Beyond 1 nobody reaches it, and a beta close to 0 takes it beyond the floats.
+            # Above 1 no pair reaches it, and a beta close to 0 makes it overflow a float.
             found |= {"threshold": float(min(least / critical, Fraction(2)))}
         return found
 
 
 def critical_to(before: Tensor, after: Tensor, tau: float) -> Tensor:
-    """The ``floor(tau * size)`` entries whose sensitivity, |change * value|, is largest: what the loss would miss most.
+    """Return the mask of the ``floor(tau * size)`` entries with the largest sensitivity, |change * value|.
 
-    A first-order estimate of how much it would move if they were 0, the change over the round in place of the gradient.
-    In float64 the product of two floats is exact, and none is too small for it.
+    This is a first-order estimate of the change of the loss if the entry were 0, with the change over the round instead
+    of the gradient. In float64 the product of two float32 is exact and does not underflow.
     """
     sensitivity = ((after.double() - before.double()) * after.double()).abs()
     return masks.top(sensitivity, masks.count(tau, after.numel()))
 
 
 def clean(critical: Tensors, params: Tensors) -> Tensors:
-    """Packed masks without bits beyond the last coordinate, as copies: those that came may hold a whole message."""
+    """Copy packed masks without bits beyond the last coordinate; a received mask may keep a whole message in memory."""
     return {name: masks.pack(masks.unpack(critical[name], tensor.numel())) for name, tensor in params.items()}
 
 
 def overlaps(critical: list[Mapping[str, Tensor]]) -> Tensor:
-    """How many critical parameters each two clients have in common, ``[n, n]``: the paper's overlap, times k."""
+    """Return the number of critical parameters that each pair shares, ``[n, n]``: the paper's overlap, times k."""
     flat = [torch.cat([torch.empty(0, dtype=torch.uint8), *(mask[name] for name in critical[0])]) for mask in critical]
     return masks.intersections(flat)
 
 
 def spread(shared: Tensor) -> tuple[Fraction, int]:
-    """The average and the largest of what two different clients have in common."""
+    """Return the average and the largest overlap of different clients."""
     n = len(shared)
     pairs = shared[~torch.eye(n, dtype=torch.bool)]
     return Fraction(int(pairs.sum()), n * (n - 1)), int(pairs.max())
 
 
 def threshold(shared: Tensor, round: int, beta: float) -> Fraction:
-    """How much two clients must have in common: from the average it rises to the largest, which is reached at beta.
+    """Return the overlap required for collaboration: it rises from the average to the largest, reached in round beta.
 
-    Exact, for where all overlaps are equal a rounding would decide whether all collaborate or nobody.
+    Exact, because if all overlaps are equal, rounding would decide whether all pairs collaborate or none.
     """
     average, most = spread(shared)
     progress = 0 if math.isinf(beta) else round / Fraction(str(beta))
@@ -182,9 +182,9 @@ def threshold(shared: Tensor, round: int, beta: float) -> Fraction:
 
 
 def collaborators(shared: Tensor, round: int, beta: float) -> Tensor:
-    """Who collaborates with whom, ``[n, n]``, nobody with itself."""
+    """Return which clients collaborate, ``[n, n]``, with a diagonal of False."""
     if len(shared) < 2:
         return torch.zeros_like(shared, dtype=torch.bool)
-    # A beta close to 0 gives a threshold beyond the integers; beyond the largest overlap all are alike.
+    # A beta close to 0 gives a threshold beyond int64; above the largest overlap all are equivalent.
     enough = shared >= min(math.ceil(threshold(shared, round, beta)), int(shared.max()) + 1)
     return enough & ~torch.eye(len(shared), dtype=torch.bool)

@@ -1,8 +1,8 @@
-"""FedRep: a client first fits its own head to the body that all share, and then the body to that head.
+"""FedRep: a client first fits its own head to the shared body, then the body to that head.
 
 Collins, Hassani, Mokhtari and Shakkottai, "Exploiting Shared Representations for Personalized Federated Learning", ICML
 2021, arXiv 2102.07078, algorithm 1. The head is the local part of the partition, the body (the paper's representation)
-the shared one: ``peft=personal_head``. Running statistics follow both fits; what is frozen follows neither.
+the shared one: ``peft=personal_head``. Running statistics change in both fits; frozen tensors in neither.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from fedshare.strategies.fedavg import FedAvg
 
 @dataclass(frozen=True)
 class FedRep(FedAvg):
-    """FedAvg, but the head and the body are trained one after the other. With no head of its own, FedAvg."""
+    """FedAvg that trains the head and the body one after the other. Without a local head it equals FedAvg."""
 
-    head_epochs: int = 10  # passes over a client's examples for the head; the body has the config's client.epochs
+    head_epochs: int = 10  # local epochs of the head; the body has client.epochs
 
     def __post_init__(self) -> None:
         if self.head_epochs < 1:

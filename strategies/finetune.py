@@ -1,8 +1,8 @@
-"""FedAvg with fine-tuning: before a test each client trains the global model a little on its own examples.
+"""FedAvg with fine-tuning: before each test, each client fine-tunes the global model on its own examples.
 
 Cheng, Chadha and Duchi, "Fine-tuning in Federated Learning: a simple but tough-to-beat baseline", 2021, arXiv
-2108.07313, there FTFA; before them Yu, Bagdasaryan and Shmatikov, "Salvaging Federated Learning by Local Adaptation",
-2020, arXiv 2002.04758.
+2108.07313, where it is FTFA; earlier, Yu, Bagdasaryan and Shmatikov, "Salvaging Federated Learning by Local
+Adaptation", 2020, arXiv 2002.04758.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from fedshare.strategies.fedavg import FedAvg
 
 @dataclass(frozen=True)
 class FineTune(FedAvg):
-    """FedAvg, whose model is fine-tuned for each test; nobody keeps what comes of it.
+    """FedAvg whose model is fine-tuned for each test; the fine-tuned models are discarded.
 
-    With differential privacy the fine-tuning has noise, too. A deployment's ledger counts its steps; a simulation's
-    epsilon, which goes by what clients remember, is of the training alone.
+    With differential privacy, fine-tuning is noisy as well. A deployment's privacy ledger counts its steps; in a
+    simulation, epsilon is computed from the clients' memories and covers the training only.
     """
 
-    finetune_epochs: int = 5  # passes over a client's examples before each test
+    finetune_epochs: int = 5  # local epochs before each test
 
     def __post_init__(self) -> None:
         if self.finetune_epochs < 0:

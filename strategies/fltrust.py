@@ -1,4 +1,4 @@
-"""FLTrust: one participant's data are trusted, and others count as far as their updates point where its own does.
+"""FLTrust: one participant is trusted, and others are weighted by the cosine of their updates with its own.
 
 Cao, Fang, Liu and Gong, "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping", NDSS 2021, arXiv
 2012.13995, algorithm 2.
@@ -19,14 +19,14 @@ from fedshare.strategies.robust import Guarded
 
 @dataclass(frozen=True)
 class FLTrust(Guarded):
-    """The paper's server has a small root data set; here that is the examples of one participant, the root.
+    """The paper's server has a small root data set; here it is the examples of one participant, the root.
 
-    As in the paper its update is what others are measured by, and no part of the average. Without it, and where nobody
-    is trusted, the model stays as it is.
+    As in the paper, other updates are compared with the root's, which is not part of the average. If the root is
+    absent, or no client is trusted, the model does not change.
     """
 
     root: int = 0  # the id of the client whose examples are trusted
-    alpha: float = 1.0  # how far the model moves along the average, the paper's global learning rate
+    alpha: float = 1.0  # step size along the average, the paper's global learning rate
 
     def __post_init__(self) -> None:
         if self.root < 0:
@@ -46,12 +46,12 @@ class FLTrust(Guarded):
         norms = lengths(updates, torch.zeros_like(updates[0]))
         towards = products(updates, updates[:1]).flatten()
 
-        # The trust in a client is the cosine of its update with the root's, where that is positive.
+        # The trust in a client is the cosine of its update with the root's, clipped at 0.
         trust = (towards / (norms * norms[0])).nan_to_num(0).clamp(min=0)
         trust[0] = 0
         if not trust.any():
             return state | {"weights": dict.fromkeys(sorted(clients), 0.0)}
-        # The average by trust of updates that are made as long as the root's.
+        # The average by trust of the updates, each rescaled to the norm of the root's.
         shares = trust / trust.sum()
         scales = torch.where(shares > 0, shares * norms[0] / norms, 0)
         return {

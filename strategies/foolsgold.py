@@ -1,4 +1,4 @@
-"""FoolsGold: clients whose updates are too much alike over time are one adversary's, and lose their weight.
+"""FoolsGold: clients whose updates are too similar over time are presumed to be sybils, and lose their weight.
 
 Fung, Yoon and Beschastnikh, "The Limitations of Federated Learning in Sybil Settings", RAID 2020 (arXiv 1808.04866,
 "Mitigating Sybils in Federated Learning Poisoning"), algorithm 1.
@@ -17,20 +17,20 @@ from fedshare.state import State
 from fedshare.strategies.robust import Guarded
 from fedshare.tensors import Tensors
 
-_SAME = 1e-12  # one less the cosine of two vectors that are one, give or take a rounding
-_FIRST = 0.99  # the weight, before the logit, of the client that is least like any other; the logit of 1 is endless
+_SAME = 1e-12  # one minus the cosine of two equal vectors, up to rounding
+_FIRST = 0.99  # weight, before the logit, of the client least similar to others; the logit of 1 is infinite
 
 
 @dataclass(frozen=True)
 class FoolsGold(Guarded):
-    """It supposes that honest clients' data differ, and that adversaries want the same: one alone goes unseen.
+    """Assumes that honest clients' data differ and that adversaries share a goal: a single adversary is not detected.
 
-    Everybody who ever took part is compared, by all coordinates alike (the paper's weights of features, which are
-    optional, are those of one layer). The paper adds the weighted updates up, which suits steps of gradients; here they
-    are averaged. Where all weights of those present are 0, the model stays as it is.
+    All clients that ever took part are compared, by all coordinates equally (the paper's optional feature weights are
+    those of one layer). The paper adds up the weighted updates, which suits gradient steps; here they are averaged. If
+    all participants of a round have weight 0, the model does not change.
     """
 
-    kappa: float = 1.0  # how sharply weights part into 0 and 1: the paper's confidence
+    kappa: float = 1.0  # how sharply weights separate into 0 and 1: the paper's confidence
 
     def __post_init__(self) -> None:
         if not 0 < self.kappa < math.inf:
@@ -43,7 +43,7 @@ class FoolsGold(Guarded):
         clients = sorted(uploads)
         updates = updates_of([uploads[client].tensors["params"] for client in clients], state["params"])
         histories = dict(state["histories"])
-        for client, update in zip(clients, updates.double(), strict=True):  # a sum of float32 may be endless
+        for client, update in zip(clients, updates.double(), strict=True):  # a sum of float32 may overflow
             histories[client] = histories[client] + update if client in histories else update.clone()
         histories = dict(sorted(histories.items()))
 
@@ -59,17 +59,17 @@ class FoolsGold(Guarded):
 
 
 def cosines(histories: Tensor) -> Tensor:
-    """Between any two rows; 0 with a row of zeros."""
+    """Return the cosine of each pair of rows; 0 with a row of zeros."""
     inner = products(histories, histories)
     norms = inner.diagonal().sqrt()
     return (inner / norms.outer(norms)).nan_to_num(0)
 
 
 def distinctness(cosines: Tensor, kappa: float) -> Tensor:
-    """From 0, for one that is like another, to 1: the algorithm's pardon and logit."""
+    """Return a score from 0, for a client similar to another, to 1: the algorithm's pardoning and logit."""
     likeness = cosines.clone().fill_diagonal_(0)
     most = likeness.max(dim=1).values
-    # Pardon: who is like a client that is itself more like others is honest by comparison.
+    # Pardoning: a client that is similar to one with an even more similar neighbour counts as less similar.
     likeness = torch.where(most[:, None] < most, likeness * most[:, None] / most, likeness)
     alpha = (1 - likeness.max(dim=1).values).clamp(0, 1)
     alpha[alpha < _SAME] = 0

@@ -1,4 +1,4 @@
-"""No sharing: each client trains a model of its own. The standalone baseline that every comparison needs."""
+"""No sharing: each client trains its own model. The standalone baseline for every comparison."""
 
 from dataclasses import dataclass
 

@@ -1,13 +1,15 @@
-"""Just One Byte (per Gradient): participants send a byte for each direction that they have tried, and no model.
+"""Just One Byte (per Gradient): participants send one byte per direction that they have probed, and no model.
 
 Zelikman et al., "Just One Byte (per gradient): A Note on Low-Bandwidth Decentralized Language Model Finetuning Using
-Shared Randomness", 2023, arXiv 2306.10015; the steps are SPSA's (Spall 1992; MeZO, Malladi et al. 2023). Everybody
-knows each other's directions z by who sent which message, and goes down by ``lr * p * z`` for every projected gradient
-p. The model is the initial one and the ledger of these bytes, in integers (`fedshare.ledger`).
+Shared Randomness", 2023, arXiv 2306.10015; the steps are SPSA's (Spall 1992; MeZO, Malladi et al. 2023). All
+participants derive each other's directions z from the sender and number of a message, and descend by ``lr * p * z``
+for every projected gradient p. The model follows from the initial one and the ledger of these bytes, in integer
+arithmetic (`fedshare.ledger`).
 
-What the paper's code does otherwise: it sends floats, and its sender does not apply what receivers decode; its sign and
-exponent are 9 bits; its seeds may be equal for different samples; its weights drift as directions are added and taken.
-Here p's byte is what all apply, the sender too; steps are summed by default (``scaling``), where it divides by root n.
+Differences in the paper's code: it sends floats, and its sender does not apply what receivers decode; its sign and
+exponent are 9 bits; different samples may have equal seeds; its weights drift as directions are added and subtracted.
+Here all participants, the sender included, apply p's byte; steps are summed by default (``scaling``), where the code
+divides by root n.
 """
 
 from dataclasses import dataclass
@@ -41,16 +43,16 @@ from fedshare.tensors import Tensors, digest, flatten, parameters
 
 @dataclass(frozen=True, kw_only=True)
 class OneByte(Strategy):
-    lr: float = 0.001  # the step size: what a projected gradient is multiplied by
-    epsilon: float = 0.001  # how far the model is moved along a direction, up and down, to measure
-    probes: int = 8  # directions that a client tries each round, and so the bytes that it sends
-    coding: Literal["byte", "sign", "float"] = "byte"  # what of a projected gradient travels; float: four bytes
-    rounding: Literal["nearest", "stochastic"] = "nearest"  # to a byte; stochastic is right on average
-    scaling: Literal["sum", "root", "mean"] = "sum"  # of the steps of all probes of a round; root: by the root of n
+    lr: float = 0.001  # the step size: the factor of every projected gradient
+    epsilon: float = 0.001  # how far the model is moved along a direction, up and down, to measure the loss
+    probes: int = 8  # directions that a client probes per round, and so the number of bytes that it sends
+    coding: Literal["byte", "sign", "float"] = "byte"  # how a projected gradient is sent; float: four bytes
+    rounding: Literal["nearest", "stochastic"] = "nearest"  # to a byte; stochastic is unbiased
+    scaling: Literal["sum", "root", "mean"] = "sum"  # of the steps of a round's n probes; root: sum / root n
     directions: Literal["rademacher", "gaussian"] = "rademacher"  # signs; or the paper's, not equal on all machines
-    warmup: int = 0  # rounds in which the step size rises
-    horizon: int = 0  # the round at which the step size, falling evenly after the warm-up, is zero; 0: it stays
-    pool: int = 0  # messages that have directions of their own, and all others one of theirs (FedKSeed); 0: all have
+    warmup: int = 0  # rounds over which the step size rises
+    horizon: int = 0  # the round at which the step size, decaying linearly after the warm-up, reaches zero; 0: constant
+    pool: int = 0  # number of distinct direction seeds, shared by all messages (FedKSeed); 0: each message has its own
     run: int = 0  # the key of all directions
 
     optimizes: ClassVar[bool] = False
@@ -83,7 +85,7 @@ class OneByte(Strategy):
             )
 
     @property
-    def form(self) -> Codes:  # type: ignore[override]  # of a strategy with one coding it is an attribute
+    def form(self) -> Codes:  # an attribute in strategies with a single coding
         return Codes(self.CODINGS[self.coding])
 
     def init(self, params: Tensors, clients: int) -> State:
@@ -96,7 +98,7 @@ class OneByte(Strategy):
             "bound": 0,
             "manifest": manifest.pack().decode(),
             "ledger": Transcript.begin(manifest).save(),
-            "told": {},  # up to which round each client knows the ledger
+            "told": {},  # the round up to which each client knows the ledger
         }
 
     def manifest(self, params: Tensors) -> Manifest:
@@ -142,21 +144,21 @@ class OneByte(Strategy):
         client.state["ledger"] = known.save()
 
         up, down = self._probe(client, round).unbind(1)
-        if client.local:  # which never travels, and so may be trained as ever
+        if client.local:  # never sent, and so may be trained as usual
             client.fit(round, client.local)
         projected = (up - down) / (2 * self.epsilon)
         if self.rounding == "stochastic":
             generator = seeds.generator(client.seed, "rounding", round, client.id)
             threshold = torch.rand(self.probes, generator=generator, dtype=torch.float64).numpy()
             coding = self.CODINGS[self.coding]
-            projected = coding.decode(coding.encode(projected, threshold))  # which has one code, whatever rounds it
+            projected = coding.decode(coding.encode(projected, threshold))  # has one code, whatever the rounding
         metrics = {"examples": float(len(client.train_examples))}
         if bool((loss := ((up + down) / 2).nanmean()).isfinite()):
             metrics["train_loss"] = float(loss)
         return Payload({"update": {"projected": projected}}, metrics)
 
     def _probe(self, client: Client, round: int) -> Tensor:
-        """The losses up and down each direction ``[probes, 2]``, those of a message on a batch of its own."""
+        """Return the losses up and down each direction, ``[probes, 2]``; each message has its own batch."""
         replica, messages, losses = self._replica(client), -(-self.probes // PROBES), []
         with torch.no_grad():
             for message, batch in enumerate(islice(client.batches(round, epochs=messages), messages)):
@@ -183,7 +185,7 @@ class OneByte(Strategy):
             "sums": sums.values,
             "bound": sums.bound,
             "ledger": before.extended(commit).trimmed(sums.values.nbytes).save(),
-            # Who is heard has heard all that was committed before.
+            # A client that was heard has received everything committed before.
             "told": dict(sorted((state["told"] | dict.fromkeys(said, before.round)).items())),
         }
 

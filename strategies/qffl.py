@@ -1,8 +1,7 @@
-"""q-FFL: clients on whose examples the model is bad count for more, so that it becomes about as good for everyone.
+"""q-FFL: clients with a high loss weigh more, so that the model becomes similarly good for all clients.
 
 Li, Sanjabi, Beirami and Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020, arXiv 1905.10497, algorithm
-2 (q-FedAvg). With q = 0 it is the mean of the models; the larger q is, the more the worst client's loss is all that
-counts.
+2 (q-FedAvg). With q = 0 it is the unweighted mean of the models; as q grows, the largest loss dominates.
 """
 
 import math
@@ -17,17 +16,17 @@ from fedshare.rules.matrix import lengths, moved, updates_of, weighted
 from fedshare.state import State
 from fedshare.strategies.robust import Guarded
 
-_LEAST = 1e-10  # a loss that is no smaller has all its powers
+_LEAST = 1e-10  # smaller losses are raised to this, so that all powers are finite
 
 
 @dataclass(frozen=True)
 class QFFL(Guarded):
-    """How far the model moves goes by `lr`: it must be what the clients train with, at least about.
+    """The step of the model depends on `lr`, which must be close to the clients' learning rate.
 
-    Who tells a loss that is too high counts for too much: fairness, and no defence.
+    A client that reports too high a loss gets too much weight: this is fairness, not a defence.
     """
 
-    q: float = 1.0  # how much a high loss counts: the objective is the mean of its powers q + 1
+    q: float = 1.0  # weight of high losses: the objective is the mean of their powers q + 1
     lr: float = 0.05  # the clients' learning rate, client.optimizer.lr: the paper's L is 1 / lr
 
     def __post_init__(self) -> None:
@@ -46,7 +45,7 @@ class QFFL(Guarded):
         updates = updates_of([uploads[client].tensors["params"] for client in clients], state["params"])
         told = [uploads[client].metrics.get("loss_before", 0.0) for client in clients]
         losses = torch.tensor(told, dtype=torch.float64).clamp(min=_LEAST)
-        # Divided by the largest, which is in both sums alike, lest the powers be endless.
+        # Division by the largest, which cancels out, prevents overflow of the powers.
         highest = losses.max()
         ratios = losses / highest
         powers = ratios**self.q
@@ -61,7 +60,7 @@ class QFFL(Guarded):
 
 
 def loss(client: Client) -> float:
-    """Of the model as it is, over the client's examples. Raises UserError where training is private."""
+    """Return the loss of the current model over the client's examples. Raises UserError if training is private."""
     if client.training.private:
         raise UserError("client.privacy: protects what `fit` makes of the examples, and q-FFL tells their loss without")
     return client.loss_over(client.train_examples)

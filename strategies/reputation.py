@@ -1,7 +1,7 @@
-"""What RFFL, RFFL+ and CGSV have in common: a client receives as much of the common update as it has reputation.
+"""The base of RFFL, RFFL+ and CGSV: a client receives a share of the common update according to its reputation.
 
-Nobody gets a global model: all train models of their own, and what they get is a reward. How reputation is earned is
-`aggregate`, and each paper's own.
+There is no global model: all clients train their own, and receive rewards. How reputation is earned is specific to
+each paper, and defined in `aggregate`.
 """
 
 import math
@@ -21,11 +21,11 @@ from fedshare.state import State
 from fedshare.strategy import Purpose, Strategy
 from fedshare.tensors import Tensors, add, cosine, mean, norm, subtract, zeros_like
 
-# What becomes of a client's own update, by its weight in the average: how much of it stays in the client's model.
+# How much of a client's own update stays in its model, by the update's weight in the average.
 OWN: dict[str, Callable[[float], float]] = {
-    "paper": lambda weight: 1 - weight,  # it stays, and its part of the average is taken out of the reward
+    "paper": lambda weight: 1 - weight,  # it stays, and its part of the average is subtracted from the reward
     "code": lambda weight: 1.0,  # the released code's: it stays in both
-    "cgsv": lambda weight: 0.0,  # the authors' later method: the reward takes its place
+    "cgsv": lambda weight: 0.0,  # the authors' later method: the reward replaces it
 }
 
 
@@ -33,9 +33,9 @@ OWN: dict[str, Callable[[float], float]] = {
 class Reputation(Strategy):
     """A client that is absent from a round keeps its reward. A client that is removed is asked for no more updates."""
 
-    alpha: float = 0.95  # how much of its old reputation a client keeps each round; 1: weights stay those of round 1
+    alpha: float = 0.95  # how much of its old reputation a client keeps per round; 1: weights stay those of round 1
 
-    form: ClassVar[Form] = sparse.Sparse("update")  # of an embedding, only the words that a client has change
+    form: ClassVar[Form] = sparse.Sparse("update")  # of an embedding, only the rows of the client's words change
     reports: ClassVar[dict[str, str]] = {
         "reputation": "of each client",
         "weights": "each client's share in the round's average",
@@ -57,8 +57,8 @@ class Reputation(Strategy):
         }
 
     def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
-        """The largest entries of the average update, as many of each tensor as the client has earned."""
-        if client_id in state["removed"]:  # it is tested with the model that it has
+        """The largest entries of the average update, as many per tensor as the client has earned."""
+        if client_id in state["removed"]:  # tested with the model it has
             return None if purpose is Purpose.TRAIN else Payload()
         earned = state["earned"].get(client_id)
         if earned is None:
@@ -69,11 +69,11 @@ class Reputation(Strategy):
     def apply(self, client: Client, download: Payload) -> None:
         params = client.state.get("params", client.initial)
         own = client.state.get("update")
-        # A reward is for one update: where the client's last one did not arrive, it goes on with that alone.
+        # A reward belongs to one update: if the client's last one did not arrive, it applies that update alone.
         if own is not None and download.metrics.get("round") != client.state["round"]:
             params = add(params, own)
         elif own is not None:
-            earned = without(client.buffers, sparse.decode(download.tensors, own))  # nobody honest sends those
+            earned = without(client.buffers, sparse.decode(download.tensors, own))  # honest servers never send these
             params = add(add(params, own, alpha=self.kept(download.metrics["weight"])), earned)
         client.load(params)
 
@@ -84,17 +84,17 @@ class Reputation(Strategy):
         update = self.scaled(without(client.buffers, subtract(after, before)))
         # Running statistics are the client's own.
         start = {name: after[name] if name in client.buffers else before[name] for name in before}
-        if all(bool(tensor.isfinite().all()) for tensor in after.values()):  # or it would never find back
+        if all(bool(tensor.isfinite().all()) for tensor in after.values()):  # otherwise it would never recover
             client.state |= {"params": start, "update": update, "round": round}
         return Payload({"update": update}, metrics)
 
     @abstractmethod
     def kept(self, weight: float) -> float:
-        """How much of its own update, which had this weight in the average, a client keeps beside its reward."""
+        """Return how much of its own update, of this weight in the average, a client keeps in addition to its reward."""
 
     @abstractmethod
     def scaled(self, update: Tensors) -> Tensors:
-        """An update as it is uploaded."""
+        """Return an update as it is uploaded."""
 
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         return {"update": state["updates"][state["round"]]}
@@ -106,9 +106,9 @@ class Reputation(Strategy):
 
 @dataclass(frozen=True)
 class Scaled(Reputation):
-    """RFFL's and CGSV's reputation: from the cosine with the average by reputation. All reputations together are 1.
+    """RFFL's and CGSV's reputation: from the cosine with the reputation-weighted average. Reputations sum to 1.
 
-    The reputation of an absent client shrinks as that of the others grows. A new client enters with the mean.
+    The reputation of an absent client shrinks as that of the others grows. A new client starts with the mean.
     """
 
     gamma: float = 0.5  # the norm to which every update is scaled
@@ -122,14 +122,14 @@ class Scaled(Reputation):
         length = norm(update)
         if not length > 0:
             return update
-        # In float64: the factor of an update that is almost nothing is beyond float32.
+        # In float64, because the factor of a tiny update overflows float32.
         factor = self.gamma / length
         return {name: (tensor.double() * factor).to(tensor.dtype) for name, tensor in update.items()}
 
     def agreement(
         self, state: State, uploads: dict[int, Payload]
     ) -> tuple[Tensors, dict[int, float], dict[int, float]]:
-        """The average by reputation, the weights that it was made with, and the reputations after this round."""
+        """Return the reputation-weighted average, its weights, and the reputations after this round."""
         updates = {client: self.scaled(upload.tensors["update"]) for client, upload in uploads.items()}
         reputation = admitted(state["reputation"], {c: upload.metrics["examples"] for c, upload in uploads.items()})
         weights = shares({client: reputation[client] for client in updates})
@@ -141,7 +141,7 @@ class Scaled(Reputation):
 
 
 def admitted(reputation: dict[int, float], examples: dict[int, float]) -> dict[int, float]:
-    """With those who are new: in the first round by their share of the examples, later with the mean reputation."""
+    """Add new clients: in the first round with their share of the examples, later with the mean reputation."""
     if not reputation:
         return shares(examples)
     entry = sum(reputation.values()) / len(reputation)
@@ -151,7 +151,7 @@ def admitted(reputation: dict[int, float], examples: dict[int, float]) -> dict[i
 def outstanding(
     state: State, round: int, average: Tensors, news: dict[int, dict[str, float]], removed: dict[int, int]
 ) -> State:
-    """What everyone who is left has earned, by the last round they took part in, and the averages it is part of."""
+    """Return what remaining clients have earned, by the last round in which they took part, and the averages needed."""
     earned = {client: e for client, e in sorted((state["earned"] | news).items()) if client not in removed}
     held = {e["round"] for e in earned.values()} | {round}
     updates = {r: update for r, update in (state["updates"] | {round: average}).items() if r in held}
@@ -159,13 +159,13 @@ def outstanding(
 
 
 def shares(values: dict[int, float]) -> dict[int, float]:
-    """Each value's part of the sum; where all are 0, equal parts."""
+    """Return each value's share of the sum; equal shares if all are 0."""
     total = math.fsum(values.values())
     return {client: value / total if total > 0 else 1 / len(values) for client, value in values.items()}
 
 
 def reward(update: Tensors, share: float) -> dict[str, Tensors]:
-    """Of each tensor the ``ceil(share * size)`` largest entries by magnitude; of equal ones those that come first."""
+    """Return, per tensor, the ``ceil(share * size)`` largest entries by magnitude; the first win ties."""
     kept: dict[str, Tensor] = {
         name: masks.top(tensor.abs(), math.ceil(share * tensor.numel())) for name, tensor in update.items()
     }
@@ -173,5 +173,5 @@ def reward(update: Tensors, share: float) -> dict[str, Tensors]:
 
 
 def without(names: frozenset[str], tensors: Tensors) -> Tensors:
-    """`tensors`, with zeros in place of `names`."""
+    """Return `tensors` with zeros in place of `names`."""
     return {name: torch.zeros_like(tensor) if name in names else tensor for name, tensor in tensors.items()}

@@ -1,8 +1,8 @@
-"""RFFL: who contributes what others agree with earns reputation, and receives as much of the common update in return.
+"""RFFL: clients whose updates agree with the others' earn reputation, and receive more of the common update.
 
 Xu and Lyu, "A Reputation Mechanism Is All You Need: Collaborative Fairness and Adversarial Robustness in Federated
 Learning", 2020, arXiv 2011.10464. A reputation is a moving average of the cosine between a client's update and the
-average by reputation. The client's half is in `fedshare.strategies.reputation`.
+reputation-weighted average. The client's half is in `fedshare.strategies.reputation`.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from fedshare.strategies.reputation import OWN, Scaled, outstanding, shares
 
 @dataclass(frozen=True)
 class RFFL(Scaled):
-    beta: float = 1 / 3  # who has less than this share of the mean reputation is removed
-    warmup: int = 10  # the first round in which somebody may be removed
-    own: str = "paper"  # what becomes of a client's own update: paper, code or cgsv
+    beta: float = 1 / 3  # clients with less than this share of the mean reputation are removed
+    warmup: int = 10  # the first round in which a client may be removed
+    own: str = "paper"  # how a client's own update is treated: paper, code or cgsv
 
     def __post_init__(self) -> None:
         super().__post_init__()

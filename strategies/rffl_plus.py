@@ -1,8 +1,8 @@
-"""RFFL+: RFFL with a reference that no reputation feeds, one vote for near-duplicates, and a test before any removal.
+"""RFFL+: RFFL with a reference independent of reputation, one vote per group of near-duplicates, and tested removal.
 
-Our own answer to what RFFL (`fedshare.strategies.rffl`) gets wrong where clients differ or collude. There, the average
-by reputation is what reputations are measured against, so that whoever has some gets more; identical updates count as
-often as they are sent; and an honest client whose data are unlike the others' is removed as a free-rider is.
+Our own answer to the faults of RFFL (`fedshare.strategies.rffl`) with heterogeneous or colluding clients. There,
+reputations are measured against the reputation-weighted average, so that reputation breeds reputation; identical
+updates count as often as they are sent; and an honest client with unusual data is removed like a free-rider.
 """
 
 import math
@@ -20,29 +20,29 @@ from fedshare.state import State
 from fedshare.strategies.reputation import OWN, Reputation, outstanding, reward, shares
 from fedshare.tensors import Tensors, dot, flatten, mean, norm, scale
 
-LEAST_SPREAD = 0.05  # of scores: clients that all but agree are no reason to call the next one an outlier
-SUSPICIOUS = 0.9  # how often somebody who does not belong is taken to score badly
+LEAST_SPREAD = 0.05  # of scores: if clients nearly agree, a small deviation does not make an outlier
+SUSPICIOUS = 0.9  # the assumed rate of bad scores of a client to be removed
 
 
 @dataclass(frozen=True)
 class RFFLPlus(Reputation):
-    """Uploads are changes as they are; the server clips them to their median length.
+    """Uploads are unscaled updates; the server clips them to their median norm.
 
     A client's *score* is the cosine of its update with the sum of the others', each group of near-duplicates counting
     once; it is 0 for an update that repeats what the client was sent. Reputation is the moving average of scores, and
-    gives weight and reward, as in RFFL.
+    determines weight and reward, as in RFFL.
 
-    A score is *bad* where it is no better than none and far below the others'. Removal is a sequential test of "an
-    honest client has a bad score in at most the share `tolerance` of its rounds, whatever came before" (a likelihood
-    ratio, which Ville's inequality bounds): of clients for which that is true, at most the share `risk` is ever put on
-    probation. There a client is asked for updates, which count for nothing, and gets nothing; it is removed if the
-    test, begun anew, fails it again, and is back after `probation` rounds in which it took part if not.
+    A score is *bad* if it is near zero or below and far below the others'. Removal is a sequential test of "an honest
+    client has a bad score in at most the share `tolerance` of its rounds, whatever came before" (a likelihood ratio,
+    bounded by Ville's inequality): of clients for which that is true, at most the share `risk` is ever put on
+    probation. A client on probation is asked for updates, which do not count, and receives nothing. The test starts
+    anew: if the client fails again, it is removed; otherwise it returns after `probation` rounds in which it took part.
     """
 
     warmup: int = 3  # the first round in which a score may be bad
-    own: str = "cgsv"  # what becomes of a client's own update: paper, code or cgsv
-    duplicate: float = 0.99  # updates whose cosine is above this share a vote
-    spread: float = 4.0  # a score is far below the others' from so many median deviations below their median
+    own: str = "cgsv"  # how a client's own update is treated: paper, code or cgsv
+    duplicate: float = 0.99  # updates with a higher cosine share a vote
+    spread: float = 4.0  # a score is far below the others' if it is this many median deviations below their median
     tolerance: float = 0.25  # the share of rounds in which an honest client may score badly
     risk: float = 0.05  # the share of honest clients that may be put on probation in the whole run
     probation: int = 10  # rounds in which a client takes part
@@ -108,8 +108,8 @@ class RFFLPlus(Reputation):
         news = {
             client: {
                 "round": round,
-                "weight": weights.get(client, 0.0) * cuts[client],  # of what it has sent, not of what is left of that
-                # Where nobody has any reputation, everybody gets everything.
+                "weight": weights.get(client, 0.0) * cuts[client],  # relative to the upload, not to its clipped version
+                # If no client has any reputation, all get everything.
                 "share": 0.0 if client not in trusted else reputation[client] / best if best else 1.0,
             }
             for client in updates
@@ -120,7 +120,7 @@ class RFFLPlus(Reputation):
         return after | outstanding(state, round, average, news, removed)
 
     def echoes(self, update: Tensors, state: State, client: int) -> bool:
-        """Whether it is what the client was sent for this round."""
+        """Whether the update repeats what the client was sent for this round."""
         earned = state["earned"].get(client)
         if earned is None or not earned["share"]:
             return False
@@ -129,8 +129,8 @@ class RFFLPlus(Reputation):
         return length > 0 and dot(sent, update) > self.duplicate * length
 
     def alike(self, gram: Tensor, voters: list[bool]) -> Tensor:
-        """``[n, n]``: who is in one group of near-duplicates. Where most voters are in one, honest clients just agree,
-        and each stands for itself."""
+        """Return which clients are in one group of near-duplicates, ``[n, n]``. If most voters are in one, honest
+        clients simply agree, and each stands for itself."""
         likeness = cosines(gram)
         near = (likeness > self.duplicate).fill_diagonal_(True)
         while not torch.equal(wider := (near.double() @ near.double()) > 0, near):
@@ -141,7 +141,7 @@ class RFFLPlus(Reputation):
         return near.fill_diagonal_(True)
 
     def outliers(self, score: dict[int, float]) -> set[int]:
-        """Who agrees with nobody, while the others agree."""
+        """Return the clients that agree with nobody while the others agree."""
         values = torch.tensor(list(score.values()), dtype=torch.float64)
         middle = values.median()
         deviation = max(float((values - middle).abs().median()), LEAST_SPREAD)
@@ -151,7 +151,7 @@ class RFFLPlus(Reputation):
     def tried(
         self, state: State, round: int, clients: list[int], bad: set[int]
     ) -> tuple[dict[int, float], dict[int, int], dict[int, int]]:
-        """The evidence (log likelihood ratio), how many rounds who is on probation yet, who is removed since which."""
+        """Return the evidence (log likelihood ratios), the remaining rounds of probation, and the rounds of removal."""
         evidence, probation, removed = (dict(state[name]) for name in ("evidence", "probation", "removed"))
         if round >= self.warmup:
             for client in clients:
@@ -172,13 +172,13 @@ class RFFLPlus(Reputation):
         return dict(sorted(evidence.items())), dict(sorted(probation.items())), dict(sorted(removed.items()))
 
     def report(self, state: State) -> dict[str, Any]:
-        """As RFFL's, and for how many rounds who is on probation yet."""
+        """As RFFL's, plus the remaining rounds of probation."""
         probation = {str(client): left for client, left in state["probation"].items()}
         return super().report(state) | {"probation": probation}
 
 
 def clips(updates: dict[int, Tensors]) -> dict[int, float]:
-    """By how much each is shortened to the median length of all that have one; 1 for who is no longer."""
+    """Return the factors that clip updates to the median norm of the non-zero ones; 1 for shorter updates."""
     length = {client: norm(update) for client, update in updates.items()}
     known = torch.tensor([value for value in length.values() if value > 0], dtype=torch.float64)
     most = float(known.median()) if len(known) else 0.0
@@ -186,19 +186,19 @@ def clips(updates: dict[int, Tensors]) -> dict[int, float]:
 
 
 def inner(updates: list[Tensors]) -> Tensor:
-    """``[n, n]``: their inner products."""
+    """Return the inner products, ``[n, n]``."""
     rows = torch.stack([flatten(update) for update in updates])
     return products(rows, rows)
 
 
 def cosines(gram: Tensor) -> Tensor:
-    """``[n, n]``, 0 where one is nothing."""
+    """Return the cosines, ``[n, n]``; 0 with a zero update."""
     length = gram.diagonal().sqrt()
     return (gram / length.outer(length)).nan_to_num(0)
 
 
 def scores(gram: Tensor, votes: Tensor, alike: Tensor) -> list[float]:
-    """Each one's cosine with the sum of the others by votes, its own near-duplicates left out; 0 with nothing."""
+    """Return each client's cosine with the sum of the others by votes, without its near-duplicates; 0 if undefined."""
     found = []
     for row, near in enumerate(alike):
         others = votes * ~near

@@ -1,6 +1,6 @@
-"""Robust averaging: FedAvg, where the server makes of the updates something that a few lies cannot move far.
+"""Robust averaging: FedAvg whose server aggregates updates by a rule that a few adversaries cannot move far.
 
-Which rule it goes by, and whose it is, `fedshare.rules` says: medians, Krum, clipping and others.
+The rules, with their papers, are in `fedshare.rules`: medians, Krum, clipping and others.
 """
 
 from collections.abc import Collection
@@ -18,9 +18,9 @@ from fedshare.tensors import Tensors
 
 @dataclass(frozen=True)
 class Guarded(FedAvg):
-    """FedAvg, with an average that does not go by the number of examples, which a liar may claim to be large."""
+    """FedAvg with an average that ignores the number of examples, which an adversary may exaggerate."""
 
-    weighted: ClassVar[bool] = False  # no longer a field
+    weighted: ClassVar[bool] = False  # not a field here
 
     reports: ClassVar[dict[str, str]] = {"weights": "each client's share in the round's average"}
 
@@ -28,16 +28,16 @@ class Guarded(FedAvg):
         return {"params": params, "weights": {}}
 
     def report(self, state: State) -> dict[str, Any]:
-        """Each client's share in the round's average, where it has one."""
+        """Each client's share in the round's average, if the rule defines one."""
         weights = state["weights"]
         return {"weights": {str(client): weight for client, weight in weights.items()}} if weights else {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Robust(Guarded):
-    """An update is what a client has changed in all that is shared: running statistics count, too."""
+    """A client's update is its upload minus the global model, over all shared tensors, including running statistics."""
 
-    rule: Rule  # what becomes of the updates: one of fedshare.rules
+    rule: Rule  # aggregates the updates: one of fedshare.rules
 
     def init(self, params: Tensors, clients: int) -> State:
         return super().init(params, clients) | {"update": updates_of([params], params)[0]}

@@ -1,5 +1,8 @@
-"""Where each client of a host trains: on one GPU, or on the CPU. Nothing here loads torch before the place is applied,
-since CUDA and OpenMP read the environment once, when torch loads."""
+"""Choose and apply the device, GPU or CPU, on which each client of a host trains.
+
+Nothing here loads torch before the place is applied, because CUDA and OpenMP read the environment once, when torch
+loads.
+"""
 
 import os
 import subprocess
@@ -11,12 +14,12 @@ from itertools import cycle, islice, takewhile
 
 from fedshare.errors import UserError, first_line
 
-SMI_SECONDS = 15.0  # a host of many GPUs without a persistent driver takes several
+SMI_SECONDS = 15.0  # with many GPUs and no persistence mode, nvidia-smi takes several seconds
 
 
 @dataclass(frozen=True)
 class Place:
-    """The device of one client. `memory` is the fraction of the GPU it may take, None for what it needs."""
+    """The device of one client. `memory` is the fraction of the GPU that it may use; None: no limit."""
 
     gpu: str | None
     memory: float | None
@@ -27,14 +30,14 @@ class Place:
         return "cpu" if self.gpu is None else "cuda"
 
     def environ(self) -> dict[str, str]:
-        """The variables to set before torch loads."""
+        """The environment variables to set before torch loads."""
         threads = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
         if self.gpu is None:
             return threads | {"CUDA_VISIBLE_DEVICES": ""}
         return threads | {
             "CUDA_VISIBLE_DEVICES": self.gpu,
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # CUDA's own order puts the fastest first, nvidia-smi's does not
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # else cuBLAS may sum in another order each time
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # CUDA's default puts the fastest GPU first, nvidia-smi does not
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # otherwise cuBLAS may change its order of summation between runs
         }
 
     def __str__(self) -> str:
@@ -44,17 +47,18 @@ class Place:
 
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus(environ: Mapping[str, str]) -> list[str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES allows, by number or UUID; where it is not set, all that nvidia-smi lists.
+    """Return the GPUs that CUDA_VISIBLE_DEVICES allows, by number or UUID; if it is unset, all that nvidia-smi lists.
 
-    No nvidia-smi is no GPU. One that fails, or is silent for 15 s, is none either, and a line on stderr says so.
+    Without nvidia-smi there are none. If it fails, or does not answer for 15 s, there are none either, and a line on
+    stderr says so.
     """
     allowed = environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:  # CUDA reads it as far as the first entry that names no GPU, such as -1
+    if allowed is not None:  # CUDA ignores everything from the first entry that names no GPU, such as -1
         return list(dict.fromkeys(takewhile(_names_gpu, map(str.strip, allowed.split(",")))))
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
@@ -90,12 +94,12 @@ def places(
     gpus: list[str],
     cores: int,
 ) -> dict[int, Place]:
-    """The place of each client of a host that shows `gpus` and has `cores`.
+    """Return the place of each client of a host that has the GPUs `gpus` and `cores` CPU cores.
 
-    `gpu`: none, auto (`per_gpu` clients on each GPU, one unless said), or GPUs by name (as many as come, or `per_gpu`).
-    Clients take the GPUs in turn; those left over train on the CPU. `memory` is a fraction of one GPU: unless said,
-    nine tenths divided among the clients of a shared GPU. `threads`: a number, or auto for the cores divided among the
-    clients. UserError for what is out of range, and for a GPU that is not there.
+    `gpu`: none, auto (`per_gpu` clients on each GPU, by default 1), or GPUs by name (any number of clients on each, or
+    `per_gpu`). Clients take the GPUs in turn; those left over train on the CPU. `memory` is a fraction of one GPU: by
+    default, nine tenths divided among the clients of a shared GPU. `threads`: a number, or auto for the cores divided
+    among the clients. Raises UserError for a value out of range and for a GPU that does not exist.
     """
     if per_gpu is not None and per_gpu < 1:
         raise UserError(f"--per-gpu {per_gpu}: takes a number from 1 on")
@@ -146,7 +150,7 @@ def _threads(threads: str, cores: int, clients: int) -> int:
 
 
 def apply(place: Place) -> None:
-    """Make `place` this process's own. RuntimeError where torch has loaded under another environment."""
+    """Apply `place` to this process. Raises RuntimeError if torch has loaded under another environment."""
     wanted = place.environ()
     late = [name for name, value in wanted.items() if os.environ.get(name) != value]
     if late and "torch" in sys.modules:
@@ -155,7 +159,7 @@ def apply(place: Place) -> None:
 
 
 def limit(place: Place) -> None:
-    """Load torch and hold it to the place's threads and memory. UserError where torch cannot use the GPU."""
+    """Load torch and limit it to the threads and memory of the place. Raises UserError if torch cannot use the GPU."""
     import torch
 
     torch.set_num_threads(place.threads)

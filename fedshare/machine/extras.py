@@ -1,4 +1,4 @@
-"""Imports that may fail: which extra of ours brings a package, and the root of a failure in one line."""
+"""Imports that may fail: which of our extras provides a package, and the root cause of a failure in one line."""
 
 import os
 import traceback
@@ -22,12 +22,12 @@ EXTRAS = {  # package -> extra
     "timm": "timm",
     "transformers": "peft",
 }
-_LOADERS = ("hydra", "importlib", "fedshare.experiments.config.instantiate")  # not where an import failed
+_LOADERS = ("hydra", "importlib", "fedshare.experiments.config.instantiate")  # frames of these modules only load others
 
 
 @contextmanager
 def importing(package: str, who: str, extra: str | None = None) -> Iterator[None]:
-    """Raise UserError where an import inside fails: `who` needs `package`, or why it cannot be imported."""
+    """Turn a failed import inside the block into a UserError: `who` needs `package`, or why the import failed."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -39,10 +39,10 @@ def importing(package: str, who: str, extra: str | None = None) -> Iterator[None
 
 
 def root_cause(error: BaseException) -> str:
-    """Where the first error of a chain was raised, and what it says, in one line."""
+    """Return, in one line, where the first error of a chain was raised and its message."""
     error = _root(error)
     where, before = _place(error), error.__context__
-    if not where:  # the name that was asked for is not there
+    if not where:  # the requested name itself does not exist
         while isinstance(before, AttributeError):
             error, before = before, before.__context__
         return first_line(error)
@@ -53,7 +53,7 @@ def root_cause(error: BaseException) -> str:
 
 
 def missing(error: BaseException) -> str:
-    """Which package of an extra our own code lacks, and how to install it; nothing where it is another fault."""
+    """Return which package of an extra is missing and how to install it; "" if the error is another one."""
     error = _root(error)
     return _said(error) if _of_an_extra(error) and not _place(error, "fedshare") else ""
 
@@ -78,7 +78,7 @@ def _said(error: BaseException) -> str:
 
 
 def _place(error: BaseException, *known: str) -> str:
-    """File and line of the innermost frame that does not only load another module, and is in none of the `known`."""
+    """File and line of the innermost frame that is not an import loader's and not in one of the `known` modules."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_shown(error.filename)}, line {error.lineno or 1}"
     place = ""
@@ -90,7 +90,7 @@ def _place(error: BaseException, *known: str) -> str:
 
 
 def _shown(file: str) -> str:
-    """An installed package's file from the package on, one below the current folder from there on, others whole."""
+    """The path from the package on if installed, relative if below the current folder, else the full path."""
     path = Path(file)
     for folder in ("site-packages", "dist-packages"):
         if folder in path.parts:

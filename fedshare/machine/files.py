@@ -1,4 +1,4 @@
-"""Where files lie, and writing them so that a crash leaves the old one or the new one, never a part of one."""
+"""Locations of files, and atomic writes: after a crash, a file is the old or the new one, never a part of either."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from fedshare.errors import DiskError, of_the_disk
 
 
 def state_folder(given: str | None = None) -> Path:
-    """Where the clients of this host keep what they remember."""
+    """Return the folder where the clients of this host keep their memories."""
     if given or (given := os.environ.get("FEDSHARE_STATE")):
         return Path(given)
     home = os.environ.get("XDG_STATE_HOME")
@@ -19,7 +19,7 @@ def state_folder(given: str | None = None) -> Path:
 
 
 def data_folder(root: str | Path | None = None) -> Path:
-    """Where data sets and weights lie: `root`, or ``$FEDSHARE_DATA``, or the user's cache folder."""
+    """Return the folder of data sets and weights: `root`, ``$FEDSHARE_DATA``, or the user's cache folder."""
     if root or (root := os.environ.get("FEDSHARE_DATA")):
         return Path(root).expanduser()
     import pooch
@@ -28,24 +28,24 @@ def data_folder(root: str | Path | None = None) -> Path:
 
 
 def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> None:
-    """Write beside, fsync, rename, fsync the folder. It has `mode` from the first moment; None: what the umask leaves.
+    """Write a temporary file, fsync, rename, fsync the folder. `mode` applies from creation; None: as the umask says.
 
-    An OSError names `path`, and leaves nothing beside it.
+    An OSError names `path`; the temporary file is removed.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path), _under_way(beside):
-        beside.unlink(missing_ok=True)  # what a crash left may have wider permissions
+        beside.unlink(missing_ok=True)  # a file left by a crash may have wider permissions
         try:
             with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode or 0o666)) as file:
                 if mode is not None:
-                    with suppress(PermissionError):  # a file system without modes; no umask gives more than was asked
+                    with suppress(PermissionError):  # a file system without modes; the umask never grants more
                         os.fchmod(file.fileno(), mode)
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
         except BaseException:
-            with suppress(OSError):  # of a disk that is read-only now
+            with suppress(OSError):  # the disk has become read-only
                 beside.unlink(missing_ok=True)
             raise
         folder = os.open(path.parent, os.O_RDONLY)
@@ -55,7 +55,7 @@ def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> 
             os.close(folder)
 
 
-_temporary: list[str] = []  # names of the files that threads of this process are writing; `sweep` leaves them
+_temporary: list[str] = []  # files being written by threads of this process, which `sweep` keeps
 
 
 @contextmanager
@@ -68,16 +68,16 @@ def _under_way(beside: Path) -> Iterator[None]:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to the end of a file; on disk when this returns. An OSError names `path`."""
+    """Append to a file and fsync it. An OSError names `path`."""
     with writing(path), path.open("ab", buffering=0) as file:
-        while data:  # a disk that is filling up takes a part
+        while data:  # on a disk that fills up, a write may be partial
             data = data[file.write(data) :]
         os.fsync(file.fileno())
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Let an OSError name `path`: that of a write names no file, and that of a temporary one names another."""
+    """Make an OSError name `path`: errors of writes name no file, and those of temporary files name another."""
     try:
         yield
     except OSError as error:
@@ -88,7 +88,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def private_folder(path: Path) -> None:
-    """Make `path`, and what is missing above it, for this user alone; where it is there, so too."""
+    """Create `path` and its missing parents with access for this user only; restrict an existing one likewise."""
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     missing = [folder for folder in (path, *path.parents) if not folder.exists()] or [path]
@@ -96,21 +96,21 @@ def private_folder(path: Path) -> None:
         with writing(path):
             folder.mkdir(mode=0o700, exist_ok=True)
         if stat.S_IMODE(folder.stat().st_mode) != 0o700:
-            with suppress(PermissionError), writing(path):  # another user's, or a file system without modes
+            with suppress(PermissionError), writing(path):  # another user's folder, or a file system without modes
                 folder.chmod(0o700)
 
 
 def sweep(folder: Path, shared: bool = False) -> None:
-    """Remove the temporary files that killed processes left in `folder`; if it is `shared`, none of a live process.
+    """Remove the temporary files that killed processes left in `folder`; if `shared`, keep those of live processes.
 
-    Those that another thread of this process is writing stay in any case.
+    Files that another thread of this process is writing are always kept.
     """
     for stray in folder.glob(".*.tmp"):
         if stray.name in _temporary:
             continue
         process = stray.suffixes[-2:][0].removeprefix(".")
         if not (shared and process.isdigit() and int(process) != os.getpid() and _lives(int(process))):
-            with suppress(OSError):  # a disk that is read-only: who writes there says so
+            with suppress(OSError):  # a read-only disk: the process that writes there reports it
                 stray.unlink()
 
 
@@ -126,7 +126,7 @@ def _lives(process: int) -> bool:
 
 @contextmanager
 def on_disk(folder: Path, advice: Callable[[], str]) -> Iterator[None]:
-    """Raise DiskError where `folder` cannot be written, with `advice`: what is safe there, and how to go on."""
+    """Raise DiskError if `folder` cannot be written, with `advice`: what is safe there, and how to resume."""
     try:
         yield
     except OSError as error:
@@ -136,8 +136,8 @@ def on_disk(folder: Path, advice: Callable[[], str]) -> Iterator[None]:
 
 
 def _place(error: OSError, folder: Path) -> str | None:
-    """Which file of `folder` it was, in parentheses; None: another's."""
-    if error.filename is None:  # what is printed; EIO there is a terminal that is gone
+    """Return the file of `folder` that failed, in parentheses; None if the error is about another file."""
+    if error.filename is None:  # an error of printing; EIO there means that the terminal is gone
         return None if error.errno == errno.EIO else " (its output)"
     path = Path(error.filename)
     if not path.is_relative_to(folder):

@@ -1,15 +1,15 @@
-"""The garbage collector of a process that serves: it looks at every object there is, time and again, and few die so."""
+"""Tuning of the garbage collector for a server: it rescans long-lived objects often, and few of them ever die."""
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_MANY = 10_000  # new objects, more or less what a hundred clients' answers are made of
+_MANY = 10_000  # new objects: roughly what the answers of a hundred clients consist of
 
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Inside, what was there before is passed over, modules above all, and the rest is looked at less often."""
+    """Inside, the collector ignores objects that exist already, mainly modules, and runs less often on the others."""
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()

@@ -1,21 +1,20 @@
-"""Lines of a log about others, at a bounded rate: whoever causes them may not fill the operator's disk with them."""
+"""Rate-limited log lines about others, so that nobody can fill the operator's disk by causing them."""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 
 EVERY = 10.0  # seconds
-EACH, IN_ALL = 6, 60  # lines about one, and about all, in that time
-_SOURCES = 1000  # of whom it is known how many lines were not shown
+EACH, IN_ALL = 6, 60  # most lines about one source, and about all, in that time
+_SOURCES = 1000  # sources whose hidden lines are counted separately
 OTHERS = "others"
 
 
 class Tally:
-    """Says each line about somebody once in `every` seconds, and then how many it has not said.
+    """Emits each line about a source once in `every` seconds, and then the number of lines it has hidden.
 
-    A fact that may come and go again, such as that somebody is connected, is said with ``changes``: then a line may be
-    repeated, for what was said last must be so, and no more than a few are said either. `flush` is to be called now
-    and then.
+    A line about a state that may change back and forth, such as a connection, is logged with ``changes``: it may be
+    repeated then, because the last line must be the current state; the limits apply as well. Call `flush` now and then.
     """
 
     def __init__(
@@ -26,18 +25,18 @@ class Tally:
         in_all: int = IN_ALL,
     ) -> None:
         self._say, self._every, self._now, self._in_all = say, every, now, in_all
-        self._said: dict[Hashable, float] = {}  # when, by whom it is about and the line
+        self._said: dict[Hashable, float] = {}  # time, by source and line
         self._began = now()
-        self._shown = Counter[str]()  # since then, by whom they are about
+        self._shown = Counter[str]()  # by source, since then
         self._hidden = Counter[str]()
-        self._last: dict[str, str] = {}  # of those hidden
+        self._last: dict[str, str] = {}  # by source, the last hidden line
 
     def say(self, about: str, line: str, changes: bool = False) -> None:
         if self.admits(about, line, changes):
             self._say(line)
 
     def admits(self, about: str, line: str, changes: bool = False) -> bool:
-        """Whether the caller is to say the line itself; where not, it is counted."""
+        """Whether the caller may emit the line itself; if not, it is counted as hidden."""
         self.flush()
         now = self._now()
         repeated = not changes and now - self._said.get((about, line), -self._every) < self._every
@@ -51,7 +50,7 @@ class Tally:
         return True
 
     def flush(self) -> None:
-        """Say of how much nothing was said, when it is time."""
+        """Report the hidden lines if the period is over."""
         now = self._now()
         if now - self._began < self._every:
             return

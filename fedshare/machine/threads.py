@@ -1,6 +1,6 @@
-"""One thread, where bits matter: several threads group a sum otherwise, and round its tail otherwise.
+"""Thread counts of torch: one thread where bits matter, because the number of threads changes how sums are rounded.
 
-It is also the faster for small tensors: on a busy machine, threads that wait for each other cost a thousandfold.
+One thread is also faster for small tensors: on a busy machine, threads that wait for each other cost a thousandfold.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,10 +32,10 @@ def one_thread() -> AbstractContextManager[None]:
 
 
 def spread(work: Callable[[Item], Result], items: Iterable[Item], count: int | None = None) -> list[Result]:
-    """What `work` makes of each item, an item on one thread: the same bits, however many threads there are.
+    """Return `work` of each item, each computed on one thread: the bits do not depend on the number of threads.
 
-    They are `count`, or one a core. Numpy and torch let other threads run while they compute, so that this is for items
-    of a millisecond or so.
+    `count` threads, by default one per core. Numpy and torch release the interpreter lock while they compute, so this
+    pays for items that take about a millisecond or more.
     """
     if count == 1:
         with one_thread():

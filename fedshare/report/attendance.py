@@ -1,4 +1,4 @@
-"""Who takes part: a line a client, before the first round."""
+"""The table of participants that is printed before the first round: one line per client."""
 
 from collections.abc import Iterable
 from typing import Protocol

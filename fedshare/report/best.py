@@ -1,4 +1,4 @@
-"""The best round of a run, by a metric on validation examples; the test part is reported, and never selected on."""
+"""The best round of a run, by a metric on validation examples. The test part is never used for selection."""
 
 import math
 from collections.abc import Mapping
@@ -8,21 +8,21 @@ from typing import Any
 
 @dataclass
 class Best:
-    """What the rows so far say. A round without validation metrics, or with NaN, is no better than any other.
+    """The best round so far. A round without validation metrics, or with NaN, is never the best.
 
-    Nor is one in which fewer clients were tested than in the best: a mean can rise because somebody is away.
+    Neither is one in which fewer clients were tested than in the best: a mean can rise because a client is absent.
     """
 
     metric: str
-    higher: bool  # whether more is better
-    patience: int | None = None  # rounds without a better one, after which the run is over; None: never
-    round: int = 0  # the best one; 0: none yet
+    higher: bool  # whether higher is better
+    patience: int | None = None  # stop after this many rounds without improvement; None: never
+    round: int = 0  # the best round; 0: none yet
     value: float = math.nan
-    clients: int = 0  # over how many clients that is
-    last: int = 0  # the round seen last
+    clients: int = 0  # number of clients tested in it
+    last: int = 0  # the last round seen
 
     def see(self, row: Mapping[str, Any]) -> bool:
-        """Whether this row's round is the best so far."""
+        """Record a row; return whether its round is the best so far."""
         self.last = row["round"]
         found = row.get("validation", {})
         value, clients = found.get(self.metric), found.get("clients", 0)

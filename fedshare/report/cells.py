@@ -1,4 +1,4 @@
-"""A cell of a matrix: an attack, a defence, a partition and a seed, what came of them, and its numbers."""
+"""A cell of a matrix: an attack, a defence, a partition and a seed, the result, and the numbers derived from it."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _OF_ROW = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell and what came of it: `result` has the keys ``row`` (the last one), ``clients``, ``adversaries``,
+    """A cell and its result, which has the keys ``row`` (the last one), ``clients``, ``adversaries``,
     ``halted`` (why, or None), ``detection``, ``rounds``, ``bytes_up``, ``bytes_down`` and ``seconds``."""
 
     attack: str
@@ -27,7 +27,7 @@ class Entry:
     seed: int
     result: dict[str, Any]
     fairness: float | None = None
-    aside: frozenset[int] = frozenset()  # who is left out beside its own adversaries, because others leave them out
+    aside: frozenset[int] = frozenset()  # clients excluded because they are adversaries in other entries
 
     @property
     def halted(self) -> bool:
@@ -35,22 +35,22 @@ class Entry:
 
     @property
     def accuracy(self) -> dict[int, float | None]:
-        """By client."""
+        """Accuracy by client."""
         found = self.result["row"].get("per_client", {}).get(headline([self.result["row"]]), {})
         return {int(client): value for client, value in found.items()}
 
     @property
     def honest(self) -> list[int]:
-        """The tested clients that its numbers are about. All are honest where nobody is an adversary."""
+        """The tested clients that the numbers are about: all tested clients if there is no adversary."""
         return sorted(self.accuracy.keys() - self.aside - set(self.result["adversaries"]))
 
     @property
     def lacking(self) -> bool:
-        """Whether not all clients were tested."""
+        """Whether some clients were not tested."""
         return bool(self.result["row"].get("untested"))
 
     def values(self) -> dict[str, Any]:
-        """Its numbers by name; None for what it has not."""
+        """The numbers by name; None for missing ones."""
         row = self.result["row"]
         found = [math.nan if (value := self.accuracy[client]) is None else value for client in self.honest]
         mean = weighted_mean(found, [1.0] * len(found))
@@ -69,7 +69,7 @@ class Entry:
 
 
 def of_the_same_clients(entries: Sequence[Entry]) -> list[Entry]:
-    """`entries` of which those with one partition and seed leave out the same clients: who lies in one of them."""
+    """Return `entries` so that all with the same partition and seed exclude the adversaries of any of them."""
     liars: dict[tuple[str, int], set[int]] = {}
     for entry in entries:
         liars.setdefault((entry.partition, entry.seed), set()).update(entry.result["adversaries"])
@@ -77,8 +77,8 @@ def of_the_same_clients(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def with_fairness(entries: Sequence[Entry], attack: str, defence: str) -> list[Entry]:
-    """`entries` with the collaborative fairness of each: how the accuracies of its honest clients go with those that
-    they have in the cell of `attack` and `defence` on the same partition with the same seed."""
+    """Return `entries` with the collaborative fairness of each: the correlation of its honest clients' accuracies with
+    those in the cell of `attack` and `defence` on the same partition with the same seed."""
     alone = {
         (entry.partition, entry.seed): entry.accuracy
         for entry in entries

@@ -1,8 +1,8 @@
-"""Who collaborates with whom, as one small SVG file, for every strategy that reports it.
+"""A small SVG file of who collaborates with whom, for every strategy that reports it.
 
-A row of theirs holds ``"overlap": {"clients": [0, 2], "values": [[1, 0.5], [0.5, 1]]}``, how much each two clients have
-in common; ``"collaborators": {"0": [2], "2": []}``, of those who took part; and, over pairs of different clients,
-``"overlap_mean"`` and ``"overlap_max"``, with the ``"threshold"`` from which on two collaborate. Any may be missing.
+A row holds ``"overlap": {"clients": [0, 2], "values": [[1, 0.5], [0.5, 1]]}``, how much each pair of clients has in
+common; ``"collaborators": {"0": [2], "2": []}``, of the participants of the round; and, over pairs of different
+clients, ``"overlap_mean"`` and ``"overlap_max"``, with the ``"threshold"`` for collaboration. Any may be missing.
 """
 
 import math
@@ -24,14 +24,14 @@ LINES = (
     ("overlap_mean", "mean", GREEN, "--"),
     ("threshold", "threshold", RED, "-"),
 )
-EMPTY = "#e9e9e9"  # where there is no number: white would be taken for the colour of 0
+EMPTY = "#e9e9e9"  # for missing numbers: white would be read as the colour of 0
 
 
 def collaboration_plot(rows: list[Row], path: Path | str) -> bool:
     """Draw the last round's overlap, overlap and threshold by round, each client's number of collaborators by round,
-    and in how many rounds each collaborated with each.
+    and in how many rounds each pair collaborated.
 
-    `rows` are those of ``metrics.jsonl``. False, and no file, where none of them tells of it.
+    `rows` are those of ``metrics.jsonl``. Returns False, and writes no file, if no row reports collaboration.
     """
     alike = [row for row in rows if _overlap(row)]
     chosen = [row for row in rows if _collaborators(row)]
@@ -55,7 +55,7 @@ def collaboration_plot(rows: list[Row], path: Path | str) -> bool:
 
 
 def _overlap(row: Row) -> tuple[list[int], np.ndarray] | None:
-    """Clients, and the overlap of each two of them; None where there are no two."""
+    """Return the clients and the overlap of each pair; None if there are fewer than two clients."""
     match row.get("overlap"):
         case {"clients": [_, _, *_] as clients, "values": list(values)}:
             return clients, np.array(values, float)
@@ -87,7 +87,7 @@ def _matrix(figure: "Figure", axes: "Axes", rows: list[Row]) -> None:
 
 
 def _dots(axes: "Axes", where: np.ndarray) -> None:
-    """One picture of all dots: as marks, those of a hundred clients would be a megabyte."""
+    """Draw all dots as one image: with a hundred clients, separate marks would take a megabyte."""
     from matplotlib.colors import to_rgba_array
 
     mask = enlarged(where)
@@ -110,7 +110,7 @@ def _lines(figure: "Figure", axes: "Axes", rows: list[Row]) -> None:
         style: Any = {"color": colour, "label": label, "linewidth": 1.6, "marker": marker, "markersize": 3}
         axes.plot(range(first, last + 1), lines[key], dash, **style)
     drawn = np.concatenate([lines["overlap_max"], lines["overlap_mean"]])
-    if np.isfinite(drawn).any():  # a threshold that goes on rising would leave no room for the overlaps
+    if np.isfinite(drawn).any():  # an ever rising threshold would leave no room for the overlaps
         low, high = np.nanmin(drawn), np.nanmax(drawn)
         room = 0.15 * (high - low) or 0.05
         axes.set_ylim(low - room, high + 2 * room)
@@ -152,7 +152,7 @@ def _partners(figure: "Figure", axes: "Axes", rows: list[Row]) -> None:
 
 
 def _field(figure: "Figure", axes: "Axes", cells: np.ndarray, label: str, clients: list[int], **options: Any) -> None:
-    """A heat map with a row, and if it is square a column, for each client."""
+    """Draw a heat map with a row per client, and a column per client if it is square."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_facecolor(EMPTY)

@@ -1,4 +1,4 @@
-"""Several runs with the same clients, side by side: how well each client fares in each."""
+"""Comparison of several runs with the same clients, client by client."""
 
 import csv
 import io
@@ -17,16 +17,16 @@ from fedshare.report.rows import MARK, evaluations, headline, higher, remark
 from fedshare.report.units import decimal
 from fedshare.tasks.metrics import worst_share
 
-MOST_LINES, SOME_LINES = 60, 10  # clients in the terminal: up to so many all, else those that differ most
-MOST_NAMED, MOST_JOINED = 50, 100  # clients in the picture: with a number each; with a line from worst to best
-WIDEST = 100  # characters of a table; with longer names, its columns have numbers
+MOST_LINES, SOME_LINES = 60, 10  # clients in the terminal: all up to MOST_LINES, else those that differ most
+MOST_NAMED, MOST_JOINED = 50, 100  # most clients in the plot with a number each; with a line from worst to best
+WIDEST = 100  # characters of a table; with longer names, the columns are numbered
 COLOURS = (BLUE, RED, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)
 MARKERS = "os^DvPX"
 
 
 @dataclass(frozen=True)
 class Run:
-    """The last evaluation of a run; `accuracy` is its headline metric's."""
+    """The last evaluation of a run; `accuracy` is its headline metric."""
 
     name: str
     place: str  # its folder
@@ -35,13 +35,13 @@ class Run:
     examples: dict[int, int]
     overall: dict[str, float | None]
     metric: str = "accuracy"
-    higher: bool = True  # whether more is better
-    remark: str = ""  # why its means are not to be compared with others
+    higher: bool = True  # whether higher is better
+    remark: str = ""  # why its means are not comparable with others
     untested: frozenset[int] = frozenset()
 
 
 def last_evaluation(rows: list[dict[str, Any]], name: str, place: str) -> Run | None:
-    """From the rows of ``metrics.jsonl``; None where no client has been tested yet."""
+    """Return it from the rows of ``metrics.jsonl``; None if no client has been tested yet."""
     for number, row in reversed(list(enumerate(rows))):
         metric = headline([row])
         if metric in row:
@@ -58,9 +58,9 @@ def last_evaluation(rows: list[dict[str, Any]], name: str, place: str) -> Run | 
 
 
 def unlike(a: Run, b: Run) -> str | None:
-    """The first client that is not the same in both, or that the runs are about different metrics.
+    """Return the first difference in metric or in a client's test examples, as a sentence; None if there is none.
 
-    Who was away in one may be.
+    Clients that are absent from one run are ignored.
     """
     if a.metric != b.metric:
         return f"{a.place} is about {a.metric}, {b.place} about {b.metric}"
@@ -72,9 +72,9 @@ def unlike(a: Run, b: Run) -> str | None:
 
 
 def titles(names: list[str], *others: list[str]) -> list[str]:
-    """What to call the runs: by their names where no two are the same, else by the next list of which that is true.
+    """Return the titles of the runs: their names if all differ, else the first of the other lists whose items do.
 
-    What all names end in is left out: ``fedavg`` and ``fedcac`` for ``fedavg-digits-shards``, ``fedcac-digits-shards``.
+    A common suffix is omitted: ``fedavg`` and ``fedcac`` for ``fedavg-digits-shards``, ``fedcac-digits-shards``.
     """
     parts = [name.split("-") for name in names]
     while all(len(part) > 1 and part[-1] == parts[0][-1] for part in parts):
@@ -87,7 +87,7 @@ def titles(names: list[str], *others: list[str]) -> list[str]:
 
 
 def comparison(runs: list[Run]) -> str:
-    """A line a client, its best marked; what that amounts to; for how many clients the first run is the better one."""
+    """Return a table: a line per client with its best run marked, then summary statistics and pairwise wins."""
     heads = [run.name for run in runs]
     label = max(len("standard deviation"), len(_fairness_with(heads[0])))
     if wide := label + 15 + sum(3 + max(7, len(head)) for head in heads) > WIDEST:
@@ -102,7 +102,7 @@ def comparison(runs: list[Run]) -> str:
     fair = [_fairness(those[0], run) for run in those[1:]]
     more = runs[0].higher
     means, worst = (_marked([run.overall[kind] for run in those], more) for kind in ("_mean", "_worst10"))
-    # What each has over all its examples cannot be told of fewer clients.
+    # A metric over all examples cannot be restricted to a subset of the clients.
     overall = [run.overall[""] for run in runs]
     whole = [decimal(value) + MARK for value in overall] if len(both) < len(clients) else _marked(overall, more)
     spread = [list(run.accuracy.values()) for run in those]
@@ -135,12 +135,12 @@ def _fairness_with(name: str) -> str:
 
 
 def everyone(runs: list[Run]) -> list[int]:
-    """The clients that some run has tested."""
+    """The clients tested in at least one run."""
     return sorted(set[int]().union(*(run.accuracy for run in runs)))
 
 
 def common(runs: list[Run]) -> list[int]:
-    """Those that every run has."""
+    """The clients tested in every run."""
     return sorted(set(runs[0].accuracy).intersection(*(run.accuracy for run in runs)))
 
 
@@ -149,7 +149,7 @@ def _examples(runs: list[Run], client: int) -> int:
 
 
 def _among(run: Run, clients: list[int]) -> Run:
-    """The run's numbers about these clients."""
+    """Restrict a run to these clients."""
     if len(clients) == len(run.accuracy):
         return run
     accuracy = {client: run.accuracy[client] for client in clients}
@@ -173,7 +173,7 @@ def _most_different(runs: list[Run]) -> list[int]:
 
 
 def _marked(values: Sequence[float | None], higher: bool) -> list[str]:
-    """With a star at the best, where they are not all the same."""
+    """Format the values, with a star at the best unless all are equal."""
     known = {value for value in values if value is not None}
     best = (max if higher else min)(known) if len(known) > 1 else None
     return [decimal(value) + ("*" if best is not None and value == best else " ") for value in values]
@@ -192,7 +192,7 @@ def _duel(a: Run, b: Run) -> str:
 
 
 def comparison_csv(runs: list[Run]) -> str:
-    """A line a client: number, test examples, and the accuracy in each run that has tested it."""
+    """Return a line per client: number, test examples, and the accuracy in each run that has tested it."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["client", "examples", *(run.name for run in runs)])
@@ -204,8 +204,8 @@ def comparison_csv(runs: list[Run]) -> str:
 def comparison_plot(runs: list[Run], path: Path | str, title: str = "") -> None:
     """Draw each client's accuracy in each run, the clients in the order of the first run; lines for the means.
 
-    Means are of the clients that all runs have tested. The marks of later runs are smaller, and the dashes of the means
-    take turns, so that what coincides is seen.
+    Means are over the clients that all runs have tested. The marks of later runs are smaller, and the dashes of the
+    means alternate, so that coinciding ones stay visible.
     """
     first, both = runs[0].accuracy, common(runs)
     clients = sorted(everyone(runs), key=lambda client: (first.get(client, math.inf), client))

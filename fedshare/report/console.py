@@ -1,4 +1,4 @@
-"""The table of rounds, as it grows: coloured and with a progress bar in a terminal, plain lines anywhere else."""
+"""The table of rounds, printed as the run goes: colours and a progress bar in a terminal, plain lines elsewhere."""
 
 import os
 import sys
@@ -24,13 +24,13 @@ Row = dict[str, Any]
 class Column:
     title: str
     width: int
-    keep: int  # in a narrow terminal the lowest goes first
+    keep: int  # priority: in a narrow terminal the lowest are dropped first
     cell: Callable[[Row], str]
     style: str = ""
-    marked: bool = False  # where its number is over other clients than the one above
+    marked: bool = False  # whether to mark it if it is over other clients than the row above
 
     def aligned(self, text: str, mark: str = " ") -> str:
-        """With a place for a mark behind it."""
+        """The text, aligned, followed by a mark."""
         return (text.ljust(self.width) if self.title == "notes" else text.rjust(self.width)) + mark
 
 
@@ -55,7 +55,7 @@ def _headline(row: Row, suffix: str = "") -> str:
     return decimal(row.get(headline([row]) + suffix))
 
 
-METRIC = "acc"  # the title of the headline metric's column, where that is accuracy
+METRIC = "acc"  # title of the column of the headline metric, if that is accuracy
 COLUMNS = (
     Column("round", 5, 10, lambda row: str(row["round"]), "bold"),
     Column(METRIC, 6, 9, _headline, "cyan", marked=True),
@@ -73,7 +73,7 @@ EVERY = 30.0  # seconds between lines within a round, without a terminal
 
 
 def fitting(width: int | None) -> list[Column]:
-    """The columns that fit into `width` characters, in their order; all of them where there is no width to keep."""
+    """Return the columns that fit into `width` characters, in order; all of them if `width` is None."""
     columns = list(COLUMNS)
     while width is not None and len(columns) > 1 and sum(c.width + len(MARK + GAP) for c in columns) - len(GAP) > width:
         columns.remove(min(columns, key=lambda column: column.keep))
@@ -82,16 +82,16 @@ def fitting(width: int | None) -> list[Column]:
 
 @dataclass(frozen=True)
 class Lap:
-    """A part of a round that waits for clients."""
+    """A phase of a round that waits for clients."""
 
     phase: str
     round: int
     asked: int
-    began: float  # by the monotonic clock
+    began: float  # monotonic clock
     done: int = 0
 
     def line(self, now: float, lasted: float | None) -> str:
-        """How far it is; what is left goes by the clients that are done, or by how long the phase `lasted` before."""
+        """Return its progress and the time left, estimated from the clients done or the previous duration `lasted`."""
         spent = now - self.began
         left = spent / self.done * (self.asked - self.done) if self.done else lasted and max(0.0, lasted - spent)
         about = f", about {human_seconds(left)} left" if left is not None else ""
@@ -101,13 +101,13 @@ class Lap:
 
 
 class Progress:
-    """A context manager that prints one line a round.
+    """A context manager that prints one line per round.
 
-    `rounds` is the number of the last round, `first` the number of the first one to come (above 1 for a run resumed),
-    `before` the last row with a test before that, `metric` the one by which clients are compared, `about` a line of
-    warning to begin with. Numbers over other clients than those of the test before, or not over all, are marked.
-    Within a round, `heard` shows how far it is: in a second bar, or without a terminal in a line every `every` seconds.
-    Without a terminal, lines are plain text, flushed one by one, without any ANSI code, with the time if `times`.
+    `rounds` is the last round, `first` the first one to come (above 1 for a resumed run), `before` the last row with a
+    test before that, `metric` the one by which clients are compared, `about` a warning to begin with. Numbers over
+    other clients than those of the test before, or not over all clients, are marked. Within a round, `heard` shows the
+    progress: in a second bar, or without a terminal in a line every `every` seconds. Without a terminal, lines are
+    plain text without ANSI codes, flushed one by one, with the time if `times`.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Progress:
         self.times, self.every = times, every
         self.bar: Bar | None = None
         self.lap: Lap | None = None
-        self.lasted: dict[str, float] = {}  # seconds that each phase took the last time
+        self.lasted: dict[str, float] = {}  # duration of each phase when it last ran
         self._ended, self._writing = threading.Event(), threading.Lock()
         self._spoke = time.monotonic()
         self._clock = threading.Thread(target=self._tick, name="progress", daemon=True)
@@ -158,7 +158,7 @@ class Progress:
             self._clock.join()
 
     def heard(self, phase: str, round: int, done: int, asked: int) -> None:
-        """So many clients of those asked have answered in this phase of a round."""
+        """Report that `done` of the `asked` clients have answered in this phase of a round."""
         now = time.monotonic()
         if done == 0 or self.lap is None:
             self.lap = Lap(phase, round, asked, now)
@@ -173,7 +173,7 @@ class Progress:
     def _tick(self) -> None:
         while not self._ended.wait(max(0.01, self._spoke + self.every - time.monotonic())):
             if time.monotonic() - self._spoke < self.every:
-                continue  # something was said meanwhile
+                continue  # something else was printed meanwhile
             self._spoke = time.monotonic()
             if lap := self.lap:
                 self._print([(lap.line(self._spoke, self.lasted.get(lap.phase)), "dim")])
@@ -194,7 +194,7 @@ class Progress:
             self.before = row
 
     def note(self, text: str) -> None:
-        """Show a line of warning."""
+        """Print a warning."""
         self._print([("! " + printable(text), "yellow")], wrap=True)
 
     def _columns(self) -> list[Column]:
@@ -233,7 +233,7 @@ class Progress:
             progress.TimeRemainingColumn(),
             console=Console(file=self.stream, highlight=False),
             refresh_per_second=2,  # the bar shares the processor with the training
-            speed_estimate_period=24 * 3600,  # a round may last longer than rich's 30 s
+            speed_estimate_period=24 * 3600,  # in seconds; rich's default of 30 s is too short for a round
             expand=True,
         )
         bar.add_task("", total=self.rounds, completed=self.first - 1)

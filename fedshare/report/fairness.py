@@ -1,13 +1,13 @@
-"""Fairness among clients: numbers about what each puts in and gets."""
+"""Measures of fairness among clients: what each contributes and receives."""
 
 import math
 from collections.abc import Sequence
 
-SPREAD = 1e-6  # accuracies that differ by less do not differ: a test of a million examples could not tell them apart
+SPREAD = 1e-6  # smaller differences of accuracy are ignored: a test of a million examples could not show them
 
 
 def pearson(a: Sequence[float], b: Sequence[float]) -> float:
-    """The correlation coefficient, -1 to 1; NaN where one of both does not spread, or for fewer than two pairs."""
+    """Return the correlation coefficient, -1 to 1; NaN if either is constant, or for fewer than two pairs."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values are no pairs")
     if len(a) < 2 or not all(map(math.isfinite, [*a, *b])):
@@ -19,11 +19,11 @@ def pearson(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def deviations(values: Sequence[float]) -> list[float] | None:
-    """From the mean, scaled to length 1; None where the values do not spread."""
+    """Return the deviations from the mean, scaled to length 1; None if the values are constant."""
     scale = max(map(abs, values))
     if not scale:
         return None
-    scaled = [value / scale for value in values]  # so that no square leaves the floats
+    scaled = [value / scale for value in values]  # so that squares do not overflow
     center = math.fsum(scaled) / len(scaled)
     apart = [value - center for value in scaled]
     length = math.sqrt(math.fsum(value * value for value in apart))
@@ -31,19 +31,19 @@ def deviations(values: Sequence[float]) -> list[float] | None:
 
 
 def collaborative(standalone: Sequence[float], final: Sequence[float]) -> float:
-    """Collaborative fairness, -100 to 100: whether those whose own data make a good model get a good one.
+    """Return collaborative fairness, -100 to 100: whether clients whose own data make a good model receive a good one.
 
     100 times Pearson's correlation of the clients' accuracy alone and after collaboration (Lyu et al. 2020; Xu and Lyu
-    2020). NaN where either does not spread: one global model for all, tested on one test set, rewards nobody and
-    nothing, and the correlation of that with anything is not 0 but undefined.
+    2020). NaN if either is constant: one global model for all, tested on one test set, rewards nobody, and then the
+    correlation is not 0 but undefined.
     """
     return 100 * pearson(standalone, final)
 
 
 def jain(values: Sequence[float]) -> float:
-    """Jain's index of equality, from 1/n (one has all) to 1 (all have alike): ``(sum x)^2 / (n sum x^2)``.
+    """Return Jain's index of equality, from 1/n (one has all) to 1 (all equal): ``(sum x)^2 / (n sum x^2)``.
 
-    Jain, Chiu and Hawe, "A Quantitative Measure of Fairness and Discrimination", 1984. NaN where nobody has anything.
+    Jain, Chiu and Hawe, "A Quantitative Measure of Fairness and Discrimination", 1984. NaN if all values are 0.
     """
     scale = max(map(abs, values), default=0.0)
     if not scale or not math.isfinite(scale):

@@ -1,4 +1,4 @@
-"""Attacks by defences by partitions, over seeds: as a line a cell, and as tables that a person reads."""
+"""Attacks by defences by partitions, over seeds: as CSV with a line per cell, and as Markdown tables."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from fedshare.report.units import decimal, human_bytes, human_seconds
 
 
 def matrix_csv(entries: Sequence[Entry]) -> str:
-    """A line a cell: what it is, its numbers, why it halted, and the accuracy of each client."""
+    """Return a line per cell: its coordinates, its numbers, why it halted, and the accuracy of each client."""
     clients = sorted(set().union(*(entry.accuracy for entry in entries)))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -30,7 +30,7 @@ def matrix_csv(entries: Sequence[Entry]) -> str:
 
 
 def matrix_markdown(entries: Sequence[Entry], title: str) -> str:
-    """For each partition the tables of what there is to tell, a row an attack, a column a defence."""
+    """Return the tables of each partition, with a row per attack and a column per defence."""
     seeds = sorted({entry.seed for entry in entries})
     told = ["accuracies are the mean ± the standard deviation over the seeds"] if len(seeds) > 1 else []
     told += ["a row's best is bold", "`-`: not known, or not defined"]
@@ -57,7 +57,7 @@ def _table(
     show: Callable[[list[Entry]], str | None],
     best: Callable[[Cells, str], set[str]] = lambda *_: set(),
 ) -> list[str]:
-    """Nothing where no cell has something to show; without the rows and columns in which none has."""
+    """Return a table without its empty rows and columns; no lines if all cells are empty."""
     shown = {names: text for names, group in cells.items() if (text := show(group)) is not None}
     if not shown:
         return []
@@ -76,7 +76,7 @@ def _line(texts: list[str]) -> str:
 
 
 def _best(cells: Cells, attack: str) -> set[str]:
-    """The defences under which the honest fare best, as far as is shown, and none of whose runs has halted."""
+    """Return the defences with the best honest accuracy, as rounded for display, and no halted run."""
     means = {
         defence: round(mean, 3)
         for (name, defence), group in cells.items()

@@ -15,12 +15,12 @@ from fedshare.report.rows import MARK
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = "cividis"  # alike for all eyes, and its lightness alone tells the order
-DARK = 0.55  # below it, writing is white
+COLOURS = "cividis"  # works for colour-blind readers and in greyscale
+DARK = 0.55  # below it, text is white
 
 
 def matrix_plot(entries: Sequence[Entry], path: Path | str) -> None:
-    """Draw the honest clients' accuracy: a panel a partition, a row an attack, a column a defence; halts hatched."""
+    """Draw honest accuracy, a panel per partition, a row per attack, a column per defence; halts hatched."""
     attacks, defences, partitions = (names_of(entries, axis) for axis in ("attack", "defence", "partition"))
     width, height = 2.6 + 0.58 * max(4, len(defences)), 1.3 + 0.28 * max(3, len(attacks))
     with figure_at(path, width, height * len(partitions)) as figure:

@@ -1,4 +1,4 @@
-"""The pictures of a run, as small SVG files: the same input gives the same bytes."""
+"""The plots of a run, as small SVG files: the same input gives the same bytes."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BLUE, RED, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#333333", "#8a8a8a"  # Okabe and Ito: safe for all eyes
 STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: a fifth of the size, and it can be searched
+    "svg.fonttype": "none",  # text stays text: a fifth of the size, and searchable
     "svg.hashsalt": "fedshare",
     "text.parse_math": False,  # a dollar in a title is a dollar
     "font.size": 9,
@@ -46,7 +46,7 @@ MOST_NAMED = 100  # clients; beyond, their order shows more than their numbers
 
 
 def partition_plot(counts: np.ndarray, path: Path | str, title: str = "") -> None:
-    """Draw how many examples of each class each client holds, and above it how many in all.
+    """Draw how many examples of each class each client holds, and above it each client's total.
 
     `counts` is ``[clients, classes]``, whole numbers. Beyond a hundred, clients are sorted by their largest class, so
     that a skew shows as a staircase and its absence as an even field.
@@ -61,7 +61,7 @@ def partition_plot(counts: np.ndarray, path: Path | str, title: str = "") -> Non
         above, middle = figure.subplots(2, 1, sharex=True, height_ratios=[0.7, height - 1.6])
         if clients <= MOST_BUBBLES:
             above.bar(np.arange(clients), counts.sum(axis=1), width=0.7, color=GREY)
-        else:  # one outline: a path for each of a thousand bars would be most of the file
+        else:  # one outline: a path per bar would be most of the file for a thousand bars
             above.stairs(counts.sum(axis=1), np.arange(clients + 1) - 0.5, fill=True, color=GREY)
         above.set(title=title, ylabel="examples", ylim=(0, None))
         above.grid(axis="y")
@@ -79,12 +79,12 @@ def partition_plot(counts: np.ndarray, path: Path | str, title: str = "") -> Non
 
 
 def _bubbles(axes: "Axes", counts: np.ndarray) -> None:
-    """One bubble per client and class, its area in proportion to the count."""
+    """Draw one bubble per client and class, its area proportional to the count."""
     client, label = np.nonzero(counts)
     most = max(1, int(counts.max(initial=0)))
 
     def steps(examples: Any) -> Any:
-        """Diameters in half points: few sizes make a small file, and the smallest bubble can be seen."""
+        """Diameters in half points: few distinct sizes keep the file small, and the smallest bubble stays visible."""
         return np.maximum(3, np.ceil(26 * np.sqrt(examples / most)))
 
     axes.grid()
@@ -98,14 +98,14 @@ def _bubbles(axes: "Axes", counts: np.ndarray) -> None:
 
 
 def _examples_of_sizes(most: int) -> list[int]:
-    """Up to three round numbers for a legend, the largest near `most`."""
+    """Return up to three round numbers for a legend, the largest near `most`."""
     scale = 10 ** math.floor(math.log10(most))
     top = next(step for step in (5, 2, 1) if step * scale <= most) * scale
     return sorted({number for number in (top, top // 5, top // 25) if number}, reverse=True)
 
 
 def _heat(figure: "Figure", axes: "Axes", counts: np.ndarray) -> None:
-    """One cell per client and class; the colours follow the square root, so that small counts can be seen."""
+    """Draw one cell per client and class; the colours follow the square root, so that small counts are visible."""
     from matplotlib.colors import PowerNorm
 
     norm = PowerNorm(0.5, vmin=0, vmax=max(1, int(counts.max(initial=0))))
@@ -115,7 +115,7 @@ def _heat(figure: "Figure", axes: "Axes", counts: np.ndarray) -> None:
 def heat_map(
     figure: "Figure", axes: "Axes", cells: np.ndarray, label: str, left: int = 0, **colours: Any
 ) -> "Colorbar":
-    """Colour `cells`, ``[rows, columns]``, their middles at whole numbers, from `left` on; masked ones stay empty."""
+    """Draw `cells`, ``[rows, columns]``, centred at whole numbers, columns from `left`; masked cells stay empty."""
     rows, columns = cells.shape
     extent = (left - 0.5, left + columns - 0.5, rows - 0.5, -0.5)
     image = axes.imshow(enlarged(cells), aspect="auto", interpolation="none", extent=extent, **colours)
@@ -125,16 +125,16 @@ def heat_map(
 
 
 def enlarged(cells: np.ndarray) -> np.ndarray:
-    """Each cell as several pixels: many viewers smooth the borders between pixels."""
+    """Repeat each cell as several pixels: many viewers smooth the borders between pixels."""
     down, across = (max(1, math.ceil(1600 / count)) for count in cells.shape)
     return cells.repeat(down, axis=0).repeat(across, axis=1)
 
 
 def progress_plot(rows: list[dict[str, Any]], path: Path | str, title: str = "") -> None:
-    """Draw the headline metric by round (over all examples, worst tenth, spread among clients), and the bytes so far.
+    """Draw the headline metric by round (over all examples, worst tenth, spread among clients) and cumulative bytes.
 
-    `rows` are those of ``metrics.jsonl``; a round without evaluation leaves no point. Lines are cut where means are
-    over other clients than before; tests of not all clients have hollow marks.
+    `rows` are those of ``metrics.jsonl``; a round without evaluation has no point. Lines are interrupted where the set
+    of tested clients changes; tests of only some clients have hollow marks.
     """
     with figure_at(path, 7.0, 4.8) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
@@ -160,10 +160,10 @@ def _metric(axes: "Axes", rows: list[dict[str, Any]], name: str) -> None:
         spread = [(row["round"], *_spread(row, name)) for row in part if row.get("per_client", {}).get(name)]
         if spread:
             at, low, high = zip(*spread, strict=True)
-            label = "_" if number else "middle 80 % of clients"  # matplotlib leaves out names that begin so
+            label = "_" if number else "middle 80 % of clients"  # not in the legend
             axes.fill_between(at, low, high, color=BLUE, alpha=0.15, linewidth=0, label=label)
     for key, label, colour, line in (
-        (name, "all examples", BLUE, {"linewidth": 3.2, "alpha": 0.45}),  # wide: another line on it hides it not
+        (name, "all examples", BLUE, {"linewidth": 3.2, "alpha": 0.45}),  # wide: visible below another line
         (f"{name}_mean", "mean of clients", GREEN, {"linewidth": 1.6, "dashes": (5, 2.5)}),
         (f"{name}_worst10", "worst 10 % of clients", RED, {"linewidth": 1.3, "dashes": (1.5, 1.5)}),
     ):
@@ -183,7 +183,7 @@ def _metric(axes: "Axes", rows: list[dict[str, Any]], name: str) -> None:
 
 
 def _alike(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The rows, cut where their means begin to be over other clients."""
+    """Split the rows where the set of tested clients changes."""
     return [list(part) for _, part in itertools.groupby(rows, among)]
 
 
@@ -209,7 +209,7 @@ def _traffic(axes: "Axes", rows: list[dict[str, Any]]) -> None:
 
 
 def whole_numbers(axis: "Axis", count: int | None = None) -> None:
-    """Ticks at whole numbers: at each of `count` where these are few."""
+    """Put ticks at whole numbers: at each of `count` if there are few."""
     from matplotlib.ticker import MaxNLocator
 
     if count is not None and count <= 20:
@@ -220,8 +220,8 @@ def whole_numbers(axis: "Axis", count: int | None = None) -> None:
 
 @contextmanager
 def figure_at(path: Path | str, width: float, height: float) -> Iterator["Figure"]:
-    """A figure of so many inches, written to `path` in one piece when the block ends."""
-    import matplotlib  # 0.3 s, which a run without pictures need not wait
+    """Yield a figure of this size in inches; write it to `path` atomically when the block ends."""
+    import matplotlib  # takes 0.3 s, which a run without plots need not spend
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

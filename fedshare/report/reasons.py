@@ -1,6 +1,6 @@
-"""Why a client took no part, or was refused, as one of a few classes: as labels, the words themselves would be endless.
+"""Classes of the reasons why a client did not take part or was refused, for use as labels of metrics.
 
-They name clients, numbers and files, and some are a client's own.
+The reasons themselves name clients, numbers and files, some are a client's own words, and would be too many.
 """
 
 import re
@@ -30,12 +30,12 @@ FAILURES, REFUSALS = ((*known, "other") for known in (_FAILURES, _REFUSALS))
 
 
 def failure(reason: str) -> str:
-    """Of a client that was dropped from a round, or not tested in it."""
+    """Return the class of the reason why a client was dropped from a round, or not tested in it."""
     return _first(_FAILURES, reason)
 
 
 def refusal(reason: str) -> str:
-    """Of one that was not let in, or does not take part."""
+    """Return the class of the reason why a client was not admitted, or does not take part."""
     return _first(_REFUSALS, reason)
 
 

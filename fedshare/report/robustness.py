@@ -1,4 +1,4 @@
-"""What an attack has reached: pure functions of a row of ``metrics.jsonl`` and of who the adversaries are."""
+"""The effect of an attack: pure functions of a row of ``metrics.jsonl`` and of the set of adversaries."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -9,12 +9,12 @@ from fedshare.tasks.metrics import weighted_mean, worst_share
 
 
 def observed(row: Mapping[str, Any], adversaries: Collection[int]) -> dict[str, Any]:
-    """What more a row tells where it is known who lies; nothing where nobody does.
+    """Return the additional metrics of a row if the adversaries are known; nothing if there are none.
 
-    ``accuracy_honest`` and ``accuracy_honest_worst10`` are over honest clients, ``accuracy_adversaries`` is what the
-    liars obtain; of another task it is the headline metric. ``attack_success`` (mean over honest clients) is how far
-    the attack reaches its aim at their models, ``adversaries_weight`` the liars' share in the round's average,
-    ``adversaries_removed`` and ``honest_removed`` how many are out.
+    ``accuracy_honest`` and ``accuracy_honest_worst10`` are over honest clients, ``accuracy_adversaries`` is that of the
+    adversaries; for other tasks it is the headline metric. ``attack_success`` (mean over honest clients) is how far
+    the attack reaches its aim at their models, ``adversaries_weight`` the adversaries' share in the round's average,
+    ``adversaries_removed`` and ``honest_removed`` count removed clients.
     """
     if not adversaries:
         return {}
@@ -39,10 +39,10 @@ def observed(row: Mapping[str, Any], adversaries: Collection[int]) -> dict[str, 
 
 
 def detection(removed: Mapping[int, int], adversaries: Collection[int], clients: int) -> dict[str, float]:
-    """How well removal finds the liars among so many clients; `removed` is who is out, and since which round.
+    """Return how well removal finds the adversaries; `removed` maps removed clients to the round of their removal.
 
-    ``tpr`` is the share of liars that are, ``fpr`` that of honest clients, ``rounds`` the median round in which liars
-    were. NaN where there is nobody to judge by.
+    ``tpr`` is the share of adversaries removed, ``fpr`` that of honest clients, ``rounds`` the median round in which
+    adversaries were removed. NaN if a group is empty.
     """
     liars = set(adversaries)
     caught = [round for client, round in removed.items() if client in liars]
@@ -55,7 +55,7 @@ def detection(removed: Mapping[int, int], adversaries: Collection[int], clients:
 
 
 def split(by_client: Mapping[str, float], liars: Collection[str]) -> tuple[list[float], list[float]]:
-    """The honest clients' values, and the liars'."""
+    """Return the values of honest clients, and those of adversaries."""
     honest = [value for client, value in by_client.items() if client not in liars]
     return honest, [value for client, value in by_client.items() if client in liars]
 

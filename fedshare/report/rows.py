@@ -1,26 +1,26 @@
-"""What a row of ``metrics.jsonl`` says it is about. Rows of older runs say nothing: they are about accuracy."""
+"""Reading rows of ``metrics.jsonl``. Rows of older runs name no headline metric: theirs is accuracy."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
-MARK = "!"  # behind a number that is over other clients than those that it stands beside
+MARK = "!"  # follows a number whose set of clients differs from that of its neighbours
 MOST_NAMED = 3  # clients in a line
-FEW_CLIENTS, FEW_EXAMPLES = 2, 100  # in the worst tenth; in all tests: one example is more than a hundredth
+FEW_CLIENTS, FEW_EXAMPLES = 2, 100  # in the worst tenth; in all tests: fewer, and one example is over a hundredth
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The metric by which clients are compared."""
+    """Return the metric by which clients are compared."""
     return next((str(row["headline"]) for row in rows if "headline" in row), "accuracy")
 
 
 def higher(rows: Sequence[Row]) -> bool:
-    """Whether more of it is better."""
+    """Whether higher is better."""
     return next((row["better"] == "higher" for row in rows if "better" in row), True)
 
 
 def among(row: Row) -> tuple[frozenset[str], frozenset[str]] | None:
-    """The clients that a row's means are over, and those that they lack; None where nobody was asked."""
+    """Return the clients that a row's means are over, and the untested ones; None if no test was made."""
     if "untested" not in row and "per_client" not in row:
         return None
     return frozenset(row.get("per_client", {}).get(headline([row]), ())), frozenset(row.get("untested", ()))
@@ -32,7 +32,7 @@ def evaluations(rows: Iterable[Row]) -> list[Row]:
 
 
 def share(row: Row) -> str:
-    """``2 of 3 clients, without client 1 (not connected)``: who was tested; "" where all were."""
+    """Return who was tested: ``2 of 3 clients, without client 1 (not connected)``; "" if all were."""
     missing = row.get("untested", {})
     if not missing:
         return ""
@@ -43,7 +43,7 @@ def share(row: Row) -> str:
 
 
 def remark(row: Row, before: Row | None) -> str:
-    """Why the means of `row` are not to be compared with those of others, `before` being the test before; "" if they
+    """Return why the means of `row` are not comparable with those of the test `before` or of other runs; "" if they
     are."""
     parts = [f"tested {some}"] if (some := share(row)) else []
     if before is not None and among(row) is not None and among(before) != among(row):
@@ -52,7 +52,7 @@ def remark(row: Row, before: Row | None) -> str:
 
 
 def spans(rounds: Iterable[int]) -> str:
-    """``3, 5 to 7``."""
+    """Format rounds as ``3, 5 to 7``."""
     found: list[list[int]] = []
     for round in rounds:
         if found and round == found[-1][-1] + 1:
@@ -63,9 +63,9 @@ def spans(rounds: Iterable[int]) -> str:
 
 
 def caution(tests: Sequence[int], clients: int) -> str:
-    """What `tests`, the numbers of test examples of so many clients, are too few for; "" where they are not.
+    """Return what the test set sizes `tests` are too small for; "" if they suffice.
 
-    Without any, they are not known here.
+    If there are none, the sizes are unknown here.
     """
     known = [count for count in tests if count]
     clients = len(known) or clients

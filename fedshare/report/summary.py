@@ -10,9 +10,9 @@ from fedshare.report.units import decimal, human_bytes, human_seconds
 
 
 def summary(rows: list[dict[str, Any]], folder: Path | str, best: Best | None = None) -> str:
-    """What came out, what it cost, where it is: a few aligned lines, from the rows of ``metrics.jsonl``.
+    """Return the results, the cost and the location as a few aligned lines, from the rows of ``metrics.jsonl``.
 
-    `best` is the round that validation examples choose; no round is chosen by the test.
+    `best` is the best round on validation examples; no round is selected by test results.
     """
     lines: list[tuple[str, str]] = []
     name = headline(rows)
@@ -71,7 +71,7 @@ def _more(counted: Counter[Any]) -> str:
 
 
 def _others(tests: list[Row], last: Row) -> list[str]:
-    """Who is not in the last test's means, and which rounds' means are over others."""
+    """Return which clients are missing from the last test's means, and which rounds' means are over other clients."""
     before = [row["round"] for row in tests if among(row) != among(last)]
     lines = [why] if (why := share(last)) else []
     if before:
@@ -81,7 +81,7 @@ def _others(tests: list[Row], last: Row) -> list[str]:
 
 
 def _traffic(rows: list[dict[str, Any]]) -> list[str]:
-    """Bytes each way: of all, of each group where there are several, and what sharing the whole model would cost."""
+    """Return the bytes each way: in total, by group if there are several, and the cost of sharing the whole model."""
 
     def both(up: float, down: float) -> str:
         return f"{human_bytes(up)} up, {human_bytes(down)} down"

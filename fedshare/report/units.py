@@ -1,10 +1,10 @@
-"""Numbers as a person reads them."""
+"""Numbers formatted for people."""
 
 import math
 
 
 def human_bytes(count: float) -> str:
-    """``12 B``, ``3.4 kB``, ``1.2 GB``: powers of 1000, as networks count."""
+    """``12 B``, ``3.4 kB``, ``1.2 GB``: powers of 1000, as is usual for networks."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5 or unit == "TB":
             break
@@ -24,7 +24,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def decimal(value: float | None, digits: int = 4) -> str:
-    """`value` with so many digits after the point; ``-`` where there is none."""
+    """`value` with this many decimals; ``-`` if it is None."""
     if value is None:
         return "-"
     return f"{value:.{digits}f}" if not math.isfinite(value) or abs(value) < 1000 else f"{value:.1e}"

@@ -1,4 +1,4 @@
-"""The two loops, a server's and a peer's, and what a round leaves."""
+"""The round loops of a server and of a peer, and the records of a round."""
 
 from fedshare.rounds.peer import run_peer
 from fedshare.rounds.round import Round

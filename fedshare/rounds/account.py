@@ -1,4 +1,4 @@
-"""The account of a run: the bytes of tensors that travel, by group, beside what sharing the whole model would cost."""
+"""The account of a run: the bytes of tensors sent, by group, and what sharing the whole model would cost."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -9,16 +9,16 @@ from fedshare.payload import Payload
 
 @dataclass(frozen=True)
 class Account:
-    groups: Mapping[str, str] = field(default_factory=dict)  # of each tensor that a model shares, such as head or bias
+    groups: Mapping[str, str] = field(default_factory=dict)  # of each shared tensor of the model, such as head or bias
     whole: int = 0  # bytes of the whole model
 
     def row(
         self, uploads: Collection[Payload], dropped: Collection[Payload], downloads: Collection[Payload]
     ) -> dict[str, int | dict[str, int]]:
-        """A round's part of a row of ``metrics.jsonl``: for each way the sum, by group, and the price of full sharing.
+        """Return the row's traffic each way: the total, the bytes by group, and the cost of sharing the whole model.
 
-        A group is ``params/head``: what a payload calls its tensors, and what the model does. Uploads that were
-        `dropped` are a group of their own: their names are anybody's.
+        A group is ``params/head``: the payload's group of tensors, and the model's. Uploads that were `dropped` form a
+        group of their own, because their tensor names are arbitrary.
         """
         row: dict[str, int | dict[str, int]] = {}
         for way, payloads, bad in (("up", uploads, dropped), ("down", downloads, ())):

@@ -1,7 +1,7 @@
-"""The digest chain: each round's SHA-256 covers the round before, the server's memory and its clients' memories.
+"""The digest chain: each round's SHA-256 covers the previous digest, the server's memory and its clients' memories.
 
-Two runs with the same last digest went through the same bits in every round. A link also holds a digest for each leaf,
-so that the first difference between two runs can be named.
+Two runs with the same last digest are equal to the bit in every round. A link also holds a digest of each leaf, so
+that the first difference between two runs can be located.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ START = ""  # the digest before round 1
 class Link:
     round: int
     server: Leaves
-    clients: dict[str, Leaves]  # those of whose uploads the round was made, by id
+    clients: dict[str, Leaves]  # by id, those whose uploads were aggregated
     digest: str
-    # Those whose uploads were dropped. A checkpoint is held to them, and the digest does not cover them: what such a
-    # client says of its memory is anybody's to make, and would make another run of the honest ones'.
+    # Those whose uploads were dropped. A checkpoint must match them, but the round's digest does not cover them: a
+    # hostile client can claim any memory, and must not change the digest of the honest clients' run.
     dropped: dict[str, Leaves] = field(default_factory=dict)
 
     @classmethod
@@ -33,18 +33,18 @@ class Link:
         clients: dict[int, Leaves],
         dropped: Collection[int] = (),
     ) -> "Link":
-        """`dropped`: which of `clients` the digest does not cover."""
+        """Return the link after `previous`; the digest does not cover the clients in `dropped`."""
         named = {str(client): leaves for client, leaves in sorted(clients.items()) if client not in dropped}
         others = {str(client): leaves for client, leaves in sorted(clients.items()) if client in dropped}
         return cls(round, server, named, _digest(previous, round, server, named), others)
 
     @property
     def memories(self) -> dict[str, Leaves]:
-        """Of all that have trained in this round."""
+        """The leaves of all clients that trained in this round."""
         return self.clients | self.dropped
 
     def follows(self, previous: str) -> bool:
-        """Whether the link is whole and stands behind the digest `previous`."""
+        """Whether the link is intact and follows the digest `previous`."""
         return self.digest == _digest(previous, self.round, self.server, self.clients)
 
     def to_json(self) -> str:
@@ -60,17 +60,17 @@ def _digest(previous: str, round: int, server: Leaves, clients: dict[str, Leaves
 
 
 def differences(a: Leaves, b: Leaves) -> Iterator[str]:
-    """The paths whose digests differ, or that only one has."""
+    """Yield the paths whose digests differ, or that only one of the two has."""
     return (path for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path))
 
 
 def first_difference(a: list[Link], b: list[Link]) -> str | None:
-    """In words, the first round, participant and leaf in which two runs differ; None where one continues the other."""
+    """Describe the first round, participant and leaf in which two runs differ; None if one continues the other."""
     for mine, other in zip(a, b, strict=False):
         if mine.digest == other.digest:
             continue
         where = f"round {mine.round}"
-        # A client's memory first: the server's follows from what clients sent.
+        # Clients before the server: its memory follows from what they sent.
         for client in sorted(mine.clients.keys() | other.clients.keys(), key=int):
             if path := next(differences(mine.clients.get(client, {}), other.clients.get(client, {})), None):
                 return f"{where}: client {client}: {path}"

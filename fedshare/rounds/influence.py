@@ -1,4 +1,4 @@
-"""How far each client moves a round's aggregate: who is too far off, and who is named when it is of no use."""
+"""How far each client moves a round's aggregate: outliers, and suspects if the aggregate becomes unusable."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,28 +13,28 @@ from fedshare.payload import Payload
 from fedshare.state import State
 
 _NAMED = 3  # clients in a line
-_LARGE = 1e3  # numbers of a state beyond this, and so many times what they were, are somebody's work
+_LARGE = 1e3  # values above this that have also grown by this factor were caused by a client
 
 Uploads = Mapping[int, Payload]
 
 
 class Watch:
-    """Over a run's aggregates, one round after the other."""
+    """Checks the aggregates of a run, round by round."""
 
     def __init__(self, max_norm_ratio: float | None = None) -> None:
-        self.suspects = ""  # who sent the largest updates in the round since which the state's numbers are large
+        self.suspects = ""  # senders of the largest updates in the round in which the values of the state became large
         self._ratio = max_norm_ratio
-        self._largest: float | None = None  # number in the state
+        self._largest: float | None = None  # largest value in the state
 
     def outliers(self, uploads: Uploads, downloads: Uploads) -> dict[int, str]:
-        """Whose update is too long, where there is a bound, and by how much."""
+        """Return the clients whose updates exceed the norm bound, if there is one, and by how much."""
         if (most := self._ratio) is None or not uploads:
             return {}
         norms = _norms(uploads, downloads)
         moved = [length for length in norms.values() if length > 0]
         if not moved:
             return {}
-        middle = median_low(norms.values()) or median_low(moved)  # where most changed nothing, that of the others
+        middle = median_low(norms.values()) or median_low(moved)  # if most changed nothing, the median of the others
         return {
             client: f"its update has norm {length:.3g}, {length / middle:.3g} times the median: max_norm_ratio={most:g}"
             for client, length in norms.items()
@@ -42,7 +42,7 @@ class Watch:
         }
 
     def check(self, round: int, before: State, after: State, uploads: Uploads, downloads: Uploads) -> None:
-        """Raises RunHalted where nothing can be computed with the aggregate, and names who has moved it most."""
+        """Raise RunHalted if the aggregate is numerically unusable, and name the clients that have moved it most."""
         earlier = dict(_tensors(before))
         if self._largest is None:
             self._largest = max(map(_magnitude, earlier.values()), default=0.0)
@@ -53,7 +53,7 @@ class Watch:
                 continue
             if _useful(tensor):
                 largest = max(largest, _magnitude(tensor))
-            elif was is None or _useful(was):  # else a strategy's own infinity
+            elif was is None or _useful(was):  # otherwise an infinity of the strategy's own
                 found = f"numbers up to {size:.3g}" if (size := _magnitude(tensor)) < math.inf else "NaN or infinity"
                 raise RunHalted(
                     f"round {round}: the aggregate is of no use, for {path} holds {found}; "
@@ -68,9 +68,9 @@ class Watch:
 
 
 def norm(upload: Payload, sent: Payload) -> float:
-    """The length of an update: of what differs from what the client was sent, where that has the same names.
+    """Return the norm of an update: the upload minus the tensors of the same names that the client was sent.
 
-    In float64, for the square of 3e38 is no float32.
+    In float64, because the square of 3e38 overflows float32.
     """
     return math.hypot(*(_length(tensor, sent.tensors.get(g, {}).get(n)) for g, n, tensor in _named(upload)))
 
@@ -102,7 +102,7 @@ def _largest(uploads: Uploads, downloads: Uploads) -> str:
 
 
 def _tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a state that hold numbers with a fraction, by path."""
+    """Yield the floating-point and complex tensors of a state, by path."""
     if isinstance(value, Tensor):
         if _numeric(value) and value.numel():
             yield path, value
@@ -116,13 +116,13 @@ def _numeric(tensor: Tensor) -> bool:
 
 
 def _magnitude(tensor: Tensor) -> float:
-    """The largest number in it; infinity where one is NaN."""
+    """Return the largest absolute value; infinity if there is a NaN."""
     low, high = torch.aminmax(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
     found = max(-float(low), float(high))
     return math.inf if math.isnan(float(low)) else found
 
 
 def _useful(tensor: Tensor) -> bool:
-    """Whether its numbers and their squares are finite: if not, training makes NaN of them in the next round."""
+    """Whether its values and their squares are finite: otherwise training turns them into NaN in the next round."""
     wide = tensor.dtype in (torch.float64, torch.complex128)
     return _magnitude(tensor) <= math.sqrt(torch.finfo(torch.float64 if wide else torch.float32).max)

@@ -1,4 +1,4 @@
-"""A peer's loop, which is the server's without a server."""
+"""The round loop of a peer, without a server."""
 
 from collections.abc import Callable, Iterator
 
@@ -29,10 +29,10 @@ def run_peer(
     account: Account = Account(),  # noqa: B008  # frozen
     task: Task = Classification(),  # noqa: B008  # the same
 ) -> Iterator[Round]:
-    """The same rounds with no server: every peer keeps the server's memory, and aggregates what all have gathered.
+    """Run the same rounds without a server: every peer keeps the server's memory and aggregates all uploads itself.
 
-    `play` is what peer `me` does with a download. The memory after a round is the same everywhere and the same as a
-    server's. A peer tests its own model alone, and its chain of digests covers the common memory alone.
+    `play` answers a download as peer `me`. The memory after a round is the same on every peer and equals a server's. A
+    peer tests only its own model, and its digest chain covers only the common memory.
     """
     watch = Watch(schedule.max_norm_ratio)
     for round in range(start + 1, schedule.rounds + 1):

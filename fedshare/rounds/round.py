@@ -1,4 +1,4 @@
-"""What is known when a round is over, and how long its phases took."""
+"""The result of a finished round, and the duration of its phases."""
 
 import time
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fedshare.state import State
 
 @dataclass(frozen=True)
 class Round:
-    """What is known when a round is over."""
+    """The result of a finished round."""
 
     number: int
     state: State  # the server's memory

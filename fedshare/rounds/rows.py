@@ -1,4 +1,4 @@
-"""What a row of metrics says of a round."""
+"""The row of metrics of a round."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def row_of(
 
 
 def told(answers: dict[int, Payload], downloads: dict[int, Payload], weakened: str | None) -> dict[str, Any]:
-    """What a row says of training that is not as it should be; nothing where all is."""
+    """Return the parts of a row that report abnormal training; empty if there are none."""
     losses = {c: answers[c].metrics.get("train_loss") for c in sorted(answers.keys() & downloads.keys())}
     odd = [client for client, loss in losses.items() if loss is not None and not is_finite(loss)]
     return ({"not_finite": {"train_loss": odd}} if odd else {}) | ({"weakened": weakened} if weakened else {})
@@ -44,7 +44,7 @@ def merged(row: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
 
 
 def row_of_test(task: Task, answers: dict[int, Payload], schedule: Schedule) -> dict[str, Any]:
-    """The test's metrics; those of validation, and of clients that never train, are apart."""
+    """Return the test metrics; those on validation examples, and of clients that never train, are separate."""
     told = {client: answer.metrics for client, answer in answers.items()}
 
     def summary(group: str, unseen: bool) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def row_of_test(task: Task, answers: dict[int, Payload], schedule: Schedule) -> 
 
 
 def test_flaw(answer: Payload, task: Task, zeros: Tensors, schedule: Schedule, client: int) -> str | None:
-    """Why a client's test does not count."""
+    """Return why a client's test is invalid; None if it is valid."""
     most = {"sums": schedule.most_tested(client), "validation": schedule.most_validated(client)}
     if reason := evaluation_flaw(answer, zeros, most["sums"], most["validation"]):
         return reason
@@ -72,9 +72,9 @@ def test_flaw(answer: Payload, task: Task, zeros: Tensors, schedule: Schedule, c
 
 
 def averages(uploads: dict[int, Payload]) -> dict[str, float]:
-    """What every upload reports (the training loss), weighted by examples; of ``max_...`` the largest.
+    """Average the metrics that every upload reports (the training loss) by examples; of ``max_...`` take the largest.
 
-    That need not be reported by all, but by half of them: one client's inventions are not worth a column.
+    ``max_...`` need only be in half of the uploads. Other metrics must be in all: one client must not add a column.
     """
     reports = [upload.metrics for upload in uploads.values()]
     weights = [report["examples"] for report in reports]

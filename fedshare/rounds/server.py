@@ -1,4 +1,4 @@
-"""The server's loop. It yields after each round; who runs it prints, logs and draws."""
+"""The round loop of a server. It yields after each round; the caller prints, logs and draws."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -31,11 +31,11 @@ def run_server(
     task: Task = Classification(),  # noqa: B008  # the same
     heard: Heard | None = None,
 ) -> Iterator[Round]:
-    """Run the rounds after `start`, whose server memory is `state` and whose digest is `digest`.
+    """Run the rounds after `start`, from the server memory `state` and the chain digest `digest`.
 
-    `account` knows what the model's tensors are called in the account of bytes, `task` what a test gives. `heard` is
-    told how far each exchange is. Raises `RunHalted` when more than half of a round's uploads cannot be used, or what
-    is made of them cannot.
+    `account` groups the model's tensors in the account of bytes, `task` defines the test metrics. `heard` is called
+    with the progress of each exchange. Raises `RunHalted` if more than half of a round's uploads, or the aggregate,
+    are unusable.
     """
     known, watch = set(range(schedule.clients or 0)), Watch(schedule.max_norm_ratio)
     for round in range(start + 1, schedule.rounds + 1):
@@ -77,7 +77,7 @@ def run_server(
 
 
 def _away(known: set[int], here: list[int], suspended: dict[int, str]) -> dict[int, str]:
-    """Who of the known clients is not asked, and why, in client order."""
+    """Return the known clients that are not asked, with the reason, in client order."""
     return {c: "suspended" if c in suspended else "not connected" for c in sorted(known - set(here))}
 
 
@@ -96,9 +96,9 @@ def _tested(
     task: Task,
     heard: Heard | None,
 ) -> dict[str, Any]:
-    """A row's part about each client's test with the model it would use now; of how many, and why not of the others.
+    """Return the test part of a row: each client's metrics with its current model, and why others were not tested.
 
-    Who is `away`, and why, would otherwise leave the means unnoticed, and they would be others.
+    Without the clients in `away` the means are over other clients than before: the row must show it.
     """
     downloads, zeros = downloads_of(strategy, state, here, Purpose.EVALUATE), task.zeros()
     quota = Quota.of({"sums": zeros, "validation": zeros})

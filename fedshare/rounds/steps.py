@@ -1,4 +1,4 @@
-"""The steps of a round that a server and a peer share: what is sent, and what is made of the answers."""
+"""The steps of a round that a server and a peer share: making the downloads and aggregating the answers."""
 
 from collections.abc import Callable
 
@@ -28,8 +28,8 @@ def concluded(
     schedule: Schedule,
     watch: Watch,
 ) -> tuple[State, dict[int, Payload], dict[int, str], str | None]:
-    """The memory after the round, the uploads that it was made of, why the others are not among them, and why these
-    are too few for what the strategy promises.
+    """Return the memory after the round, the uploads used for it, why others were dropped, and why those used are too
+    few for the strategy's guarantee.
     """
     with one_thread():
         uploads, dropped = _usable(strategy, state, answers, downloads, schedule.most)
@@ -62,7 +62,7 @@ def _usable(
     downloads: dict[int, Payload],
     most: Callable[[int], int],
 ) -> tuple[dict[int, Payload], dict[int, str]]:
-    """The uploads that can be used, and why the others cannot, both in client order."""
+    """Return the usable uploads, and why the others are not usable, both in client order."""
     usable, dropped = {}, {}
     for client in sorted(downloads):
         if client not in answers:
@@ -75,7 +75,7 @@ def _usable(
             except ValueError as error:
                 reason = str(error)
             if reason:
-                dropped[client] = brief(reason)  # which may hold names of its sender's
+                dropped[client] = brief(reason)  # it may contain names chosen by the sender
             else:
                 usable[client] = upload
     return usable, dropped

@@ -1,4 +1,4 @@
-"""Rules by which a server makes one update of many, of which some may be lies."""
+"""Rules by which a server aggregates updates, some of which may be adversarial."""
 
 from fedshare.rules.byzfl import ByzFL
 from fedshare.rules.centre import CentredClipping, GeometricMedian

@@ -1,4 +1,4 @@
-"""The rules of the ByzFL library (https://byzfl.epfl.ch), of which it has more than we."""
+"""Rules of the ByzFL library (https://byzfl.epfl.ch), which has more than this package."""
 
 import importlib
 from dataclasses import dataclass, field
@@ -15,19 +15,19 @@ from fedshare.tensors import digest
 
 @dataclass(frozen=True)
 class ByzFL:
-    """One of the library's aggregators. As with our own, its `f` is no more than the number of clients allows.
+    """One of the library's aggregators. As in our rules, `f` is capped by what the number of clients allows.
 
-    What it draws at random (CAF, SMEA, Bucketing) it draws by the updates themselves.
+    Random draws (CAF, SMEA, Bucketing) are seeded by the updates themselves.
     """
 
     name: str  # an aggregator: CAF, MDA, Meamed, MoNNA, SMEA, ...
     options: dict[str, Any] = field(default_factory=dict)  # its arguments
-    before: str | None = None  # a pre-aggregator before it: ARC, Bucketing, Clipping or NNM
+    before: str | None = None  # a pre-aggregator applied first: ARC, Bucketing, Clipping or NNM
     before_options: dict[str, Any] = field(default_factory=dict)  # its arguments
 
     @property
     def f(self) -> int:
-        """How many adversaries it is to withstand, by the options of either."""
+        """The number of adversaries to withstand, the larger of both options."""
         return max(_named(self.options), _named(self.before_options))
 
     def withstands(self, updates: int) -> int:
@@ -36,11 +36,11 @@ class ByzFL:
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, None]:
         with seeds.scope("byzfl", digest(updates)):
             try:
-                vectors = updates.clone()  # some write into what they are given
+                vectors = updates.clone()  # some aggregators modify their input
                 if self.before is not None:
                     vectors = made("preaggregators", self.before, self.before_options, len(vectors) - 1)(vectors)
                 rule = made("aggregators", self.name, self.options, (len(vectors) - 1) // 2)
-                if hasattr(rule, "m"):  # CenteredClipping, whose constructor refuses it
+                if hasattr(rule, "m"):  # CenteredClipping, whose constructor does not take it
                     rule.m = centre
                 return rule(vectors).to(updates.dtype), None
             except (TypeError, ValueError) as error:
@@ -53,7 +53,7 @@ def _named(options: dict[str, Any]) -> int:
 
 
 def made(module: str, name: str, options: dict[str, Any], most: int) -> Any:
-    """The library's rule called `name`, made to withstand no more than `most` adversaries."""
+    """Return the library's rule `name`, with its `f` capped at `most`."""
     with importing("byzfl", "rule=byzfl"):
         importlib.import_module("byzfl")
         library = importlib.import_module(f"byzfl.aggregators.{module}")

@@ -1,4 +1,4 @@
-"""Rules that look for a point from which far updates pull no harder than near ones."""
+"""Rules that find a centre towards which distant updates pull no harder than near ones."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from fedshare.rules.matrix import lengths, weighted
 from fedshare.rules.rule import above_zero, at_least, trimmed
 
-_STILL = 1e-7  # a change of shares that moves nothing
+_STILL = 1e-7  # a change of the weights that moves nothing
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class GeometricMedian:
     """The point with the smallest sum of distances from the updates, by the smoothed Weiszfeld algorithm.
 
     Pillutla, Kakade and Harchaoui, "Robust Aggregation for Federated Learning", IEEE TSP 2022, arXiv 1912.13445,
-    algorithm 2, here with all clients alike. It starts from the median of each coordinate: from the mean, where
-    adversaries may put it, the way back is long.
+    algorithm 2, with equal client weights. It starts from the coordinate-wise median: adversaries may move the mean so
+    far that it takes many iterations to return.
     """
 
-    smoothing: float = 1e-6  # distances below this count as this, the paper's nu
+    smoothing: float = 1e-6  # smaller distances are replaced by this, the paper's nu
     iterations: int = 50  # at most
 
     def __post_init__(self) -> None:
@@ -42,14 +42,14 @@ class GeometricMedian:
 
 @dataclass(frozen=True)
 class CentredClipping:
-    """From the last aggregate, the mean of the ways to the updates, each clipped to a radius.
+    """The previous aggregate plus the mean of the differences of the updates from it, each clipped to a radius.
 
     Karimireddy, He and Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021, arXiv 2012.10333,
-    section 4.1. The paper's clients send momentum: their last updates tell of the next ones more than ours do.
+    section 4.1. The paper's clients send momentum, which predicts their next update better than our updates do.
     """
 
-    radius: float = 1.0  # updates farther than this from the centre are clipped to it, the paper's tau
-    iterations: int = 1  # each from where the last has led
+    radius: float = 1.0  # differences longer than this are clipped to it, the paper's tau
+    iterations: int = 1  # each starts from the result of the one before
 
     def __post_init__(self) -> None:
         above_zero(radius=self.radius)

@@ -1,4 +1,4 @@
-"""Rules that look at each coordinate alone.
+"""Rules that treat each coordinate separately.
 
 Yin, Chen, Ramchandran and Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML
 2018, arXiv 1803.01498, definitions 1 and 2.
@@ -13,7 +13,7 @@ from fedshare.rules.rule import at_least, trimmed, withstood
 
 @dataclass(frozen=True)
 class Median:
-    """Of each coordinate the median; of an even number of clients the mean of the middle two."""
+    """The coordinate-wise median; for an even number of clients the mean of the middle two."""
 
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, None]:
         return trimmed(updates, (len(updates) - 1) // 2), None
@@ -21,7 +21,7 @@ class Median:
 
 @dataclass(frozen=True)
 class TrimmedMean:
-    """Of each coordinate the mean of what is left without the `f` largest and the `f` smallest: of more than 2 f."""
+    """The coordinate-wise mean without the `f` largest and the `f` smallest values; needs more than 2 f updates."""
 
     f: int = 2  # adversaries to withstand
 

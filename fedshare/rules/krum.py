@@ -1,4 +1,4 @@
-"""Rules that choose whole updates by how near their neighbours are.
+"""Rules that select whole updates by the distance to their nearest neighbours.
 
 Blanchard, El Mhamdi, Guerraoui and Stainer, "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
 NIPS 2017: Krum (section 4) and Multi-Krum (section 6). El Mhamdi, Guerraoui and Rouault, "The Hidden Vulnerability of
@@ -16,7 +16,7 @@ from fedshare.rules.rule import at_least, withstood
 
 @dataclass(frozen=True)
 class Krum:
-    """The one update whose ``n - f - 2`` nearest others are nearest, of n > 2 f + 2."""
+    """The update with the smallest sum of squared distances to its ``n - f - 2`` nearest others; needs n > 2 f + 2."""
 
     f: int = 2  # adversaries to withstand
 
@@ -32,7 +32,7 @@ class Krum:
 
 @dataclass(frozen=True)
 class MultiKrum:
-    """The mean of the `m` updates that Krum likes best."""
+    """The mean of the `m` updates with the best Krum scores."""
 
     f: int = 2  # adversaries to withstand
     m: int | None = None  # updates to average; None: n - f
@@ -57,9 +57,9 @@ class MultiKrum:
 
 @dataclass(frozen=True)
 class Bulyan:
-    """Krum chooses ``n - 2 f`` updates one by one; of each coordinate the ``n - 4 f`` values nearest the median count.
+    """Krum selects ``n - 2 f`` updates one by one; of each coordinate, the ``n - 4 f`` nearest the median are averaged.
 
-    Of n >= 4 f + 3.
+    Needs n >= 4 f + 3.
     """
 
     f: int = 2  # adversaries to withstand
@@ -79,9 +79,9 @@ class Bulyan:
 
 
 def ranked(distances: Tensor, f: int) -> Tensor:
-    """Of n the best first: by the sum of squared distances from the ``n - f - 2`` nearest others, at least from one.
+    """Rank n updates, best first, by the sum of squared distances from the ``n - f - 2`` nearest others, at least one.
 
-    Where that is one, two that are each other's nearest are equally good: then who is nearer to all goes first.
+    If that is one, two mutual nearest neighbours tie: the one with the smaller sum of all distances comes first.
     """
     n = len(distances)
     others = distances.clone().fill_diagonal_(-1).sort(dim=1).values[:, 1:]
@@ -90,7 +90,7 @@ def ranked(distances: Tensor, f: int) -> Tensor:
 
 
 def near_median(block: Tensor, count: int) -> Tensor:
-    """Of each column the mean of the `count` values nearest its median; of equally near ones the smaller."""
+    """Return, per column, the mean of the `count` values nearest its median; ties prefer the smaller value."""
     n = len(block)
     ordered = block.sort(dim=0).values.double()
     median = ordered[(n - 1) // 2 : n // 2 + 1].mean(dim=0)

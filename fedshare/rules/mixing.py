@@ -1,4 +1,4 @@
-"""Averages over many sets of models at once, each kept only where a mask says so."""
+"""Averages over many sets of models at once, each restricted to a mask."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,20 @@ from fedshare.forms.masks import ones, unpack
 from fedshare.machine.threads import spread
 from fedshare.tensors import Tensors
 
-_WIDTH = 2**12  # coordinates at a time: those of a hundred models stay in the cache
-_DENSE = 0.4  # of all pairs; beyond, a matrix product is faster than sums that skip who is in no set
+_WIDTH = 2**12  # coordinates per block: those of a hundred models fit into the cache
+_DENSE = 0.4  # share of all pairs; above it, a matrix product is faster than sparse sums
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
 
 
 def mix(models: Sequence[Tensors], sets: Tensor, masks: Sequence[Tensors]) -> list[Tensor]:
-    """For each row of `sets`, ``[rows, models]`` of bool, the mean of its models, all alike, where its mask is set.
+    """Return, for each row of `sets`, ``[rows, models]`` of bool, the unweighted mean of its models within its mask.
 
-    `masks`, one a row, hold packed bits (`fedshare.forms.masks`) by the names of the models' tensors. The answer has a
-    vector a row: its coordinates in the order of the names. The mean of a single model is that model, to the bit.
+    `masks`, one per row, hold packed bits (`fedshare.forms.masks`) by the names of the models' tensors. The result has
+    one vector per row: its coordinates in the order of the names. The mean of a single model equals that model to the
+    bit.
 
-    All coordinates of a block are averaged, and then the masked ones taken: taking them first costs more than it saves.
+    All coordinates of a block are averaged before the masked ones are selected: selecting first costs more than it
+    saves.
     """
     if not models[0]:
         return [torch.empty(0) for _ in masks]
@@ -39,14 +41,14 @@ def mix(models: Sequence[Tensors], sets: Tensor, masks: Sequence[Tensors]) -> li
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:
-    """A tensor's bits as one vector of integers. Numpy has no bfloat16, and its slices cost a tenth of torch's."""
+    """View a tensor's bits as a vector of integers: numpy has no bfloat16, but slices ten times faster than torch."""
     return tensor.reshape(-1).view(_INTEGERS[tensor.element_size()]).numpy()
 
 
 def _mix(
     models: Sequence[np.ndarray], average: "_Average", bits: Tensor, targets: Sequence[np.ndarray], filled: np.ndarray
 ) -> np.ndarray:
-    """One tensor of each model; `filled` is how much of each target is there before, and the answer, after."""
+    """Mix one tensor of all models; `filled` is how much of each target is filled before; returns the same after."""
     size = len(models[0])
     starts = range(0, size, _WIDTH)
     counts = np.add.reduceat(np.bitwise_count(bits.numpy()), [s // 8 for s in starts], axis=1, dtype=np.int64)
@@ -71,7 +73,7 @@ def _mix(
 
 
 class _Average:
-    """The mean over each of many sets of rows, ``[models, width]`` to ``[sets, width]``."""
+    """Averages over each of many sets of rows, ``[models, width]`` to ``[sets, width]``."""
 
     def __init__(self, sets: Tensor, kind: torch.dtype) -> None:
         members = sets.sum(dim=1, keepdim=True)
@@ -87,12 +89,12 @@ class _Average:
         sums = self.weights @ block if self.dense else F.embedding_bag(self.listed, block, self.starts, mode="sum")
         means = sums.div_(self.sizes)
         rows, models = self.single
-        means[rows] = block[models]  # a sum turns -0 into 0
+        means[rows] = block[models]  # otherwise a sum would turn -0 into 0
         return means
 
 
 def overlay(onto: Tensors, values: Tensor, mask: Tensors) -> Tensors:
-    """A copy of `onto` with `values`, as `mix` gives them, in place of its coordinates in `mask`."""
+    """Return a copy of `onto` with its coordinates in `mask` replaced by `values`, as returned by `mix`."""
     mixed, start = {}, 0
     for name, tensor in onto.items():
         places = unpack(mask[name], tensor.numel()).view(tensor.shape)

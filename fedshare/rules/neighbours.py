@@ -1,4 +1,4 @@
-"""Mixing before another rule, for clients whose data differ."""
+"""Mixing of updates before another rule, for clients with heterogeneous data."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,20 @@ from fedshare.rules.rule import Rule, at_least, withstood
 
 @dataclass(frozen=True)
 class NearestNeighbourMixing:
-    """Each update becomes the mean of the ``n - f`` nearest to it, itself included, of n > f; then comes another rule.
+    """Replace each update by the mean of its ``n - f`` nearest, itself included, then apply another rule; needs n > f.
 
     Allouah, Farhadkhani, Guerraoui, Gupta, Pinot and Stephan, "Fixing by Mixing: A Recipe for Optimal Byzantine ML
     under Heterogeneity", AISTATS 2023, arXiv 2302.01772. The shares are those of the updates before the mixing.
     """
 
-    then: Rule  # what is made of the mixed updates
+    then: Rule  # the rule applied to the mixed updates
     f: int = 2  # adversaries to withstand; the other rule has its own
 
     def __post_init__(self) -> None:
         at_least(0, f=self.f)
 
     def withstands(self, updates: int) -> int:
-        """Mixing itself is defined for any f < n, but only of a majority's updates most neighbours are honest."""
+        """Return its limit: mixing works for any f < n, but most neighbours are honest only if most updates are."""
         return (updates - 1) // 2
 
     def __call__(self, updates: Tensor, centre: Tensor) -> tuple[Tensor, Tensor | None]:

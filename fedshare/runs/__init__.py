@@ -1,4 +1,4 @@
-"""What a run leaves: its folder, and the records that show whether it is whole."""
+"""The folder of a run, and the records that prove its integrity."""
 
 from fedshare.runs.folder import NOTHING, Row, RunFolder
 from fedshare.runs.verify import initial_flaw, records_flaw, self_check, unwritten, verify

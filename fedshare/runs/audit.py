@@ -1,8 +1,8 @@
-"""The audit log of a server: who joined, from where, with which certificate, what was refused, what an operator did.
+"""The audit log of a server: who joined, from where, with which certificate; refusals; the operator's actions.
 
-JSON Lines. Each line is sealed over itself and the line before, as in `seals`, so that a line that is changed, moved,
-added or removed shows; lines removed at the end show by the rounds that the log lacks. What others cause is
-entered at a bounded rate: however many strangers call, they add at most a few MB a day.
+JSON Lines. Each line is sealed over itself and the line before, as in `seals`, so that any line changed, moved, added
+or removed is detected; lines removed at the end are detected by the rounds that the log lacks. Entries caused by
+others are rate-limited: however many strangers connect, they add at most a few MB a day.
 """
 
 import os
@@ -21,21 +21,21 @@ from fedshare.runs.seals import Seal
 
 Entry = dict[str, str | int]
 NAME = "audit.jsonl"
-EVERY = 600.0  # seconds in which one client or address adds six entries at most, and all together `IN_ALL`
+EVERY = 600.0  # period in which one client or address adds six entries at most, and all together `IN_ALL`
 IN_ALL = 100
-_HELD = 10_000  # entries that wait for a file; the oldest are dropped, and counted
-_LOOK = 1.0  # seconds between looks at what was not entered
+_HELD = 10_000  # entries held before the file is open; the oldest are dropped, and counted
+_LOOK = 1.0  # period in seconds in which hidden entries are reported
 
 
 class Audit:
-    """What is noted is written by a thread of its own, many entries at a time: who notes something waits for no disk.
+    """Entries are written by a thread of the log's own, many at a time, so that `note` never waits for the disk.
 
-    Until `open` has named the file, entries are held in memory. An OSError of the disk is raised by the next `check` or
-    `flush`; from then on nothing more is written, for a log with a gap would pass for a whole one.
+    Until `open` is called, entries are held in memory. An OSError of the disk is raised by the next `check` or `flush`;
+    after it nothing more is written, because a log with a gap would pass for a complete one.
     """
 
     def __init__(self, every: float = EVERY) -> None:
-        # Clients that were let in are as many as there are, each with its own bound.
+        # Admitted clients are limited in number, and each has its own rate limit.
         self._strangers, self._clients = (
             Tally(lambda line: self._add({"event": "more", "what": brief(line)}), every, in_all=most)
             for most in (IN_ALL, sys.maxsize)
@@ -51,13 +51,13 @@ class Audit:
 
     @property
     def path(self) -> Path | None:
-        """None before it is opened."""
+        """The path; None before it is opened."""
         return self._path
 
     def open(self, path: Path) -> None:
-        """Go on with the log at `path`, or begin it.
+        """Continue the log at `path`, or create it.
 
-        A last line that a crash cut short is replaced by an entry that says so. Raises UserError where the log was
+        A last line that a crash cut short is replaced by an entry that says so. Raises UserError if the log was
         altered, and OSError.
         """
         last, torn = _end(path)
@@ -79,7 +79,7 @@ class Audit:
             self._thread.start()
 
     def note(self, event: str, about: str | None = None, /, **what: str | int) -> None:
-        """Enter what has happened. `about`: who has caused it, if not the operator or the run itself."""
+        """Add an entry. `about`: who caused it, unless it was the operator or the run itself."""
         with self._wake:
             inside = event in ("joined", "gone")
             tally = self._clients if inside else self._strangers
@@ -87,19 +87,19 @@ class Audit:
                 self._add({"event": event, **what})
 
     def flush(self) -> None:
-        """All that was noted is on disk when this returns. Raises OSError; does nothing before the log is opened."""
+        """Block until all entries are on disk. Raises OSError; does nothing before the log is opened."""
         with self._wake:
             while self._path and (self._held or self._writing) and self._error is None:
                 self._wake.wait(_LOOK)
         self.check()
 
     def check(self) -> None:
-        """Raise the OSError that the log has met."""
+        """Raise the OSError of the writer thread, if any."""
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """Write what was noted. Raises OSError."""
+        """Write the remaining entries and stop. Raises OSError."""
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -153,8 +153,8 @@ class Audit:
 
 
 def read(path: Path) -> Iterator[Seal]:
-    """The entries of a log; a last line without its end was cut short by a crash. Raises UserError at the first line
-    that does not follow from those before.
+    """Yield the entries of a log, without a last line that a crash cut short. Raises UserError at the first line that
+    does not follow from those before.
     """
     last = ""
     with path.open("rb") as file:
@@ -168,7 +168,7 @@ def read(path: Path) -> Iterator[Seal]:
 
 
 def flaw(path: Path, rounds: int) -> str | None:
-    """Why the log at `path` is not that of a run of so many rounds; None where nothing shows that it is not."""
+    """Return why the log at `path` is not that of a run of this many rounds; None if nothing indicates it."""
     known, first = 0, True
     try:
         for seal in read(path):
@@ -177,7 +177,7 @@ def flaw(path: Path, rounds: int) -> str | None:
             known, first = seal.round if seal.round is not None else known, False
     except UserError as error:
         return str(error).removeprefix(f"{path.parent}/")
-    if known < rounds - 1:  # a row is written before its entry, and a kill may come between
+    if known < rounds - 1:  # a row is written before its entry, and a kill may come in between
         return f"{path.name}: its last lines are missing: it ends at round {known}, and the run has {rounds}"
     return None
 
@@ -186,7 +186,7 @@ _FIRST = ("listening", "repaired", "dropped")
 
 
 def _end(path: Path) -> tuple[str, bytes]:
-    """The last digest of a log, and what stands behind the last whole line. Raises UserError where it was altered."""
+    """Return the last digest of a log, and the partial line at its end. Raises UserError if it was altered."""
     if not path.exists():
         return "", b""
     last = ""
@@ -197,5 +197,5 @@ def _end(path: Path) -> tuple[str, bytes]:
 
 
 def _now() -> str:
-    """UTC, for a log outlives a summer."""
+    """The time in UTC, because a log outlives daylight saving time."""
     return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")

@@ -1,7 +1,7 @@
-"""Checkpoints: where a run can go on from, to the same bits.
+"""Checkpoints, from which a run can resume to the same bits.
 
 ``round-000010.safetensors`` holds the server's and every client's memory; ``round-000010.json``, written after it,
-names its SHA-256 and makes it count. The last two are kept.
+contains its SHA-256 and makes it valid. The last two are kept.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ KEPT = 2
 @dataclass(frozen=True)
 class Checkpoint:
     round: int
-    digest: str  # of the chain after this round
+    digest: str  # of the chain, after this round
     server: State
     clients: dict[int, State]
-    remote: bool = False  # clients keep their memories themselves: `clients` holds the ``round`` of each
+    remote: bool = False  # clients keep their own memories: `clients` holds only the ``round`` of each
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int = KEPT) -> None:
-    """Add `checkpoint` to `folder`, then remove all but the last `keep`."""
+    """Write `checkpoint` to `folder`, then remove all but the last `keep`."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # A file's header may not grow with clients times tensors: each client is one tensor of bytes in it.
+    # One tensor of bytes per client: the size of the header must not grow with clients times tensors.
     clients = {client: _bytes(pack(state)) for client, state in checkpoint.clients.items()}
     data = pack({"server": checkpoint.server, "clients": clients})
     name = f"round-{checkpoint.round:06d}"
@@ -46,25 +46,25 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int = KEPT) -> None:
     manifest |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     write_atomically(folder / f"{name}.json", json.dumps(manifest, indent=1) + "\n")
     for old in _manifests(folder)[keep:]:
-        old.unlink()  # first, so that a half-removed checkpoint does not count
+        old.unlink()  # first, so that a half-removed checkpoint is invalid
     kept = {path.stem for path in _manifests(folder)}
     for path in folder.iterdir():
-        if path.stem not in kept:  # of those removed now, or left by a crash in the middle of this function
+        if path.stem not in kept:  # of those just removed, or left by a crash within this function
             path.unlink()
 
 
 def rounds(folder: Path) -> list[int]:
-    """The rounds that have a checkpoint, the latest first."""
+    """Return the rounds that have a checkpoint, the latest first."""
     return [int(path.stem.removeprefix("round-")) for path in _manifests(folder)]
 
 
 def load(folder: Path, round: int) -> Checkpoint:
-    """The checkpoint of `round`. Raises UserError, saying what is damaged, rather than give a part of one."""
+    """Return the checkpoint of `round`. Raises UserError that says what is damaged, rather than return a part."""
     return _load(_path(folder, round))
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; `warn` hears of those that are not. None where there never was one."""
+    """Return the newest intact checkpoint; `warn` is called for damaged ones. None if there never was one."""
     damaged = ""
     for path in _manifests(folder):
         try:
@@ -83,7 +83,7 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 
 def read_damaged(folder: Path, round: int) -> tuple[State, dict[int, State]] | None:
-    """The memories in a checkpoint whatever its checksum says, to find what is wrong with it; None if unreadable."""
+    """Return the memories in a checkpoint without checking its checksum, for diagnosis; None if unreadable."""
     try:
         return _memories(_path(folder, round).with_suffix(".safetensors").read_bytes())
     except (OSError, ValueError, KeyError):

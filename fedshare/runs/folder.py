@@ -1,4 +1,4 @@
-"""The folder that a run leaves, and what it proves."""
+"""The folder of a run."""
 
 import fcntl
 import json
@@ -24,17 +24,17 @@ NOTHING = "nothing of the run is there; once it can be written, the same command
 
 
 class RunFolder:
-    """``config.yaml``, ``metrics.jsonl`` and ``digests.jsonl`` (a line a round), ``checkpoints/``, the model, plots.
+    """``config.yaml``, ``metrics.jsonl`` and ``digests.jsonl`` (a line per round), ``checkpoints/``, the model, plots.
 
-    ``initial.safetensors`` is the model that it began with: all of it, or all that no file of weights gives. And the
-    ledger, where the strategy has one. ``seals.jsonl`` shows what was changed of config and rows,
-    ``signature.json`` by whose key the last seal was signed.
+    ``initial.safetensors`` is the initial model: all of it, or the part that no file of weights provides. There is also
+    the ledger, if the strategy has one. ``seals.jsonl`` reveals changes of config and rows, ``signature.json`` holds
+    the signature of the last seal.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
-        self.mark = self.path / "mark"  # who wrote the config, which only that user can tell (`identity.marks`)
+        self.mark = self.path / "mark"  # proves that this user wrote the config (`identity.marks`)
         self.versions = self.path / "versions.json"
         self.metrics = self.path / "metrics.jsonl"
         self.links_file = self.path / "digests.jsonl"
@@ -65,7 +65,7 @@ class RunFolder:
     def create(
         self, config: str, made_with: dict[str, str], initial: Tensors | None = None, sealed: bool = True
     ) -> None:
-        """Begin a run; `initial` is what it holds of the model that it begins with."""
+        """Create the run; `initial` is the part of the initial model to store."""
         self.check_new()
         try:
             with on_disk(self.path, lambda: NOTHING):
@@ -79,7 +79,7 @@ class RunFolder:
                 if sealed:
                     self.seals.begin(config.encode(), versions.encode())
                 self._mark(config)
-                write_atomically(self.config, config)  # last: with it, the folder holds a run
+                write_atomically(self.config, config)  # last: a folder with a config holds a run
         except OSError as error:
             self._uncreate()
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
@@ -88,16 +88,16 @@ class RunFolder:
             raise
 
     def _uncreate(self) -> None:
-        """Leave nothing of a run that has not begun."""
+        """Remove what `create` has written, if it fails."""
         if not self.config.exists():
             for path in (self.initial, self.versions, self.declared, self.seals.path, self.mark):
                 with suppress(OSError):
                     path.unlink()
             with suppress(OSError):
-                self.path.rmdir()  # where it is empty
+                self.path.rmdir()  # if it is empty
 
     def is_ours(self, config: str) -> bool:
-        """Whether `config`, which was read here, is what this user wrote here."""
+        """Whether this user wrote `config` here."""
         return marks.is_marked(config, self._marks())
 
     def _marks(self) -> list[str]:
@@ -106,17 +106,17 @@ class RunFolder:
         return []
 
     def _mark(self, config: str) -> None:
-        """Before the config is written, so that no crash leaves one without its mark."""
+        """Write the mark before the config, so that a crash never leaves a config without one."""
         try:
             new = marks.mark(config)
-        except OSError:  # a user who can have no key
+        except OSError:  # a user without a key
             return
         write_atomically(self.mark, "".join(f"{one}\n" for one in dict.fromkeys([*self._marks(), new])))
 
     def made_with(self) -> dict[str, str]:
-        """The versions it was begun with, and the fingerprints of the ``model`` and of what is held of it, ``initial``.
+        """The versions it was started with, and the fingerprints of the ``model`` and of the stored part, ``initial``.
 
-        What is not known is not there.
+        Unknown ones are missing.
         """
         try:
             found = json.loads(self.versions.read_text())
@@ -126,12 +126,12 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from running the same run meanwhile. A killed process holds no lock.
+        """Prevent other processes from running the same run. A killed process holds no lock.
 
-        What a killed one has left half-written is removed.
+        Half-written files of a killed process are removed.
         """
         with (self.path / ".lock").open("a") as file:
-            with suppress(OSError):  # another owner's: who can read a file can lock it
+            with suppress(OSError):  # another user's file: whoever can read it can lock it
                 os.fchmod(file.fileno(), 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +142,7 @@ class RunFolder:
             yield
 
     def append(self, row: Row, link: Link) -> None:
-        """Log a round, on disk when this returns."""
+        """Log a round; it is on disk when this returns."""
         text = json.dumps(_strict(row))
         if self.seals.exists():
             self.seals.add_row(link.round, text)
@@ -150,20 +150,20 @@ class RunFolder:
             append(path, f"{line}\n".encode())
 
     def rewind(self, round: int) -> None:
-        """Forget what was logged after `round`, what was made of it, and a line that a crash cut short."""
-        logs = (self.links_file, self.metrics)  # and the seals last: a crash leaves them ahead, as in `append`
+        """Remove the logs after `round`, files derived from them, and a line that a crash cut short."""
+        logs = (self.links_file, self.metrics)  # seals last: a crash leaves them ahead, as in `append`
         kept = {path: [line for line, entry in _lines(path) if entry["round"] <= round] for path in logs}
         sealed = self.seals.exists() and self.seals.rewound(round, self.config.read_bytes(), self._versions())
         if self.ledger.exists():
             self.ledger.rewind(round)
-        self.model.unlink(missing_ok=True)  # only now: a damaged line has raised before anything was lost
+        self.model.unlink(missing_ok=True)  # only now: a damaged line raises before anything is lost
         for path, lines in kept.items():
             write_atomically(path, "".join(lines))
         if sealed:
             write_atomically(self.seals.path, sealed)
 
     def amend(self, config: str) -> None:
-        """Go on with another config, such as one with more rounds; whose the one before was, this one is."""
+        """Replace the config, for example by one with more rounds; it stays marked as this user's if it was."""
         before, data = self.config.read_bytes(), config.encode()
         if data == before:
             return
@@ -180,7 +180,7 @@ class RunFolder:
         return self.versions.read_bytes() if self.versions.exists() else b""
 
     def seal_flaw(self) -> str | None:
-        """What of config, versions and rows was changed since it was sealed; None too where there is no seal."""
+        """Return what was changed in config, versions or rows since sealing; None if nothing, or without a seal."""
         if not self.seals.exists():
             return None
         rows = [(line.removesuffix("\n"), row["round"]) for line, row in _lines(self.metrics)]
@@ -197,7 +197,7 @@ class RunFolder:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The whole lines of a JSON-lines file. A last line without its end was cut short by a crash: it does not count."""
+    """Yield the complete lines of a JSON Lines file, without a last line that a crash cut short."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -214,7 +214,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _strict(value: Any) -> Any:
-    """NaN and infinity are not JSON: they become null."""
+    """Replace NaN and infinity by null, because they are not JSON."""
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

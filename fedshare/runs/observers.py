@@ -11,14 +11,14 @@ from fedshare.state import State
 
 
 class Observer(Protocol):
-    """Is told of each finished round, in order.
+    """Called with each finished round, in order.
 
-    A round's checkpoint is written after all observers have been told of the round, so a run that resumes from the
-    checkpoint finds what they wrote.
+    A round's checkpoint is written after all observers have been called, so that a run resumed from it finds what they
+    wrote.
     """
 
     def saw(self, done: Round) -> None:
-        """Whatever the observer writes is on disk when this returns. Raises OSError when it cannot be written."""
+        """Record the round; what is stored is on disk when this returns. Raises OSError if it cannot be written."""
 
 
 class LineWriter:
@@ -32,15 +32,15 @@ class LineWriter:
 
 
 class LedgerWriter:
-    """Writes the commits of the ledger that the server's memory holds (`fedshare.ledger.transcript.kept`)."""
+    """Writes the ledger commits that the server's memory holds (`fedshare.ledger.transcript.kept`)."""
 
     def __init__(self, file: LedgerFile) -> None:
         self._file = file
 
     def begin(self, state: State) -> bool:
-        """Create the file, or check that it ends where the run resumes; returns false when the run has no ledger.
+        """Create the file, or check that it leads to `state`; return False if the run has no ledger.
 
-        Raises UserError when it ends elsewhere.
+        Raises UserError if it leads elsewhere.
         """
         if (found := kept(state)) is None:
             return False
@@ -53,14 +53,14 @@ class LedgerWriter:
 
     def saw(self, done: Round) -> None:
         found = kept(done.state)
-        if found and found[1].round == done.number:  # else no upload could be used
+        if found and found[1].round == done.number:  # otherwise no upload was usable
             self._file.append(found[1].last, found[1].head)
 
 
 def writers(folder: RunFolder, state: State) -> list[Observer]:
-    """The observers that write `folder`, in the order in which they write, of a run that starts or resumes at `state`.
+    """Return the observers that write `folder`, in writing order; the run starts or resumes at `state`.
 
-    The lines are written first, so that the ledger has no commit of a round without its lines.
+    The lines are written first, so that the ledger never has a commit of a round without lines.
     """
     ledger = LedgerWriter(folder.ledger)
     return [LineWriter(folder), ledger] if ledger.begin(state) else [LineWriter(folder)]

@@ -1,10 +1,10 @@
-"""The seal of a run's records: a hash chain over its config, and over each row of ``metrics.jsonl`` as it was written.
+"""The seal of a run's records: a hash chain over its config, and over each row of ``metrics.jsonl`` as written.
 
-It shows what was changed afterwards, and is never compared between runs: rows hold seconds, configs hold names. Who can
-write the file can make a new chain; a signature of its last seal (`fedshare.identity.owner`) is what he cannot make.
+It reveals later changes, and is never compared between runs: rows hold durations, configs hold names. A user with
+write access can make a new chain, but cannot forge a signature of its last seal (`fedshare.identity.owner`).
 
-A row is sealed before it is written, and a config before it replaces another. So a kill leaves seals ahead of what they
-seal, never a row without a seal: such a row was added.
+A row is sealed before it is written, and a config before it replaces another. So a kill leaves seals ahead of the
+records, never a row without a seal: such a row was added.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from pathlib import Path
 from fedshare.errors import UserError
 from fedshare.machine.files import append, write_atomically
 
-_TAIL = 4096  # bytes, in which there is more than one line
+_TAIL = 4096  # bytes at the end of the file that hold more than one line
 
 
 @dataclass(frozen=True)
 class Seal:
-    """A line of the file: what it covers, and the SHA-256 over that and the line before."""
+    """A line of the file: what it covers, and the SHA-256 of that and the line before."""
 
     covers: dict[str, str | int]  # config and made_with, by their SHA-256; or a round and its row's
     digest: str
@@ -34,7 +34,7 @@ class Seal:
 
     @classmethod
     def read(cls, line: bytes, previous: str) -> "Seal | None":
-        """The one that `line` is to the byte, behind the digest `previous`; None where it is none."""
+        """Parse `line`; None unless it is, to the byte, the seal that follows the digest `previous`."""
         try:
             covers = json.loads(line)
             del covers["seal"]
@@ -45,7 +45,7 @@ class Seal:
 
     @property
     def round(self) -> int | None:
-        """None where it is of a config."""
+        """The round; None if it seals a config."""
         found = self.covers.get("round")
         return found if isinstance(found, int) else None
 
@@ -58,23 +58,23 @@ class SealFile:
         self.path = path
 
     def exists(self) -> bool:
-        """Whether the run has a seal: those that older versions made have none."""
+        """Whether the run has a seal: runs made by older versions have none."""
         return self.path.is_file()
 
     def begin(self, config: bytes, made_with: bytes) -> None:
-        """A seal without rows, in the place of one that was there."""
+        """Write a seal without rows, replacing any other."""
         write_atomically(self.path, Seal.over(_config(config, made_with), "").to_line())
 
     def add_row(self, round: int, row: str) -> None:
-        """On disk when this returns."""
+        """Seal a row; it is on disk when this returns."""
         self._add({"round": round, "row": _sha256(row.encode())})
 
     def add_config(self, config: bytes, made_with: bytes) -> None:
-        """On disk when this returns."""
+        """Seal a config; it is on disk when this returns."""
         self._add(_config(config, made_with))
 
     def rewound(self, round: int, config: bytes, made_with: bytes) -> bytes:
-        """What the file would be without the rows after `round`, with the config that the run has now."""
+        """Return the contents of the file without the rows after `round`, and with the current config."""
         kept: list[Seal] = []
         for seal in self.read():
             if seal.round is not None and seal.round > round:
@@ -86,7 +86,7 @@ class SealFile:
         return b"".join(seal.to_line() for seal in kept)
 
     def read(self) -> list[Seal]:
-        """The whole chain, which begins with a config; a last line without its end was cut short by a crash.
+        """Return the whole chain, which begins with a config, without a last line that a crash cut short.
 
         Raises UserError at a line that does not follow.
         """
@@ -103,10 +103,10 @@ class SealFile:
         return seals
 
     def flaw(self, config: bytes, made_with: bytes, rows: Iterable[tuple[str, int]]) -> str | None:
-        """What is not as it was sealed; `rows` are lines and their rounds. Rows may be lacking at the end."""
+        """Return what has changed since sealing; `rows` are lines and their rounds. Rows may be missing at the end."""
         seals = self.read()
         configs, sealed = ([seal for seal in seals if (seal.round is None) == of] for of in (True, False))
-        # A new config is sealed before it is written, so that a kill may have left the one before.
+        # A new config is sealed before it is written: after a kill, the file may still hold the previous one.
         possible = configs[-2:] if seals[-1].round is None else configs[-1:]
         if _sha256(made_with) != configs[-1].covers["made_with"]:
             return "versions.json was changed since it was sealed"
@@ -124,7 +124,7 @@ class SealFile:
         return None
 
     def holds(self, config: bytes) -> bool:
-        """Whether the config that was sealed last is this one."""
+        """Whether this is the config that was sealed last."""
         return [seal for seal in self.read() if seal.round is None][-1].covers["config"] == _sha256(config)
 
     def _add(self, covers: dict[str, str | int]) -> None:

@@ -1,4 +1,4 @@
-"""Whether a run is what it was, and whether two runs are the same."""
+"""Whether a run is intact, and whether two runs are the same."""
 
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
@@ -18,12 +18,12 @@ from fedshare.tensors import fingerprint
 
 
 def records_flaw(run: RunFolder) -> str | None:
-    """What in the lines of `run` contradicts its seal or its digests; what a kill has cut short does not."""
+    """Return what in the lines of `run` contradicts its seal or digests; lines cut short by a kill do not."""
     return run.seal_flaw() or _chain_flaw(run, run.links())
 
 
 def unwritten(run: RunFolder, links: list[Link]) -> list[str]:
-    """What is sealed and not there, rounds or a config: of one thing, a kill may have cut the writing short."""
+    """Return what is sealed but missing, rounds or a config: a single item may be due to a kill during writing."""
     if not run.seals.exists():
         return []
     lost = [f"round {seal.round}" for seal in run.seals.read() if seal.round and seal.round > len(links)]
@@ -31,7 +31,7 @@ def unwritten(run: RunFolder, links: list[Link]) -> list[str]:
 
 
 def self_check(run: RunFolder) -> str | None:
-    """What in `run` contradicts its own records: the first round, participant and tensor; None if nothing does."""
+    """Return what in `run` contradicts its records: the first round, participant and tensor; None if nothing does."""
     links = run.links()
     if wrong := run.seal_flaw():
         return wrong
@@ -62,7 +62,7 @@ def _contents_flaw(run: RunFolder, links: list[Link]) -> str | None:
     if wrong := _check_ledger(run, links) or initial_flaw(run):
         return wrong
     if run.model.exists() and links:
-        # Where nothing is shared, the one path is "params" itself.
+        # If nothing is shared, the only path is "params" itself.
         params = {path: digest for path, digest in links[-1].server.items() if path.split("/")[0] == "params"}
         try:
             found = digests({"params": load_file(run.model)})
@@ -91,8 +91,8 @@ def _check_ledger(run: RunFolder, links: list[Link]) -> str | None:
 
 
 def initial_flaw(run: RunFolder) -> str | None:
-    """What is wrong with what `run` holds of the model that it began with."""
-    if (recorded := run.made_with().get("initial")) is None:  # a run of fedshare 0.1 holds none
+    """Return what is wrong with the stored initial model of `run`; None if nothing is."""
+    if (recorded := run.made_with().get("initial")) is None:  # runs of fedshare 0.1 store none
         return None
     if not run.initial.exists():
         return f"{run.initial.name} is missing"
@@ -124,16 +124,16 @@ def _contradiction(
     clients: dict[int, dict[str, Any]],
     remote: bool = False,
 ) -> str | None:
-    """The first part of these memories whose digest is not the one recorded."""
+    """Return the first leaf of these memories whose digest differs from the recorded one."""
     recorded: dict[str, chain.Leaves] = {}
     for link in links:
-        # Of a memory that its client keeps, only the round is known here.
+        # Of memories that clients keep themselves, only the round is known here.
         recorded |= {
             c: digests({"round": link.round if leaves else 0}) if remote else leaves
             for c, leaves in link.memories.items()
         }
     found = {str(client): digests(state) for client, state in clients.items()}
-    if remote:  # beside it stands what is held against a client, of which no digest tells
+    if remote:  # the file also holds evidence against clients, which no digest covers
         found = {str(c): digests({"round": state.get("round")}) for c, state in clients.items() if str(c) in recorded}
     for client in sorted(recorded.keys() | found.keys(), key=int):
         if path := next(chain.differences(recorded.get(client, {}), found.get(client, {})), None):
@@ -143,9 +143,9 @@ def _contradiction(
 
 
 def verify(a: RunFolder, b: RunFolder | None = None, *, harmless: Collection[str] = ()) -> tuple[bool, str]:
-    """Whether two runs are the same to the bit, and the sentence to say about it; of one run, whether it is whole.
+    """Return whether two runs are equal to the bit, or one run is intact, and the sentence that reports it.
 
-    Of the keys of a config, those that are `harmless` cannot be why two runs differ.
+    `harmless` config keys are never named as the reason why two runs differ.
     """
     for run in [a, b] if b else [a]:
         if wrong := self_check(run):
@@ -161,7 +161,7 @@ def verify(a: RunFolder, b: RunFolder | None = None, *, harmless: Collection[str
     if where := chain.first_difference(mine, others):
         began = "; so do the models that they began with" if len(models) > 1 else ""
         return False, f"differ first in {where}{began}{late(a) or late(b)}{_config_difference(a, b, harmless)}"
-    if len(models) > 1:  # in what is frozen, which no digest of a round covers
+    if len(models) > 1:  # in frozen parameters, which no round's digest covers
         return False, f"differ in the models that they began with{_config_difference(a, b, harmless)}"
     if len(mine) != len(others):
         both = min(len(mine), len(others))
@@ -170,7 +170,7 @@ def verify(a: RunFolder, b: RunFolder | None = None, *, harmless: Collection[str
 
 
 def _unproven(run: RunFolder, links: list[Link]) -> str:
-    """What a whole record does not show."""
+    """Return what the records of an intact run leave unproven."""
     if not run.seals.exists():
         return "; config and rows may be others, for it has no seal: made before there were seals, or it was removed"
     if lost := unwritten(run, links):
@@ -179,13 +179,13 @@ def _unproven(run: RunFolder, links: list[Link]) -> str:
 
 
 def late(run: RunFolder) -> str:
-    """Where a round was closed without some, which is chance: no other run need give the same."""
+    """Return which round was closed without late clients: chance, which another run need not repeat."""
     late = [row["round"] for row in run.rows() if any(why.startswith(LATE) for why in row.get("dropped", {}).values())]
     return f"; {run.path} closed round {late[0]} without who was late (quorum)" if late else ""
 
 
 def _config_difference(a: RunFolder, b: RunFolder, harmless: Collection[str]) -> str:
-    """The first lines in which two configs differ that may be why their runs do."""
+    """Return the first lines that differ between two configs and may explain why the runs differ."""
     for left, right in zip_longest(_lines(a, harmless), _lines(b, harmless), fillvalue="nothing"):
         if left != right:
             return f"; so do their configs: {left} | {right}"
@@ -193,7 +193,7 @@ def _config_difference(a: RunFolder, b: RunFolder, harmless: Collection[str]) ->
 
 
 def _lines(run: RunFolder, without: Collection[str]) -> Iterator[str]:
-    """The lines of a run's config, but for the keys `without` and what is in them."""
+    """Yield the lines of a run's config, except the keys `without` and their contents."""
     kept = True
     for line in run.config.read_text().splitlines():
         if not line.startswith((" ", "-")):
