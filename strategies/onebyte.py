@@ -85,7 +85,7 @@ class OneByte(Strategy):
             )
 
     @property
-    def form(self) -> Codes:  # an attribute in strategies with a single coding
+    def form(self) -> Codes:  # type: ignore[override]  # an attribute in strategies with a single coding
         return Codes(self.CODINGS[self.coding])
 
     def init(self, params: Tensors, clients: int) -> State:

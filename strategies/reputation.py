@@ -90,7 +90,7 @@ class Reputation(Strategy):
 
     @abstractmethod
     def kept(self, weight: float) -> float:
-        """Return how much of its own update, of this weight in the average, a client keeps in addition to its reward."""
+        """Return how much of its own update, of this weight in the average, a client keeps beside its reward."""
 
     @abstractmethod
     def scaled(self, update: Tensors) -> Tensors:
