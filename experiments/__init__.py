@@ -1,1 +1,1 @@
-"""Entry points and hydra configs: the only place that knows hydra and wandb."""
+"""Command line and hydra configs: the only package that uses hydra and wandb."""

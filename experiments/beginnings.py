@@ -1,4 +1,4 @@
-"""What a run began with: its versions, the random streams of those, and the model that its folder holds."""
+"""The start of a run: its versions and their random streams, and the initial model in its folder."""
 
 import re
 import sys
@@ -15,13 +15,13 @@ from fedshare.experiments.config import build
 from fedshare.runs import RunFolder, initial_flaw
 from fedshare.simulation import Population
 
-_STREAMS = (0, 2)  # the version since which random streams are what they are
+_STREAMS = (0, 2)  # the version that introduced the current random streams
 
 
 def create(folder: RunFolder, config: DictConfig, population: Population | None = None) -> None:
     text, made_with = OmegaConf.to_yaml(config), versions()
     if population is None:
-        folder.create(text, made_with, sealed=False)  # its rows are written by itself
+        folder.create(text, made_with, sealed=False)  # it seals no rows
     else:
         folder.create(text, made_with | {"model": population.scratch.fingerprint}, population.drawn())
     if not folder.is_ours(text):
@@ -29,7 +29,7 @@ def create(folder: RunFolder, config: DictConfig, population: Population | None 
 
 
 def begin(folder: RunFolder, population: Population, config: DictConfig) -> None:
-    """Let all start from the model that the run began with. Raises UserError where it cannot be had any more."""
+    """Start all clients from the run's initial model. Raises UserError if that is no longer available."""
     if wrong := initial_flaw(folder):
         raise UserError(f"{folder.path}: {wrong}")
     if folder.initial.exists():
@@ -39,7 +39,7 @@ def begin(folder: RunFolder, population: Population, config: DictConfig) -> None
 
 
 def why_another(folder: RunFolder, config: DictConfig) -> str:
-    """Why the config makes another model now than it did."""
+    """Return why the config makes another model now than it did then."""
     if config.weights is not None:
         return f"other weights lie at weights={config.weights} now"
     made, now = folder.made_with().get("torch"), versions()["torch"]
@@ -53,16 +53,16 @@ STILL = "verify, compare, ledger, replay, undo and export still read it"
 
 
 def check_streams(folder: RunFolder, still: str = STILL) -> None:
-    """Raise UserError where the run's random streams were others, so that it cannot go on as it began.
+    """Raise UserError if the run used other random streams, so that it cannot be resumed.
 
-    `still` is what can be done with it all the same.
+    `still` says what can still be done with it.
     """
     if made := _older(folder):
         raise _others(folder.path, made, still)
 
 
 def check_made(place: Path, made: str | None, still: str) -> None:
-    """The same of what lies at `place`, by the version of fedshare that made it; None: it does not say."""
+    """The same check for what lies at `place`, by the version of fedshare that made it; None: unknown."""
     if made := _before(made):
         raise _others(place, made, still)
 
@@ -73,14 +73,14 @@ def _others(place: Path, made: str, still: str) -> UserError:
 
 
 def streams(folder: RunFolder) -> AbstractContextManager[None]:
-    """Inside, random streams are those that the run has drawn from."""
+    """Inside the block, random streams are those that the run has used."""
     return seeds.earlier() if _older(folder) else nullcontext()
 
 
 def _older(folder: RunFolder) -> str | None:
-    """What made the run, where that had other random streams."""
+    """Return the version that made the run if its random streams differ from ours."""
     made = folder.made_with().get("fedshare")
-    return None if made is None and folder.initial.exists() else _before(made)  # before, a run held no model
+    return None if made is None and folder.initial.exists() else _before(made)  # older runs hold no model
 
 
 def _before(made: str | None) -> str | None:
@@ -97,7 +97,7 @@ def warn_of_versions(folder: RunFolder) -> None:
 
 
 def versions() -> dict[str, str]:
-    # Not the metadata of fedshare: an editable install's are those of the day on which it was made.
+    # Not the metadata of fedshare: in an editable install they are as old as the installation.
     return {"fedshare": fedshare.__version__, **{name: version(name) for name in ("torch", "numpy")}}
 
 

@@ -1,4 +1,4 @@
-"""The `fedshare` command. What a subcommand needs is imported when it is called, so that help comes at once."""
+"""The `fedshare` command. Subcommands import what they need when called, so that help is fast."""
 
 import argparse
 import sys
@@ -36,9 +36,9 @@ _EPILOG = """examples:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit status: 0 done; 1 a difference was found, or the system failed; 2 bad input; 130 stopped.
+    """Run a command. Exit status: 0 done; 1 a difference was found, or the system failed; 2 bad input; 130 stopped.
 
-    And 3: the run halted, or a disk is full or cannot be written.
+    3: the run halted, or a disk is full or cannot be written.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -60,17 +60,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     command, *rest = arguments or [""]
-    if command in ("run", "demo"):  # hydra reads the rest
+    if command in ("run", "demo"):  # hydra parses the rest
         from fedshare.experiments.commands.run import run
 
         run(rest, "demo" if command == "demo" else "config")
         return 0
-    if command == "pretrain":  # and here
+    if command == "pretrain":  # here too
         from fedshare.experiments.commands.pretrain import main as pretrain
 
         pretrain(rest)
         return 0
-    if command == "matrix":  # and here
+    if command == "matrix":  # here too
         from fedshare.experiments.commands.matrix import matrix
 
         matrix(rest)

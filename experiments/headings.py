@@ -1,4 +1,4 @@
-"""What a picture of one or several runs is about, in a line: method, data and seed."""
+"""The title of a plot of one or several runs: method, data and seed."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare.errors import printable
 
-LONGEST = 100  # characters; a picture of many runs has their names in its legend
+LONGEST = 100  # characters; with many runs, the legend has their names
 
 
 def heading(configs: Sequence[DictConfig], names: Sequence[str]) -> str:
-    """`names` are what the runs are called; what their configs' names end in beyond that is said once."""
+    """Return the title; `names` are the runs' titles, and the common rest of their configs' names is added once."""
     given = [str(config.get("name") or name) for config, name in zip(configs, names, strict=True)]
     rests = {whole.removeprefix(name).strip("-") for whole, name in zip(given, names, strict=True)}
     data = _each([_last(config, "data.load._target_") or "own data" for config in configs])
     methods = _each([_last(config, "strategy._target_") or "?" for config in configs])
     seeds = _each([str(config.get("seed", "?")) for config in configs])
     said = ", ".join(names)
-    # A name of the user's own tells neither.
+    # A name chosen by the user contains neither.
     about = next(iter(rests)) if len(rests) == 1 else ""
     if not all(_last(config, "data.load._target_") in whole for config, whole in zip(configs, given, strict=True)):
         about = f"{', '.join(methods)} on {', '.join(data)}"

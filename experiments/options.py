@@ -1,4 +1,4 @@
-"""What the command lines of all commands have in common."""
+"""Command-line parsing shared by all commands."""
 
 import argparse
 from typing import NoReturn
@@ -9,7 +9,7 @@ PASSPHRASE = "passphrase of the key: the first line of FILE, or prompted for"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """A parser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

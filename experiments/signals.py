@@ -1,4 +1,4 @@
-"""SIGTERM ends a run in order, as Ctrl-C does."""
+"""Orderly shutdown on SIGTERM, as on Ctrl-C."""
 
 import signal
 from collections.abc import Iterator

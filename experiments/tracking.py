@@ -1,7 +1,7 @@
-"""Experiment trackers, fed from the rows of a run. This file alone knows wandb.
+"""Experiment trackers, fed from the rows of a run. This is the only file that uses wandb.
 
-wandb lives in a process of its own, which reads rows from a pipe: whatever it does there (hang, raise, ask a question),
-the run goes on, and nothing is lost, for `metrics.jsonl` is the truth.
+wandb runs in a separate process, which reads rows from a pipe: if it hangs, raises or prompts, the run continues, and
+nothing is lost, because `metrics.jsonl` is authoritative.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from fedshare.errors import UserError, first_line
 
 Note = Callable[[str], None]
 MODES = ("auto", "online", "offline", "disabled")
-MARK = "fedshare> "  # begins a line of the log that is meant for a person
+MARK = "fedshare> "  # prefix of log lines to show to the user
 
 
 def _note(text: str) -> None:
@@ -31,7 +31,7 @@ def _note(text: str) -> None:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What an entry point calls, in this order. Nothing here raises: a broken tracker never breaks a run."""
+    """Called by an entry point, in this order. Nothing here raises: a broken tracker never breaks a run."""
 
     def start(self, config: dict[str, Any], name: str, group: str | None, folder: Path, note: Note = _note) -> None: ...
     def log(self, row: dict[str, Any]) -> None: ...
@@ -39,7 +39,7 @@ class Tracker(Protocol):
 
 
 class Watcher(Tracker, Protocol):
-    """A tracker of a deployment, which also hears why a client does not take part."""
+    """A tracker of a deployment, which is also told why a client does not take part."""
 
     def refused(self, reason: str, client: int | None = None) -> None: ...
 
@@ -55,13 +55,13 @@ class NoTracker:
 
 @dataclass(frozen=True)
 class Wandb:
-    """Weights & Biases: one run per `start`, written below `folder`; a run resumed in its folder keeps its id."""
+    """Weights & Biases: one run per `start`, written below `folder`; a resumed run keeps its id."""
 
-    project: str = "fedshare"  # where the runs appear
+    project: str = "fedshare"  # the project that the runs appear in
     entity: str | None = None  # account or team; wandb's default if None
     mode: str = "auto"  # auto is online where there is an account and a network, offline elsewhere
-    group: str | None = None  # runs shown together; the group given to `start` if None
-    deadline: float = 60.0  # seconds that the end of a run waits for wandb
+    group: str | None = None  # runs shown together; None: the group given to `start`
+    deadline: float = 60.0  # seconds to wait for wandb at the end of a run
     _live: list["_Process"] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,11 +70,11 @@ class Wandb:
         if not self.deadline > 0:
             raise UserError(f"deadline={self.deadline!r} must be above 0 seconds")
         found = importlib.util.find_spec("wandb")
-        if found is None or found.origin is None:  # a folder named wandb, left by some run, counts as a package
+        if found is None or found.origin is None:  # a leftover folder named wandb counts as a package
             raise UserError("wandb is not installed: pip install wandb, or choose tracking=none")
 
     def start(self, config: dict[str, Any], name: str, group: str | None, folder: Path, note: Note = _note) -> None:
-        """Begin a run. `note` shows a person a line."""
+        """Begin a run. `note` prints a line."""
         if self.mode == "disabled":
             return
         init = {
@@ -110,7 +110,7 @@ class Wandb:
 
 
 class _Process:
-    """The run's end of the pipe: one JSON object a line, never waiting, except in `finish`."""
+    """The run's end of the pipe: one JSON object per line, never blocking, except in `finish`."""
 
     def __init__(self, hello: dict[str, Any], folder: Path, deadline: float, note: Note) -> None:
         self.deadline, self.note, self.log_file = deadline, note, folder / "tracking.log"
@@ -122,7 +122,7 @@ class _Process:
                 stdout=output,
                 stderr=output,
                 bufsize=0,
-                start_new_session=True,  # no terminal to ask on, no Ctrl-C that was meant for the run
+                start_new_session=True,  # no terminal to prompt on, and no Ctrl-C meant for the run
                 env={"WANDB_CACHE_DIR": str(folder.resolve() / "wandb" / "cache"), **os.environ, **here},
             )
         assert self.process.stdin is not None
@@ -169,7 +169,7 @@ class _Process:
 
 
 def scalars(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of ``metrics.jsonl`` as wandb shows it: numbers, and one histogram instead of a key per client."""
+    """Convert a row of ``metrics.jsonl`` for wandb: numbers, and one histogram instead of a key per client."""
     record: dict[str, Any] = {key: value for key, value in row.items() if isinstance(value, int | float)}
     record |= {f"seconds/{phase}": seconds for phase, seconds in row.get("seconds", {}).items()}
     for way in ("up", "down"):
@@ -191,9 +191,9 @@ def _tell(text: str) -> None:
 
 
 def _serve() -> None:
-    """wandb's own process: read rows until the pipe closes, then end the run."""
+    """Main loop of the wandb process: read rows until the pipe closes, then end the run."""
     lines = os.fdopen(os.dup(0), encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # whoever asks a question gets no answer
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # prompts get no answer
     hello = json.loads(lines.readline())
 
     import wandb
@@ -220,7 +220,7 @@ def _serve() -> None:
             run.log({key: _value(value) for key, value in message["row"].items()})
         else:
             status = message["finish"]
-    # Should the run be gone as well, nobody else would end a wandb that hangs.
+    # If the run is gone as well, nothing else would end a wandb that hangs.
     orphan = threading.Timer(deadline + 5, os._exit, (1,))
     orphan.daemon = True
     orphan.start()

@@ -1,1 +1,1 @@
-"""The commands of fedshare, a file each."""
+"""The commands of fedshare, one file each."""

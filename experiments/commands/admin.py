@@ -1,4 +1,4 @@
-"""`fedshare admin`: command a running server by its socket, or clear up clients' memories of runs."""
+"""`fedshare admin`: command a running server through its socket, or delete clients' memories of runs."""
 
 import argparse
 import json
@@ -46,11 +46,11 @@ def admin(arguments: list[str]) -> int:
 
 
 def _wait(socket: Path, round: int | None, seconds: float) -> None:
-    """Until the checkpoint of `round` is there, or else until the server has ended. Raises UserError."""
+    """Wait for the checkpoint of `round`, or if it is None for the end of the server. Raises UserError."""
     what = "the end of the server" if round is None else f"the checkpoint of round {round}"
     until = time.monotonic() + seconds
     while control.listens(socket):
-        with suppress(UserError):  # it may be about to end
+        with suppress(UserError):  # the server may be about to end
             if round is not None and control.ask(socket, {"command": "status"})["checkpoint"] >= round:
                 print(f"the checkpoint of round {round} is written")
                 return
@@ -63,7 +63,7 @@ def _wait(socket: Path, round: int | None, seconds: float) -> None:
 
 
 def _status(answer: dict[str, Any]) -> list[str]:
-    """For a person. Texts that come from clients are printed safely."""
+    """Format the status. Texts that come from clients are made printable."""
     if not answer["begun"]:
         where = "waiting for its clients"
     elif answer["stopping"]:

@@ -1,4 +1,4 @@
-"""One cell of a matrix: a run of which the end is kept, and the file that keeps it."""
+"""One cell of a matrix: a run of which only the result is kept, and the file that stores it."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from fedshare.report.robustness import detection
 from fedshare.simulation import Simulation
 
 KEPT = ("seconds", "rounds", "clients", "adversaries", "halted", "bytes_up", "bytes_down", "detection", "row")
-Result = dict[str, Any]  # with those keys
+Result = dict[str, Any]  # with the keys `KEPT`
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Cell:
     defence: str
     partition: str
     seed: int
-    config: dict[str, Any]  # resolved, without what is idle
+    config: dict[str, Any]  # resolved, without keys that have no effect
 
     def __str__(self) -> str:
         return f"{self.attack} / {self.defence} / {self.partition} / seed {self.seed}"
 
     @property
     def file(self) -> str:
-        """The same for cells that are the same, whatever they are called."""
+        """File name, equal for equal configs whatever their names."""
         text = json.dumps(self.config, sort_keys=True)
         return f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
@@ -50,7 +50,7 @@ class Cell:
         )
 
     def read(self, folder: Path) -> Result | None:
-        """What is kept of it, if anything is, and the ``fedshare`` that made it. Raises ValueError on damage."""
+        """Return the stored result, if any, with the ``fedshare`` that made it. Raises ValueError if damaged."""
         try:
             kept = json.loads((folder / self.file).read_text())
         except FileNotFoundError:
@@ -61,7 +61,7 @@ class Cell:
 
 
 def play(config: dict[str, Any], tell: Callable[[int], None]) -> Result:
-    """All rounds, in this process; `tell` hears of each. A run that halts has a result, too."""
+    """Play all rounds in this process; `tell` is called with each. Halted runs also have a result."""
     began, whole = time.perf_counter(), DictConfig(OmegaConf.create(config))
     sent, row, halted = {"bytes_up": 0, "bytes_down": 0}, dict[str, Any](), None
     with Simulation(partial(build.population_of, whole)) as network:
@@ -92,7 +92,7 @@ def play(config: dict[str, Any], tell: Callable[[int], None]) -> Result:
 
 
 def _strict(value: Any) -> Any:
-    """NaN and infinity are not JSON: they become null."""
+    """Replace NaN and infinity by null, because they are not JSON."""
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,11 +20,11 @@ from fedshare.report.compare import (
 )
 from fedshare.runs import RunFolder
 
-DEALT = ("data", "partition", "train_examples", "seed")  # these decide who has which examples
+DEALT = ("data", "partition", "train_examples", "seed")  # these determine which client has which examples
 
 
 def compare(paths: list[str], into: str | None) -> None:
-    """Print the table, and write all clients to `into`. Raises UserError where the runs' clients are not the same."""
+    """Print the table, and write all clients to `into`. Raises UserError if the runs' clients differ."""
     if len(paths) < 2:
         raise UserError(f"compare: takes two runs or more, not {len(paths)}")
     target = _target(into) if into else None
@@ -61,7 +61,7 @@ def _target(into: str) -> Path:
 
 
 def _config(folder: RunFolder) -> DictConfig:
-    """As it stands there: the run may be older than some key."""
+    """The config as stored: the run may be older than some keys."""
     try:
         config = OmegaConf.load(folder.config)
         if not isinstance(config, DictConfig):

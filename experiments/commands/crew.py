@@ -1,4 +1,4 @@
-"""Worker processes of one thread each that play the cells of a matrix, a cell at a time."""
+"""Single-threaded worker processes that play the cells of a matrix, one cell at a time."""
 
 import contextlib
 import json
@@ -18,13 +18,13 @@ from fedshare.errors import RunHalted, UserError, first_line
 from fedshare.experiments.commands.cell import Cell, Result, play
 from fedshare.simulation.worker import START_DEADLINE, ctrl_c_ignored, death
 
-Outcome: TypeAlias = Result | str  # or why there is no result
+Outcome: TypeAlias = Result | str  # or the reason why there is no result
 
 
 def play_all(cells: list[Cell], workers: int, timeout: float) -> Generator[tuple[Cell, Outcome], None, None]:
-    """What becomes of each cell, in the order in which they end. `workers` is 0 for this process.
+    """Yield each cell with its outcome, as they end. `workers` 0: in this process.
 
-    A worker that is late is killed, and one that dies replaced: its cell has no result, the others go on.
+    A late worker is killed, and a dead one replaced: its cell has no result, the others continue.
     """
     if not workers:
         for cell in cells:
@@ -69,9 +69,9 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other,), daemon=True)
-        with ctrl_c_ignored():  # the child takes it over: only its parent hears Ctrl-C
+        with ctrl_c_ignored():  # inherited by the child: only its parent handles Ctrl-C
             self.process.start()
-        other.close()  # so that the death of the process ends the connection
+        other.close()  # so that the death of the process closes the connection
         self.cell: Cell | None = None
         self.round, self.idle, self.gone = 0, False, False
         self.deadline = time.monotonic() + START_DEADLINE
@@ -79,11 +79,11 @@ class _Worker:
     def send(self, cell: Cell, timeout: float) -> None:
         self.cell, self.round, self.idle = cell, 0, False
         self.deadline = time.monotonic() + timeout
-        with contextlib.suppress(OSError):  # it has died; hear() will find the same
+        with contextlib.suppress(OSError):  # the worker has died; hear() detects that too
             self.connection.send_bytes(json.dumps(cell.config).encode())
 
     def hear(self) -> Outcome | None:
-        """The outcome of its cell, if that is what it says."""
+        """Receive a message; return the outcome if it is one."""
         try:
             said: Any = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
@@ -97,7 +97,7 @@ class _Worker:
         return outcome
 
     def end(self) -> None:
-        """At once: what it has not sent is lost, and will be played again."""
+        """Kill the worker: unsent results are lost, and their cells played again."""
         self.connection.close()
         self.process.kill()
         self.process.join()
@@ -105,14 +105,14 @@ class _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """The life of a worker: it is ready, then answers until the connection ends."""
+    """Worker's main loop: report ready, then answer until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
     def say(what: dict[str, Any]) -> None:
         connection.send_bytes(json.dumps(what).encode())
 
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone, or wants no more
+    with contextlib.suppress(EOFError, OSError):  # the parent has exited or closed the connection
         say({"outcome": None})
         while True:
             config = json.loads(connection.recv_bytes())
@@ -124,6 +124,6 @@ def _attempt(config: dict[str, Any], tell: Any) -> Outcome:
         return play(config, tell)
     except UserError as error:
         return first_line(error)
-    except Exception as error:  # anybody's strategy: the other cells go on
+    except Exception as error:  # from third-party strategies; the other cells continue
         last = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {first_line(error)} ({Path(last.filename).name}, line {last.lineno})"

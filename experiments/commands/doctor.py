@@ -1,6 +1,6 @@
-"""`fedshare doctor`: what stands in the way of a deployment, a line each.
+"""`fedshare doctor`: what prevents a deployment from working, one line each.
 
-It asks a server and never greets it as a client, so that none that is at work notices.
+It probes a server without greeting it as a client, so that running clients are not disturbed.
 """
 
 import argparse
@@ -21,25 +21,25 @@ from fedshare.transport.stream.diagnose import is_local, reach, split
 from fedshare.transport.stream.health import ask, health
 
 HEALTH_SECONDS = 5.0
-SKEW = 1.0  # seconds between two clocks that nobody needs to hear of
-_UNUSED_HERE = ("ca.key", "supernode")  # private keys that no stream is opened with, which would refuse them
+SKEW = 1.0  # clock difference in seconds below which nothing is reported
+_UNUSED_HERE = ("ca.key", "supernode")  # private keys that open no stream, and would make it refuse them
 
 Check = Callable[[argparse.Namespace], Iterator[Finding]]
 
 
 def examine(options: argparse.Namespace) -> int:
-    """Print what is found as it is found; 2 where something FAILED, else 0. Each check has a deadline."""
+    """Print findings as they come; return 2 if any FAILED, else 0. Each check has a deadline."""
     said = set[Finding]()
     for check, seconds in _CHECKS.items():
         for level, line in _until(seconds, check, options):
-            if (level, line) not in said:  # a certificate that does not load is in the way twice
+            if (level, line) not in said:  # a certificate that cannot be loaded is found twice
                 print(f"{level:<7}  {line}", flush=True)
             said.add((level, line))
     return 2 if any(level == FAILED for level, _ in said) else 0
 
 
 def _until(seconds: float, check: Check, options: argparse.Namespace) -> Iterator[Finding]:
-    """What `check` finds. It has a thread of its own, for some waits, such as a name server's, cannot be cut short."""
+    """Yield what `check` finds. It runs in a thread, because some waits, such as for DNS, cannot be interrupted."""
     found: queue.SimpleQueue[Finding | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
@@ -75,7 +75,7 @@ def _keys(options: argparse.Namespace) -> Iterator[Finding]:
             sound = False
             yield FAILED, str(error)
     for name, said in endings(folder):
-        if not said.startswith("ended"):  # which does not load
+        if not said.startswith("ended"):  # otherwise it cannot be loaded
             yield WARNING, f"{folder}: the certificate of {name} {said}; `fedshare keys` renews it"
     for path in sorted(path for path in folder.rglob("*") if path.name in _UNUSED_HERE):
         if (mode := path.stat().st_mode & 0o777) & 0o077:
@@ -90,7 +90,7 @@ def _keys(options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _places(folder: Path, id: int | None) -> list[Path]:
-    """The folders of the participants whose certificates count."""
+    """The folders of the participants whose certificates are relevant."""
     if any((folder / f"{role}.crt").exists() for role in ("server", "client")):
         return [folder]
     if id is not None:
@@ -110,7 +110,7 @@ def _listening(options: argparse.Namespace) -> Iterator[Finding]:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         socket.create_server(address[:2], family=family).close()
     except OSError as error:
-        known = isinstance(error.errno, int) and error.errno > 0  # a name that is not known has a number below 0
+        known = isinstance(error.errno, int) and error.errno > 0  # resolver errors have numbers below 0
         reason = os.strerror(error.errno or 0) if known else error.strerror
         raise UserError(f"{options.listen}: a server cannot listen there: {reason}") from None
     yield OK, f"{options.listen}: a server could listen there"
@@ -141,7 +141,7 @@ def _require_tls(address: str, host: str, options: argparse.Namespace) -> None:
 
 
 def _identity(options: argparse.Namespace) -> Identity | None:
-    """As whom to knock: the client that was named, or any."""
+    """The identity to connect as: that of the client named, or any."""
     if not options.keys:
         return None
     found = next((found for found in _identities(options.keys, options.id) if found.client_id is not None), None)
@@ -157,7 +157,7 @@ def _identities(folder: str, id: int | None) -> Iterator[Identity]:
 
 
 def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
-    """What the server would say to this client with this config. No client that is connected is disturbed."""
+    """Yield the server's answer to this client and config. Connected clients are not disturbed."""
     digest, own = "", bool(options.overrides or options.config_name)
     if own:
         from fedshare.experiments.config import application, compose
@@ -165,7 +165,7 @@ def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
 
         name, app = options.config_name or "config", application.hydra(options.config_dir)
         config = compose.resolved(options.overrides, name, app)
-        from fedshare.experiments.hosts import agreement  # loads torch, for which a config need not wait
+        from fedshare.experiments.hosts import agreement  # loads torch, which checking a config need not wait for
 
         digest = agreement.digest(config)
         yield (
@@ -184,7 +184,7 @@ def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
         yield OK, f"clock: the server's, to within {abs(answer.ahead) + answer.doubt:.2f} s"
 
 
-_CHECKS: dict[Check, float] = {  # and the seconds until its next line
+_CHECKS: dict[Check, float] = {  # the most seconds until its next line
     host_checks.versions: 30.0,
     _keys: 60.0,
     _listening: 30.0,

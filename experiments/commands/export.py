@@ -1,4 +1,4 @@
-"""`fedshare export`: a whole model of a run, backbone included, as one file that needs nothing else."""
+"""`fedshare export`: the complete model of a run, backbone included, as one self-contained file."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from fedshare.tensors import Tensors
 
 
 def export(run: str, file: str, client: int | None, trusted: Trust | None = None) -> None:
-    """The global model, or the one that `client` would use now. Raises UserError where there is none.
+    """Export the global model, or that of `client`. Raises UserError if there is none.
 
     `trusted`: as for `stored`.
     """
@@ -49,12 +49,12 @@ def _model(folder: RunFolder, config: DictConfig, client: int | None) -> nn.Modu
         if download is None:
             raise UserError(f"--client {client}: gets no model any more")
         population.strategy.apply(one, download)
-        population.strategy.evaluate(one, last.round)  # which personalises it
+        population.strategy.evaluate(one, last.round)  # personalises it
     return scratch.module
 
 
 def target(file: str) -> Path:
-    """Where to write it. Raises UserError where that cannot be."""
+    """Return the file to write. Raises UserError if it cannot be written."""
     path = Path(file)
     if path.suffix != ".safetensors":
         raise UserError(f"{file}: must end in .safetensors")
@@ -64,7 +64,7 @@ def target(file: str) -> Path:
 
 
 def write(path: Path, module: nn.Module, config: DictConfig) -> str:
-    """The module as it is now; what there is to say of it."""
+    """Write the module as it is now; return a sentence about it."""
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
     write_atomically(path, save_tensors(tensors, {"config": json.dumps(OmegaConf.to_container(config))}))
     return f"{path}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers"

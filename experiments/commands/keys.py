@@ -1,4 +1,4 @@
-"""`fedshare keys`: make what is lacking, and request, sign, accept, revoke."""
+"""`fedshare keys`: create missing keys, and request, sign, accept, revoke certificates."""
 
 import argparse
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _Do = Callable[[argparse.Namespace], list[str]]
 
 
 def keys(arguments: list[str]) -> list[str]:
-    """What was done, in lines."""
+    """Run the command; return lines that say what was done."""
     commands: dict[str, tuple[Callable[[Parser], None], _Do]] = {
         "request": (_requesting, _request),
         "sign": (_signing, _sign),

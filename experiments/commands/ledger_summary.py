@@ -1,4 +1,4 @@
-"""`fedshare ledger`: what a ledger holds, who has said how much, and what it weighs."""
+"""`fedshare ledger`: the contents of a ledger, the number of messages per peer, and its size."""
 
 from collections.abc import Iterable
 
@@ -14,12 +14,12 @@ from fedshare.ledger.meaning import Meaning
 from fedshare.report.units import decimal, human_bytes
 from fedshare.runs import RunFolder
 
-MOST = 60  # peers that have a line of their own
+MOST = 60  # peers that get a line each
 FLOAT = 4  # bytes
 
 
 def opened(folder: RunFolder) -> tuple[Contents, Meaning]:
-    """What the run's ledger says and means; of a commit that is cut short a warning. Raises UserError."""
+    """Return the run's ledger and its decoder; warn of a truncated commit. Raises UserError."""
     if not folder.ledger.exists():
         why = "its strategy sends models" if folder.links() else "no round is recorded yet"
         raise UserError(f"{folder.path}: has no ledger: {why}")
@@ -46,7 +46,7 @@ def ledger(run: str) -> None:
 
 
 def _said(meaning: Meaning, commits: Iterable[Commit]) -> dict[int, list[Tensor]]:
-    """What each peer's codes stand for, a round after the other."""
+    """Return each peer's decoded values, by round."""
     kind = meaning.coding.encode(torch.zeros(1)).numpy().dtype
     said = dict[int, list[Tensor]]()
     for commit in commits:
@@ -93,7 +93,7 @@ def _steps(meaning: Meaning, commits: list[Commit]) -> str:
 
 
 def _bits(meaning: Meaning) -> int:
-    """Bits behind the point of a commit's step."""
+    """Fractional bits of a commit's step."""
     return meaning.manifest.fraction - meaning.coding.bits - meaning.directions.bits
 
 

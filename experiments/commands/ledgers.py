@@ -1,4 +1,4 @@
-"""`fedshare replay` and `fedshare undo`: models from a run's config and its ledger alone."""
+"""`fedshare replay` and `fedshare undo`: rebuild models from a run's config and ledger alone."""
 
 import time
 from collections.abc import Collection, Iterator
@@ -33,7 +33,7 @@ from fedshare.training.scratch import Scratch
 
 
 def replay(run: str, round: int | None, into: str | None, trusted: Trust | None = None) -> bool:
-    """The model after `round`, by default the last; whether it is the one that the run has recorded.
+    """Rebuild the model after `round`, by default the last; return whether it equals the recorded one.
 
     `trusted`: as for `stored`.
     """
@@ -67,7 +67,7 @@ def replay(run: str, round: int | None, into: str | None, trusted: Trust | None 
 
 
 def undo(run: str, peers: Collection[int], since: int, into: str | None, trusted: Trust | None = None) -> None:
-    """The model after the last round, with all that was said and without what `peers` said from round `since` on.
+    """Rebuild the last model without the messages that `peers` sent from round `since` on.
 
     `trusted`: as for `stored`.
     """
@@ -108,11 +108,11 @@ def undo(run: str, peers: Collection[int], since: int, into: str | None, trusted
 
 
 def _begun(folder: RunFolder, manifest: Manifest, trusted: Trust | None) -> tuple[DictConfig, Population]:
-    """The run's config, and everyone with the model that its ledger starts from. Raises UserError where it is lost."""
+    """Return the run's config, and the population with the ledger's initial model. Raises UserError if that is lost."""
     config = stored(folder, trusted=trusted)
     try:
         device_of(config.device)
-    except UserError as error:  # the bits are the same on any
+    except UserError as error:  # the bits are the same on any device
         warn(f"{error}; on the CPU instead")
         config.device = "cpu"
     with streams(folder):
@@ -129,7 +129,7 @@ def _begun(folder: RunFolder, manifest: Manifest, trusted: Trust | None) -> tupl
 
 @contextmanager
 def _named(folder: RunFolder) -> Iterator[None]:
-    """Say of which file it is that nothing can be made of it."""
+    """Prefix errors with the file that cannot be used."""
     try:
         yield
     except (ValueError, OverflowError) as error:
@@ -137,7 +137,7 @@ def _named(folder: RunFolder) -> Iterator[None]:
 
 
 def _last(folder: RunFolder, contents: Contents) -> int:
-    """The last round up to which the ledger has all; in those after its last commit nobody was heard."""
+    """The last round that the ledger covers; no client was heard after its last commit."""
     last = contents.places[-1].commit.round if contents.places else 0
     (head,) = digests({"head": contents.head}).values()
     later = [link.round for link in folder.links() if link.server.get("ledger/head") == head]
@@ -145,7 +145,7 @@ def _last(folder: RunFolder, contents: Contents) -> int:
 
 
 def _not_recorded(folder: RunFolder, round: int, scratch: Scratch) -> str | None:
-    """What is wrong where the model is not the one that the run has recorded."""
+    """Return what differs from the recorded model; None if it is equal."""
     link = next((link for link in folder.links() if link.round == round), None)
     if round == 0:
         return None
@@ -158,7 +158,7 @@ def _not_recorded(folder: RunFolder, round: int, scratch: Scratch) -> str | None
 
 
 def _memories(folder: RunFolder, scratch: Scratch) -> dict[int, State]:
-    """What clients remember, where a part of the model is their own."""
+    """The clients' memories, if a part of the model is local."""
     last = checkpoint.latest(folder.checkpoints, warn) if scratch.local else None
     if scratch.local and (last is None or last.remote):
         warn(f"{folder.path}: the clients' own parts of the model are not here: tested with those they began with")
@@ -166,7 +166,7 @@ def _memories(folder: RunFolder, scratch: Scratch) -> dict[int, State]:
 
 
 def _tested(population: Population, memories: dict[int, State]) -> dict[str, Any]:
-    """On the test examples of all clients, the model as it is, with each one's own part of it."""
+    """Test the current model on all clients, each with its own part of it."""
     scratch, results = population.scratch, {}
     for id in range(len(population.shares)):
         local = memories.get(id, {}).get("local", {})
@@ -180,7 +180,7 @@ def _tested(population: Population, memories: dict[int, State]) -> dict[str, Any
 
 
 def _ranges(numbers: Collection[int]) -> str:
-    """``0 to 4, 7``"""
+    """Format numbers as ``0 to 4, 7``."""
     runs = list[list[int]]()
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][-1] + 1:

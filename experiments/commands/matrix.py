@@ -1,4 +1,4 @@
-"""`fedshare matrix`: attacks by defences by partitions by seeds, each cell a run, in one table and one picture."""
+"""`fedshare matrix`: attacks by defences by partitions by seeds, each cell a run, in one table and one plot."""
 
 import sys
 import time
@@ -82,7 +82,7 @@ def matrix(arguments: list[str]) -> None:
 def _locked(
     folder: RunFolder, cells: list[Cell], waiting: list[Cell], kept: dict[str, Result], config: DictConfig
 ) -> int:
-    """Play what waits, and write what there is then; how many have given no result."""
+    """Play the waiting cells and write the report; return how many gave no result."""
     path = folder.path
     with folder.lock():
         sweep(path / "cells")
@@ -100,7 +100,7 @@ def _locked(
 
 
 def _kept(folder: Path, cells: list[Cell]) -> tuple[dict[str, Result], list[Cell]]:
-    """What `folder` holds of the cells, by file, and the cells of which it holds nothing, no two the same."""
+    """Return the results that `folder` holds, by file, and the cells without one, without duplicates."""
     kept, waiting = dict[str, Result](), dict[str, Cell]()
     for cell in cells:
         if cell.file in kept or cell.file in waiting:
@@ -118,7 +118,7 @@ def _kept(folder: Path, cells: list[Cell]) -> tuple[dict[str, Result], list[Cell
 
 
 def _play(folder: Path, waiting: list[Cell], kept: dict[str, Result], config: DictConfig) -> int:
-    """Play what waits, a line for each; how many have given no result."""
+    """Play the waiting cells, printing a line each; return how many gave no result."""
     began, failed, width = time.monotonic(), 0, len(str(len(waiting)))
     workers = devices.cores() if config.workers is None else min(config.workers, 4 * devices.cores())
     with closing(play_all(waiting, workers, config.timeout)) as played:
@@ -138,7 +138,7 @@ def _play(folder: Path, waiting: list[Cell], kept: dict[str, Result], config: Di
 
 
 def _report(path: Path, cells: list[Cell], kept: dict[str, Result], config: DictConfig) -> str:
-    """Write the table and the picture of what there is; what to say about it."""
+    """Write the table and the plot of the results; return a summary."""
     entries = [
         Entry(cell.attack, cell.defence, cell.partition, cell.seed, kept[cell.file])
         for cell in cells

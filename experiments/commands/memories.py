@@ -1,4 +1,4 @@
-"""`fedshare admin memories`: what the clients of this host remember of runs, and clearing it up."""
+"""`fedshare admin memories`: list and delete the memories of runs on this host."""
 
 import argparse
 import time
@@ -30,12 +30,12 @@ def memories(arguments: list[str]) -> int:
 
 
 def _delete(options: argparse.Namespace, found: list[Remembered], folder: Path) -> int:
-    """By name, or all that nobody would miss: of those it says which it leaves."""
+    """Delete by name, or all that are certainly unneeded, and print the ones it keeps."""
     if _ALL not in options.delete:
         chosen = _older(_named(options.delete, found, folder), options.older_than)
         for run in chosen:
             if run.at_work or run.kept:
-                run.delete()  # which says why not, before anything is deleted
+                run.delete()  # raises the reason, before anything is deleted
         for run in chosen:
             _remove(run)
         if not chosen:
@@ -62,7 +62,7 @@ def _older(found: list[Remembered], days: float | None) -> list[Remembered]:
 
 
 def _named(names: list[str], found: list[Remembered], folder: Path) -> list[Remembered]:
-    """By id, or its beginning. Raises UserError where one names none, or several."""
+    """Find by id or unique prefix. Raises UserError if a name matches none, or several."""
     chosen = []
     for name in names:
         fitting = [run for run in found if name and run.run.startswith(name)]

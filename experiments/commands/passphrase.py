@@ -1,4 +1,4 @@
-"""The passphrase of a key: from a file, or asked for; never from the command line, which others can see."""
+"""The passphrase of a key: from a file or a prompt; never from the command line, which others can see."""
 
 import getpass
 from pathlib import Path
@@ -7,9 +7,9 @@ from fedshare.errors import UserError
 
 
 def passphrase(given: str | None, new: bool = False) -> bytes | None:
-    """What `--passphrase` says: nothing, to ask for it, or the file whose first line it is.
+    """Return the passphrase: prompted if `--passphrase` has no value, else the first line of that file.
 
-    A `new` one is asked for twice.
+    A `new` one is prompted twice.
     """
     if given is None:
         return None

@@ -1,4 +1,4 @@
-"""The matrix that is asked for, and its cells, each with a config of its own."""
+"""The cells of the requested matrix, each with its own config."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from fedshare.experiments.config.overrides import parse
 from fedshare.experiments.config.schema import IDLE, SINCE, Matrix
 from fedshare.report.units import human_seconds
 
-AXES = {"attacks": "attack", "defences": "strategy", "partitions": "partition"}  # and the group that each is about
+AXES = {"attacks": "attack", "defences": "strategy", "partitions": "partition"}  # and the config group of each
 
 
 def wanted(app: App, name: str, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
-    """The matrix that is asked for, resolved, each axis by name with lists of overrides; and its folder."""
+    """Return the resolved matrix, each axis by name with lists of overrides; and its folder."""
     parsed = parse(overrides, app)
     own, axes, common = list[str](), dict[str, Any](), list[str]()
     for override in parsed:
@@ -42,7 +42,7 @@ def wanted(app: App, name: str, overrides: Sequence[str]) -> tuple[DictConfig, P
     if not folder:
         raise UserError("folder: has no value, and cannot do without")
     for axis, group in AXES.items():
-        known: Any = OmegaConf.to_container(config[axis])  # texts of the environment are not read
+        known: Any = OmegaConf.to_container(config[axis])  # without resolving environment variables
         config[axis] = _axis(axis, group, known, axes.get(axis, known))
     config.seeds = list(dict.fromkeys(config.seeds))
     for key in (*AXES, "seeds"):
@@ -55,7 +55,7 @@ def wanted(app: App, name: str, overrides: Sequence[str]) -> tuple[DictConfig, P
 
 
 def _lines(overrides: Any) -> list[str]:
-    """Overrides as they are written: what they take from the environment is not read."""
+    """Overrides as written, without resolving environment variables."""
     lines: Any = OmegaConf.to_container(overrides)
     return [str(line) for line in lines]
 
@@ -73,7 +73,7 @@ def _axis(axis: str, group: str, known: dict[str, Any], asked: Any) -> dict[str,
 
 
 def plan(app: App, config: DictConfig) -> list[Cell]:
-    """All cells, in the order in which they are played. Raises UserError where one of them is wrong, and says which."""
+    """Return all cells in playing order. Raises UserError that names the first invalid cell."""
     total = len(config.attacks) * len(config.defences) * len(config.partitions)
     if total > 50:
         print(f"checking {total} configs, about {human_seconds(0.13 * total)}", flush=True)
@@ -93,11 +93,11 @@ def plan(app: App, config: DictConfig) -> list[Cell]:
                     plain = {str(key): value for key, value in OmegaConf.to_container(whole).items()}  # type: ignore[union-attr]
                     lean = {k: v for k, v in plain.items() if k not in IDLE and (k not in SINCE or v != SINCE[k])}
                     cells.append(Cell(attack, defence, partition, seed, lean))
-    return sorted(cells, key=lambda cell: list(config.seeds).index(cell.seed))  # the first seed is there first
+    return sorted(cells, key=lambda cell: list(config.seeds).index(cell.seed))  # all cells of the first seed come first
 
 
 def _check(config: DictConfig, seen: set[str], built: set[str]) -> None:
-    """`seen` and `built` hold what was already looked at, for other cells, and grow."""
+    """`seen` and `built` hold what was checked for other cells, and grow."""
     if not config.evaluate_every:
         raise UserError("evaluate_every=0: a matrix needs the test after the last round")
     checks.check(config, seen)
@@ -105,5 +105,5 @@ def _check(config: DictConfig, seen: set[str], built: set[str]) -> None:
         OmegaConf.masked_copy(config, [k for k in map(str, config) if k not in ("strategy", *IDLE)])
     )
     if rest not in built:
-        build.population_of(config)  # the attack suits the data, the model too
+        build.population_of(config)  # also checks the attack and the model against the data
         built.add(rest)

@@ -1,4 +1,4 @@
-"""`fedshare pretrain`: a model trained on all data in one place, and the folder it leaves."""
+"""`fedshare pretrain`: train a model centrally on all data, and write its folder."""
 
 import json
 from functools import partial
@@ -39,14 +39,14 @@ from fedshare.training.scratch import Scratch
 
 
 class Folder(RunFolder):
-    """A run's folder, except that its config is ``pretrain.yaml``, and that it has no digest chain."""
+    """A run's folder, but its config is ``pretrain.yaml``, and it has no digest chain."""
 
     def __init__(self, path: Path | str) -> None:
         super().__init__(path)
         self.config = self.path / "pretrain.yaml"
 
     def check_new(self) -> None:
-        begun = {".lock", self.versions.name}  # of a process that was killed before anything was there
+        begun = {".lock", self.versions.name}  # left by a process killed before anything was written
         found = [entry for entry in self.path.iterdir() if entry.suffix != ".tmp"] if self.path.is_dir() else []
         if any(entry.name not in begun for entry in found):
             go_on = f"go on with `fedshare pretrain --resume {self.path}`, or " if self.config.exists() else ""
@@ -89,7 +89,7 @@ def plan(config: DictConfig) -> Plan:
 
 
 def check(config: DictConfig, seen: set[str]) -> None:
-    """What is wrong with a job of a sweep, models aside. `seen` holds the data already looked at, and grows."""
+    """Check a job of a sweep, except its model. `seen` holds the data already checked, and grows."""
     made = plan(config)
     instantiate.check(config.model, "model")
     device_of(config.device)
@@ -104,14 +104,14 @@ def execute(config: DictConfig, path: Path, _sweep: str | None = None, made: Bui
     folder = Folder(path)
     folder.check_new()
     made = made or built(config)
-    config.threads = config.threads or devices.cores()  # a number, so that a resumed one gives the same bits
+    config.threads = config.threads or devices.cores()  # resolved, so that a resumed run gives the same bits
     create(folder, config)
     with on_disk(path, partial(_goes_on, folder)), folder.lock():
         _epochs(config, folder, made, None)
 
 
 def resume(path: str, trusted: Trust | None = None) -> None:
-    """Go on with what was stopped, from its last whole checkpoint. `trusted`: as for `stored`."""
+    """Resume from the last intact checkpoint. `trusted`: as for `stored`."""
     folder = Folder(path)
     if not folder.config.is_file():
         raise UserError(f"{path}: not a folder of `fedshare pretrain`: it has no {folder.config.name}")
@@ -132,7 +132,7 @@ def _goes_on(folder: Folder) -> str:
 
 
 def _epochs(config: DictConfig, folder: Folder, made: Built, start: Checkpoint | None) -> None:
-    """All epochs after `start`, and the model."""
+    """Train all epochs after `start`, then write the model."""
     records: list[dict[str, Any]] = start.server["records"] if start else []
     memory: State | None = start.server["memory"] if start else None
     write_atomically(folder.metrics, "".join(map(_line, records)))
@@ -173,7 +173,7 @@ def _part(dataset: Dataset) -> Part:
 
 
 def _check_augment(augment: Augment | None, part: Part) -> None:
-    """Shown two examples, so that one that does not suit the data is named now."""
+    """Try it on two examples, so that an unsuitable one is reported now."""
     if augment is None:
         return
     inputs, _ = part.train.batch(slice(0, 2))
@@ -181,7 +181,7 @@ def _check_augment(augment: Augment | None, part: Part) -> None:
         raise UserError("augment: is for one input, and the data have several; null: none")
     try:
         found = augment(inputs, torch.Generator()).shape
-    except Exception as error:  # anybody's code
+    except Exception as error:  # third-party code
         raise UserError(f"augment: cannot take inputs of shape {list(inputs.shape)}: {first_line(error)}") from error
     if found != inputs.shape:
         raise UserError(f"augment: makes inputs of shape {list(found)} of those of shape {list(inputs.shape)}")

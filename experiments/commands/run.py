@@ -32,12 +32,12 @@ from fedshare.tasks import Task
 
 @dataclass(frozen=True)
 class Work:
-    """What a command does with a config."""
+    """The functions that a command applies to a config."""
 
     command: str
-    build: Callable[[DictConfig], Any]  # what `execute` needs, before there is a folder
-    check: Callable[[DictConfig, set[str]], None]  # as `checks.check`, for one job of a sweep
-    execute: Callable[[DictConfig, Path, str | None, Any], Best | None]  # given what was built; None: to build itself
+    build: Callable[[DictConfig], Any]  # builds what `execute` needs, before the folder is created
+    check: Callable[[DictConfig, set[str]], None]  # like `checks.check`, for one job of a sweep
+    execute: Callable[[DictConfig, Path, str | None, Any], Best | None]  # takes what was built; None: it builds itself
 
 
 def _build(config: DictConfig) -> Any:
@@ -46,12 +46,12 @@ def _build(config: DictConfig) -> Any:
 
 
 RUN = Work("run", _build, checks.check, execute)
-# Where null: what a process of a launcher's takes, for there are as many of those as the launcher wants.
+# For null values in a launcher's processes, because the launcher decides how many of them there are.
 _ALONE = {"workers": 0, "threads": 1}
 
 
 def run(arguments: list[str], name: str = "config", work: Work = RUN) -> None:
-    """`arguments` are hydra's overrides and flags: ``data=mnist -m seed=0,1 --cfg job``."""
+    """Run with `arguments`, hydra's overrides and flags: ``data=mnist -m seed=0,1 --cfg job``."""
     parser = _parser(work.command, name)
     flags = parser.parse_intermixed_args(arguments)
     if (flags.resolve or flags.package) and not flags.cfg:
@@ -101,7 +101,7 @@ def _parser(command: str, name: str) -> Parser:
 
 
 def _single(work: Work, app: App, name: str, overrides: list[str]) -> None:
-    """The run is built before hydra makes a folder, and what was built is what runs."""
+    """Build before hydra creates a folder, and run what was built."""
     config = compose.resolved(overrides, name, app)
     built = (config, work.build(config))
     error = app.run(name, partial(_job, work, built), overrides).return_value
@@ -130,7 +130,7 @@ def _sweep(work: Work, app: App, name: str, overrides: list[str]) -> None:
 
 
 def _check_objective(config: DictConfig, directions: list[str]) -> None:
-    """Raise UserError where a sweeper that goes by what jobs give would have nothing to go by."""
+    """Raise UserError if the sweeper optimises the jobs' values and they would have none."""
     if not config.get("validation"):
         raise UserError("the sweeper selects by validation examples, and never by the test's: add validation=0.1")
     task: Task = make(config.task, "task", Task)
@@ -142,7 +142,7 @@ def _check_objective(config: DictConfig, directions: list[str]) -> None:
 
 
 def _unclaimed(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that no other run of the same second has taken."""
+    """Return `path`, or the first of path-2, path-3, ... not taken by another run of the same second."""
     for name in itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2))):
         path = path.with_name(name)
         path.mkdir(parents=True, exist_ok=True)
@@ -153,9 +153,9 @@ def _unclaimed(path: Path) -> Path:
 
 
 def _job(work: Work, built: tuple[DictConfig, Any] | None, whole: DictConfig) -> Exception | float | None:
-    """The best value on validation examples, where there is one, for a sweeper that selects.
+    """Return the best value on validation examples, if any, for a sweeper that optimises.
 
-    What stops the run is given back, too: hydra would say more than one line. A launcher's own process may run it.
+    An exception is returned, because hydra would print more than one line. It may run in a launcher's process.
     """
     settings = HydraConfig.get()
     here, folder = Path.cwd(), Path(settings.runtime.output_dir)

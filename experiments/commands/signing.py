@@ -1,4 +1,4 @@
-"""`fedshare sign`, and what `fedshare verify` says of signatures."""
+"""`fedshare sign`, and the signature part of `fedshare verify`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from fedshare.runs import RunFolder, unwritten, verify
 
 
 def sign(run: str, key: str, secret: bytes | None) -> None:
-    """Sign the last seal of a whole run."""
+    """Sign the last seal of an intact run."""
     folder = RunFolder.open(run)
     with folder.lock():
         whole, sentence = verify(folder)
@@ -25,7 +25,7 @@ def sign(run: str, key: str, secret: bytes | None) -> None:
 
 
 def signature_flaw(folder: RunFolder, key: str) -> str | None:
-    """Why `folder`, which is whole, is not as the owner of the public key at `key` has signed it."""
+    """Return why the owner of the public key `key` has not signed the intact `folder` as it is; None if they have."""
     if not folder.signature.exists():
         return "is not signed"
     signature = Signature.read(folder.signature)
@@ -45,7 +45,7 @@ def signature_flaw(folder: RunFolder, key: str) -> str | None:
 
 
 def signatures(folders: list[RunFolder], key: str | None) -> tuple[bool, str]:
-    """Whether all are signed with `key`, where one is given, and what is to be said about it."""
+    """Return whether all runs are signed with `key`, if given, and a message."""
     if key is None:
         signed = [str(folder.path) for folder in folders if folder.signature.exists()]
         return True, f"; {', '.join(signed)}: signed, but not checked (--key owner.pub)" if signed else ""

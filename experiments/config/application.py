@@ -1,4 +1,4 @@
-"""hydra's application on our configs: the one door to what is internal to hydra."""
+"""hydra's application on our configs: the only module that uses hydra's internals."""
 
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,12 +17,12 @@ from fedshare.errors import UserError, first_line
 from fedshare.experiments.config.own import importable
 from fedshare.experiments.config.schema import register
 
-App: TypeAlias = Hydra  # hydra's application, which stops here
+App: TypeAlias = Hydra  # hydra's application, not used directly elsewhere
 CONF = Path(__file__).parents[1] / "conf"
 
 
 def hydra(directory: str | None = None) -> App:
-    """hydra on our configs, and on those in `directory`, whose modules can be imported from now on."""
+    """Return hydra on our configs and those in `directory`, whose modules become importable."""
     version.setbase("1.3")
     register()
     OmegaConf.register_new_resolver("by", _by, replace=True)
@@ -34,7 +34,7 @@ def hydra(directory: str | None = None) -> App:
 
 
 def _by(choice: str, values: DictConfig) -> Any:
-    """``${by:CHOICE,{a: 1, b: 2}}``: a value that goes with an option of another group."""
+    """``${by:CHOICE,{a: 1, b: 2}}``: a value that depends on the option chosen in another group."""
     if choice not in values:
         raise ValueError(f"no value is known for {choice}, only for {', '.join(map(str, values))}: give one")
     return values[choice]
@@ -46,7 +46,7 @@ def sweeps_alone(sweeper: DictConfig) -> bool:
 
 
 def divided(overrides: list[Override]) -> list[list[str]]:
-    """The overrides of each job that hydra's own sweeper makes of these. Raises UserError."""
+    """Return the overrides of each job, as hydra's own sweeper expands them. Raises UserError."""
     try:
         batch, *_ = BasicSweeper.split_arguments(overrides, None)
     except HydraException as error:

@@ -32,9 +32,9 @@ from fedshare.transport.pace import Pace
 
 
 def population(config: str, initial: Path | None = None) -> Population:
-    """Everyone who may take part, from a resolved config as YAML: the same in every process that asks.
+    """Build all participants from a resolved config in YAML: the same result in every process.
 
-    They start from the model that a run holds at `initial`, where there is one.
+    They start from the run's model at `initial`, if given.
     """
     made = population_of(DictConfig(OmegaConf.create(config)))
     if initial is not None and initial.exists():
@@ -43,7 +43,7 @@ def population(config: str, initial: Path | None = None) -> Population:
 
 
 def begin(population: Population, initial: Path) -> None:
-    """Let all start from the model at `initial`. Raises UserError where that is damaged, or no such model."""
+    """Start all participants from the model at `initial`. Raises UserError if it is damaged or does not fit."""
     try:
         population.scratch.begin(load_file(initial))
     except ValueError as error:
@@ -53,8 +53,8 @@ def begin(population: Population, initial: Path) -> None:
 
 
 def population_of(config: DictConfig, own: str | None = None) -> Population:
-    """`own` names the data of the clients of this host, where everyone has data of their own; see `sources.named`."""
-    with one_thread():  # or the model's first bits would depend on how many there are
+    """Build the participants. `own` names the data of this host's clients, for partition=own; see `sources.named`."""
+    with one_thread():  # otherwise the model's initial bits would depend on the thread count
         strategy = make(config.strategy, "strategy", Strategy)
         training = replace(make(config.client, "client", Training), schedule=make(config.schedule, "schedule", Rate))
         task = make(config.task, "task", Task)
@@ -65,21 +65,21 @@ def population_of(config: DictConfig, own: str | None = None) -> Population:
         scratch = Scratch(module, device, parts)
         attack = make(config.attack, "attack", Attack)
         liars = Liars(attack, len(shares), config.seed)
-        liars.ids  # noqa: B018  # says what is wrong with those
+        liars.ids  # raises if the ids are invalid
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
-        with seeds.scope(config.seed, "model"):  # a lazy data set may draw
+        with seeds.scope(config.seed, "model"):  # a lazy data set may draw random numbers
             targets = max(1, dataset.pool.batch(slice(0, 1))[1].numel())
         made = Population(
             *(strategy, scratch, training, shares, config.seed, liars, task, config.unseen, given),
             targets=targets,
             stand_in=stand_in,
         )
-        _ = made.newcomers  # now, or a folder would be there when nobody is left to train
+        _ = made.newcomers  # validated now, because it raises if no client is left to train
         return made
 
 
 def tried(config: DictConfig) -> Population:
-    """Everyone who may take part, after a step that shows that it can be done. Raises UserError where it cannot."""
+    """Build all participants and try one step. Raises UserError if it fails."""
     population = population_of(config)
     with one_thread():
         attempt(population)
@@ -91,7 +91,7 @@ def tried(config: DictConfig) -> Population:
 
 
 def simulated(config: DictConfig) -> Population:
-    """As `tried`, where everyone's examples must be here."""
+    """The same as `tried`, but requires all examples to be local."""
     population = tried(config)
     check_here(population.stand_in)
     return population
@@ -99,7 +99,7 @@ def simulated(config: DictConfig) -> Population:
 
 def schedule(config: DictConfig, population: Population) -> Schedule:
     shares = population.shares
-    if isinstance(shares, Declared):  # which grow as clients join
+    if isinstance(shares, Declared):  # their numbers grow as clients join
         sizes, tests, validations = shares.sizes, shares.tests, shares.validations
     else:
         sizes, tests, validations = (
@@ -112,7 +112,7 @@ def schedule(config: DictConfig, population: Population) -> Schedule:
         clients_per_round=config.clients_per_round,
         evaluate_every=config.evaluate_every,
         evaluate_first=config.evaluate_first,
-        max_examples=max(sizes.values(), default=0),  # who claims more than anyone was given is lying
+        max_examples=max(sizes.values(), default=0),  # a client that claims more than the largest share is lying
         sizes=sizes,
         tests=tests,
         validations=validations,

@@ -1,4 +1,4 @@
-"""What is wrong with a config, or has no effect, before any of its rounds."""
+"""Checks for errors in a config, and for settings without effect, before its first round."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,9 +19,9 @@ _OPTIMIZING = ("optimizer", "epochs", "steps", "lr_decay", "clip_norm")
 
 
 def check(config: DictConfig, seen: set[str]) -> None:
-    """Find what is wrong with a job of a sweep, models aside, which take long to make.
+    """Check a job of a sweep, except its model, which takes long to build.
 
-    `seen` holds what was already looked at, for other jobs, and grows.
+    `seen` holds what was already checked for other jobs, and grows.
     """
 
     def new(*keys: str) -> bool:
@@ -54,7 +54,7 @@ def check_here(stand_in: Part | None) -> None:
 
 
 def check_strength(config: DictConfig, strategy: Strategy, trains: list[int]) -> None:
-    """Raise UserError where in no round there can be the clients that the strategy needs for what it promises."""
+    """Raise UserError if no round can have the number of clients that the strategy's guarantee needs."""
     count = config.clients_per_round
     some = count is not None and count < len(trains)
     reason = None
@@ -66,7 +66,7 @@ def check_strength(config: DictConfig, strategy: Strategy, trains: list[int]) ->
 
 
 def check_best(config: DictConfig, population: Population) -> None:
-    """Raise UserError where there is nothing to select by, and something is to be selected."""
+    """Raise UserError if a best round is to be selected and there is nothing to select it by."""
     if config.best is None and config.patience is None:
         return
     wanted = "best" if config.best is not None else "patience"
@@ -78,7 +78,7 @@ def check_best(config: DictConfig, population: Population) -> None:
 
 
 def ignored(config: DictConfig, population: Population) -> str:
-    """What the config says of optimizers and the strategy has no use for, in one line; empty where there is nothing."""
+    """Return, in one line, the optimizer settings that the strategy does not use; "" if none."""
     if population.strategy.optimizes or population.scratch.local:
         return ""
     usual = OmegaConf.load(application.CONF / "client" / "sgd.yaml")

@@ -1,4 +1,4 @@
-"""From overrides to resolved configs. What is wrong in them is said in one line, before anything is created."""
+"""From overrides to resolved configs. Errors are reported in one line, before anything is created."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from fedshare.experiments.config.settle import settle
 
 
 def resolved(overrides: Sequence[str], name: str = "config", app: App | None = None) -> DictConfig:
-    """The config that one job would get, without hydra's own part. Raises UserError."""
+    """Return the config of one job, without hydra's own part. Raises UserError."""
     whole = composed(app or hydra(), name, overrides, RunMode.RUN)
     with _current(whole):
         return settle(whole)
 
 
 def seeded(overrides: Sequence[str], seeds: Sequence[int], app: App | None = None) -> list[DictConfig]:
-    """The config that a run would get with each of the seeds: hydra, which takes long, composes it once."""
+    """Return the config for each seed: hydra composes only once, because that is slow."""
     whole = composed(app or hydra(), "config", overrides, RunMode.RUN)
     configs = []
     with _current(whole):
@@ -34,7 +34,7 @@ def seeded(overrides: Sequence[str], seeds: Sequence[int], app: App | None = Non
 
 @contextmanager
 def _current(whole: DictConfig) -> Iterator[None]:
-    """Inside, what refers to hydra's own part finds that of `whole`."""
+    """Inside the block, references to hydra's own part resolve to that of `whole`."""
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(whole)
     try:
@@ -44,15 +44,15 @@ def _current(whole: DictConfig) -> Iterator[None]:
 
 
 def folder(overrides: Sequence[str], name: str = "config", app: App | None = None) -> str | None:
-    """The folder that the overrides ask for."""
+    """Return the folder set by the overrides, if any."""
     whole = composed(app or hydra(), name, overrides, RunMode.RUN)
     return None if OmegaConf.is_missing(whole, "folder") else str(whole.folder)
 
 
 def composed(app: App, name: str, overrides: Sequence[str], mode: RunMode) -> DictConfig:
-    """The whole, with hydra's own part. Raises UserError."""
+    """Return the whole config, including hydra's own part. Raises UserError."""
     parsed = parse(overrides, app)
     try:
         return app.compose_config(name, list(overrides), mode, from_shell=False)
-    except Exception as error:  # hydra and OmegaConf raise many a type
+    except Exception as error:  # hydra and OmegaConf raise many types
         raise UserError(explain(app, name, parsed, mode) or first_line(error)) from error

@@ -1,4 +1,4 @@
-"""The device that a config names."""
+"""The device named in a config."""
 
 import difflib
 

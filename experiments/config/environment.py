@@ -1,6 +1,6 @@
-"""Environment variables in configs: what is read from one may be a secret, and stays `${oc.env:NAME}` where it is kept.
+"""Environment variables in configs: text from one may be secret, so `${oc.env:NAME}` is stored unresolved.
 
-A number is none: it decides what a run computes, and is kept as it was when the run began.
+Numbers are not secret: they decide what a run computes, and are stored as they were when the run began.
 """
 
 import copy
@@ -12,13 +12,13 @@ from typing import Any
 from omegaconf import Container, DictConfig, Node, OmegaConf, flag_override
 from omegaconf.resolvers import oc
 
-Reader = Callable[[DictConfig], dict[str, Any]]  # from a config, its values by key, everything filled in
+Reader = Callable[[DictConfig], dict[str, Any]]  # from a config to its values by key, all resolved
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # for the brackets of what is not filled in; no config has these
+_OPEN, _CLOSE = "\ue000", "\ue001"  # placeholders for the brackets of unresolved interpolations; never in a config
 
 
 def kept(whole: DictConfig, read: Reader) -> dict[str, Any]:
-    """What `read` finds in `whole`, with texts of the environment as the interpolations that give them."""
+    """Return what `read` finds in `whole`, with texts from the environment as their interpolations."""
     asked = list[str]()
 
     def env(name: str, *default: Any) -> Any:
@@ -32,7 +32,7 @@ def kept(whole: DictConfig, read: Reader) -> dict[str, Any]:
     concrete = copy.deepcopy(whole)
     with flag_override(concrete, ["readonly", "struct"], [False, False]):
         for key, value in plain.items():
-            if isinstance(value, bool | int | float):  # what refers to it needs a number
+            if isinstance(value, bool | int | float):  # references to it need a number
                 concrete[key] = value
     with _resolvers(_sealed_env, _sealed_decode):
         found: dict[str, Any] = _merged(plain, read(concrete))
@@ -51,7 +51,7 @@ def _merged(plain: Any, sealed: Any) -> Any:
 
 @contextmanager
 def _resolvers(env: Callable[..., Any], decode: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `env` and `decode` are what ``oc.env`` and ``oc.decode`` do."""
+    """Inside the block, `env` and `decode` replace ``oc.env`` and ``oc.decode``."""
     try:
         OmegaConf.register_new_resolver("oc.env", env, replace=True)
         OmegaConf.register_new_resolver("oc.decode", decode, replace=True)
@@ -71,7 +71,7 @@ def _sealed_decode(text: str | None, _parent_: Container, _node_: Node) -> Any:
 
 
 def _quoted(value: Any) -> str:
-    """An argument of an interpolation, as it is written."""
+    """Format an argument of an interpolation."""
     if value is None:
         return "null"
     if not isinstance(value, str):
@@ -82,7 +82,7 @@ def _quoted(value: Any) -> str:
 
 
 def unfilled(node: Any, path: str = "") -> tuple[str, str] | None:
-    """The first text of `node`, plain values of a config, that is still to be filled in, after its key."""
+    """Return the first text with an unresolved interpolation in `node`, plain values of a config, after its key."""
     if isinstance(node, str):
         return (path, node) if "${" in node else None
     items: Iterable[tuple[str, Any]] = ()

@@ -1,4 +1,4 @@
-"""The data set of a config, and which client has which of its examples."""
+"""The data set of a config, and the assignment of its examples to clients."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from fedshare.tasks import Task
 def shared_out(
     config: DictConfig, task: Task, partition: Partition, own: str | None
 ) -> tuple[Dataset, Shares, Part | None]:
-    """A data set that shows what all examples are like, who has which, and what stands in for those elsewhere."""
+    """Return a data set of the right form, the clients' shares, and the stand-in for examples on other hosts."""
     if not isinstance(partition, Own):
         if own is not None:
             raise UserError(f"--data {own}: is for partition=own; this run divides one data set among its clients")
@@ -47,7 +47,7 @@ def shared_out(
 
 
 def data(config: DictConfig, task: Task) -> Dataset:
-    """The data set, with its targets as the task takes them. Raises UserError where it is not as the config says."""
+    """Load the data set, with targets as the task takes them. Raises UserError if it contradicts the config."""
     dataset: Dataset = make(OmegaConf.select(config, "data.load"), "data.load", Dataset)
     if (stated := config.data.get("classes")) != dataset.classes:
         raise UserError(
@@ -63,7 +63,7 @@ def data(config: DictConfig, task: Task) -> Dataset:
 
 
 def _counted(dataset: Dataset, stated: Any) -> str:
-    """Where classes are counted from the largest label, and that is perhaps not what is meant."""
+    """Hint for a mismatch of classes: they are counted from the largest label, or the task may be a regression."""
     labels = dataset.labels
     if labels is not None and labels.min() > 0:
         return f", for its labels are from {labels.min()} to {labels.max()}, and must be from 0"
@@ -72,7 +72,7 @@ def _counted(dataset: Dataset, stated: Any) -> str:
 
 
 def plain(shape: Any) -> Any:
-    """Shapes as a config has them."""
+    """Return shapes in the form used in configs."""
     if isinstance(shape, Mapping):
         return {name: list(part) for name, part in shape.items()}
     return [list(part) for part in shape] if isinstance(shape, list) else list(shape)

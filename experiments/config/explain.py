@@ -1,4 +1,4 @@
-"""Why an override does not fit, in one line, with what is near it."""
+"""Explain in one line why an override is invalid, with close matches."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, Node
 from fedshare.errors import first_line
 from fedshare.experiments.config.application import App
 
-PLUGINS = {  # options that a plugin of hydra's adds -> the extra that brings it
+PLUGINS = {  # options added by hydra plugins -> the extra that provides them
     ("hydra/launcher", "joblib"): "joblib",
     ("hydra/launcher", "submitit_local"): "submitit",
     ("hydra/launcher", "submitit_slurm"): "submitit",
@@ -20,7 +20,7 @@ PLUGINS = {  # options that a plugin of hydra's adds -> the extra that brings it
 
 
 def explain(app: App, name: str, parsed: list[Override], mode: RunMode) -> str | None:
-    """One line for the first override that does not fit those before it: groups come first, for they bring the keys."""
+    """Explain the first override that does not fit those before it; groups come first, because they define the keys."""
     groups = app.list_all_config_groups()
     parsed = sorted(parsed, key=lambda o: (not o.is_hydra_override(), o.key_or_group not in groups))
     lines = [str(override.input_line) for override in parsed]
@@ -29,7 +29,7 @@ def explain(app: App, name: str, parsed: list[Override], mode: RunMode) -> str |
             base = app.compose_config(name, lines[:count], mode, from_shell=False)
         except Exception as fault:
             if not count:
-                return None  # the config itself is wrong
+                return None  # the config itself is invalid
             override = parsed[count - 1]
             if override.is_sweep_override() and mode is RunMode.RUN:
                 return f"{override.input_line}: several values make a sweep: add -m"
@@ -42,7 +42,7 @@ def explain(app: App, name: str, parsed: list[Override], mode: RunMode) -> str |
 
 def _blame(override: Override, options: list[str], groups: Sequence[str], base: DictConfig, fault: Exception) -> str:
     key, line = override.key_or_group, override.input_line
-    whole = isinstance(override.value(), dict)  # what takes the place of an option
+    whole = isinstance(override.value(), dict)  # it replaces a whole option
     if options and not override.is_delete() and not whole and override.value() not in options:
         if extra := PLUGINS.get((key, str(override.value()))):
             return f"{line}: is not installed: pip install 'fedshare[{extra}]'"
@@ -58,7 +58,7 @@ def _blame(override: Override, options: list[str], groups: Sequence[str], base: 
 
 
 def _inner(value: Any, path: str = "") -> Iterator[str]:
-    """The keys, with dots, that an override whose value is a dict sets."""
+    """Yield the dotted keys that an override sets if its value is a dict."""
     for name, part in value.items() if isinstance(value, dict) else ():
         here = f"{path}.{name}" if path else str(name)
         yield here
@@ -82,12 +82,12 @@ def _unknown(config: DictConfig, key: str) -> str | None:
 
 
 def _elsewhere(node: DictConfig, word: str, path: str = "") -> list[str]:
-    """The keys of that name which lie deeper: the least deep first, and of those what takes its value from another."""
+    """Return the deeper keys of that name: the shallowest first, among equals those that are interpolations first."""
     return [key for _, _, key in sorted(_places(node, word, path))]
 
 
 def _places(node: DictConfig, word: str, path: str) -> list[tuple[int, bool, str]]:
-    """How deep each is, whether its value is its own, and the key."""
+    """Return the depth of each, whether its value is its own, and the key."""
     found: list[tuple[int, bool, str]] = []
     for name in map(str, node):
         here, inner = f"{path}.{name}" if path else name, node._get_node(name)

@@ -1,4 +1,4 @@
-"""From a config's `_target_` nodes to objects; what does not fit is named by its key, with what is allowed."""
+"""From a config's `_target_` nodes to objects; errors name the key and what is allowed."""
 
 import inspect
 import logging
@@ -15,13 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 from fedshare.errors import UserError, first_line
 from fedshare.machine.extras import missing, root_cause
 
-logging.getLogger("hydra").addHandler(logging.NullHandler())  # it would print what we say in one line
+logging.getLogger("hydra").addHandler(logging.NullHandler())  # it would print what we report in one line
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _PLAIN = (str, bool, int, float, type(None))
 
 
 def make(node: Any, path: str, kind: type[Any] = object) -> Any:
-    """The `kind` of object that `node`, which stands at `path` in the config, describes."""
+    """Make the object described by `node`, at `path` in the config, and check that it is of `kind`."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise UserError(f"{path}: must say by its _target_ what to make")
     try:
@@ -29,7 +29,7 @@ def make(node: Any, path: str, kind: type[Any] = object) -> Any:
         made = instantiate(node, _convert_="all")
     except InstantiationException as error:
         raise UserError(f"{path}: {_fault(error.__cause__ or error)}") from error
-    except OmegaConfBaseException as error:  # such as a variable of the environment that is gone
+    except OmegaConfBaseException as error:  # such as a missing environment variable
         raise UserError(f"{error.full_key or path}: {first_line(error)}") from error
     if not isinstance(made, kind):
         raise UserError(f"{path}._target_={node['_target_']}: gives a {type(made).__name__}, not a {kind.__name__}")
@@ -37,13 +37,13 @@ def make(node: Any, path: str, kind: type[Any] = object) -> Any:
 
 
 def check(node: Any, path: str) -> None:
-    """Raise UserError where a key is not an argument of its target, or a value not of the argument's type."""
+    """Raise UserError if a key is not an argument of its target, or a value not of the argument's type."""
     if isinstance(node, ListConfig):
         for position, item in enumerate(node):
             check(item, f"{path}[{position}]")
     if not isinstance(node, DictConfig):
         return
-    if node.get("_recursive_", True):  # otherwise the target makes its parts itself, and says what is wrong with them
+    if node.get("_recursive_", True):  # otherwise the target makes and checks its parts itself
         for key, item in node.items():
             check(item, f"{path}.{key!s}")
     if "_target_" not in node:
@@ -52,7 +52,7 @@ def check(node: Any, path: str) -> None:
     try:
         arguments = inspect.signature(target).parameters
     except ValueError:
-        return  # written in C: it will say itself what it takes
+        return  # written in C: it checks its arguments itself
     _check_names(node, path, arguments)
     expected = hints(target)
     for key, value in node.items():
@@ -61,7 +61,7 @@ def check(node: Any, path: str) -> None:
 
 
 def located(name: str, path: str) -> Any:
-    """The class or function that the `_target_` at `path` names. Raises UserError where there is none."""
+    """Return the class or function that the `_target_` at `path` names. Raises UserError if there is none."""
     try:
         target: Any = get_object(name)
     except (Exception, SystemExit) as error:
@@ -91,15 +91,15 @@ def _check_names(node: DictConfig, path: str, arguments: typing.Mapping[str, ins
 
 
 def hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """The types of a target's arguments, as far as they are known."""
+    """Return the known types of a target's arguments."""
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # a foreign module's annotations may not resolve: then its values go unchecked
+    except Exception:  # a third-party module's annotations may not resolve: then values are unchecked
         return {}
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a config's value may be given where `hint` is asked for; what cannot be told is let pass."""
+    """Whether a config's value fits the type `hint`; unknown types accept any."""
     if isinstance(value, DictConfig) or hint is Any or hint is inspect.Parameter.empty:
         return True
     origin = typing.get_origin(hint)
@@ -116,7 +116,7 @@ def fits(value: Any, hint: Any) -> bool:
             return False
         return isinstance(value, (int, float) if hint is float else hint or type(None))
     if inspect.isclass(origin):
-        return isinstance(value, origin) and not isinstance(value, str)  # a str is a Sequence, but nobody means it so
+        return isinstance(value, origin) and not isinstance(value, str)  # a str is a Sequence, but not meant as one
     return not inspect.isclass(hint) or isinstance(value, hint)
 
 
@@ -133,5 +133,5 @@ def describe(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a config as one would write it."""
+    """Format a value as in a config."""
     return str(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else "null" if value is None else str(value)

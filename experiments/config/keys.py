@@ -32,7 +32,7 @@ class Range:
     least: float
     most: float = math.inf
     above: bool = False  # whether `least` itself is excluded
-    below: bool = False  # whether `most` itself is
+    below: bool = False  # whether `most` itself is excluded
 
     def __contains__(self, value: Any) -> bool:
         return self.least <= value <= self.most and not (
@@ -59,14 +59,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class About:
-    """What the schema says of one key."""
+    """Metadata of one key."""
 
-    allowed: Allowed | None = None  # None: whatever its type allows
+    allowed: Allowed | None = None  # None: anything of its type
     effect: Effect = Effect.RESULTS
-    shared: bool = False  # whether a client's part depends on it, and so it must be equal on all hosts
-    may_change: bool = False  # whether a deployed run that goes on may have another value
-    since: tuple[int, int] = (0, 1)  # the version that has it first
-    before: Any = ALWAYS  # the value by which older versions, which had no such key, did what they did
+    shared: bool = False  # whether it affects a client's part, and so must be equal on all hosts
+    may_change: bool = False  # whether a resumed deployment may change it
+    since: tuple[int, int] = (0, 1)  # the first version that has it
+    before: Any = ALWAYS  # the value equivalent to the behaviour of older versions without it
 
 
 _ALL = About()
@@ -82,12 +82,12 @@ def key(
     since: tuple[int, int] = (0, 1),
     before: Any = ALWAYS,
 ) -> Any:
-    """A field of a root, with what is to be known of it: see `About`."""
+    """Return a field of a root with its metadata: see `About`."""
     return field(default=default, metadata={"about": About(allowed, effect, shared, may_change, since, before)})
 
 
 def about(root: type[Any]) -> Iterator[tuple[Field[Any], About]]:
-    """The fields of a root in their order, and what it says of each."""
+    """Yield the fields of a root in order, with their metadata."""
     for one in fields(root):
         yield one, one.metadata.get("about", _ALL)
 

@@ -1,4 +1,4 @@
-"""The model of a config: drawn, laid over with its weights, and divided into parts by `peft`."""
+"""The model of a config: initialised, overlaid with its weights, and partitioned by `peft`."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -20,9 +20,9 @@ from fedshare.weights import Given
 
 
 def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Module, Parts, Given | None]:
-    """The model that everyone starts with, its partition, and what of it came from its weights, where it has some.
+    """Return the initial model, its partition, and which of its tensors come from weights, if any.
 
-    Weights are the model's, or, such as those of a run, of the model with what `peft` adds.
+    Weights are of the plain model, or, like those of a run, of the model with the additions of `peft`.
     """
     method = make(config.peft, "peft", Method)
     model = _drawn(config, dataset, task)
@@ -32,7 +32,7 @@ def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Mo
     except UserError as error:
         refusal = error
     names = _names(model)
-    with seeds.scope(config.seed, "peft"):  # of its own: what is added is the same whatever the model has drawn
+    with seeds.scope(config.seed, "peft"):  # a separate stream: additions do not depend on the model's draws
         model, parts = method.tune(model)
     if refusal is not None:
         now = _names(model)
@@ -44,7 +44,7 @@ def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Mo
 
 
 def backbone(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
-    """The model alone, from its weights where there are some."""
+    """Return the model alone, with its weights if there are any."""
     model = _drawn(config, dataset, task)
     _laid(config, model, None)
     return model
@@ -64,7 +64,7 @@ def _drawn(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
 
 
 def _names(model: torch.nn.Module) -> dict[int, str]:
-    """The names of the model's tensors, by the identity of each."""
+    """Names of the model's tensors by identity."""
     return {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
@@ -75,9 +75,9 @@ def _laid(
     refusal: UserError | None = None,
     renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Given | None:
-    """What of `model` is now that of the config's weights; of those of `head` only what fits is taken.
+    """Overlay `model` with the config's weights and return what they gave; of `head` only tensors that fit are taken.
 
-    Weights of the model before it was tuned are found by the names that it had then, `renamed` since.
+    Weights of the model before tuning are found by their names then, mapped to the new ones by `renamed`.
     """
     if config.weights is None:
         return None
@@ -94,7 +94,7 @@ def _laid(
 
 
 def _weights(name: str) -> Tensors:
-    """The weights called `name`. What a run's model lacks, for it is frozen or at home, is what that run began with."""
+    """Read the weights `name`. Frozen or local tensors missing from a run's model come from its initial model."""
     path, tensors = weights.locate(name), weights.read(name)
     run = RunFolder(path.parent)
     if path not in (run.model, run.best_model) or not (run.initial.exists() and run.config.exists()):
@@ -104,14 +104,14 @@ def _weights(name: str) -> Tensors:
 
 
 def _show(model: torch.nn.Module, dataset: Dataset, task: Task, what: str) -> None:
-    """Show it one example, so that a model of the wrong shape is named now, and a lazy one learns its shape."""
+    """Run it on one example: a model of the wrong shape is reported now, and a lazy one learns its shape."""
     inputs, targets = dataset.pool.batch(slice(0, 1))
     try:
         with torch.no_grad():
             found = list(models.select(models.call(model.eval(), inputs), task.output)[0].shape)
     except UserError:
         raise
-    except Exception as error:  # anybody's model
+    except Exception as error:  # third-party model
         taken = f"{dataset.name}'s inputs of shape {plain(dataset.shape)}"
         raise UserError(f"{what} cannot take {taken}: {first_line(error)}") from error
     if found not in (expected := task.shapes(targets, dataset.classes)):

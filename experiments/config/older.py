@@ -1,8 +1,8 @@
-"""Configs in the folders of older versions, as this version names things. Nothing else reads these names."""
+"""Translation of older versions' configs to the current names, which only this module knows."""
 
 from omegaconf import DictConfig, ListConfig
 
-MOVED = {  # modules that have moved since 0.2.0
+MOVED = {  # modules moved since 0.2.0
     "fedshare.optimizers": "fedshare.training.optimizers",
     "fedshare.privacy": "fedshare.training.private.privacy",
     "fedshare.rates": "fedshare.training.rates",

@@ -1,4 +1,4 @@
-"""Overrides, as they are written on the command line, in their parts."""
+"""Parsing of command-line overrides."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from fedshare.experiments.config.application import App
 
 
 def parse(overrides: Sequence[str], app: App) -> list[Override]:
-    """Each override in its parts. Raises UserError for one that is none."""
+    """Parse each override. Raises UserError for an invalid one."""
     try:
         parsed: list[Override] = OverridesParser.create(app.config_loader).parse_overrides(list(overrides))
     except OverrideParseException as error:

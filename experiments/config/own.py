@@ -1,4 +1,4 @@
-"""A folder of somebody's own: configs in groups like ours, and beside them the modules that those name."""
+"""A user's config folder: configs in the same groups as ours, and the modules that they name beside them."""
 
 import argparse
 import sys
@@ -27,7 +27,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def importable(directory: str | None) -> None:
-    """Let the modules in `directory` be imported, after all others. Raises UserError where there is no such folder."""
+    """Make the modules in `directory` importable, after all others. Raises UserError if there is no such folder."""
     if directory is None:
         return
     if not Path(directory).is_dir():

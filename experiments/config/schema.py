@@ -1,6 +1,6 @@
-"""The roots of configs: their keys and, of each, its type, its range, who must agree on it and what depends on it.
+"""The root configs: the type and range of each key, who must agree on it, and what it affects.
 
-Every list of keys is taken from here.
+Every list of keys is derived from here.
 """
 # ruff: noqa: RUF009  # `key` gives a dataclass field
 
@@ -20,7 +20,7 @@ _SECONDS = Range(1, 86400)  # a day
 
 @dataclass
 class Root:
-    """The values and what they mean stand in conf/config.yaml."""
+    """Keys of a run; conf/config.yaml documents them and holds their values."""
 
     peft: Any = key(shared=True, before={"_target_": "fedshare.peft.Full"})
     strategy: Any = key(shared=True)
@@ -45,7 +45,7 @@ class Root:
     on_client_error: str = key(Choice(("halt", "drop")), before="halt")
     on_weakened: str = key(Choice(("halt", "note")), since=(0, 2), before="note")
     max_norm_ratio: float | None = key(Range(1), since=(0, 2), before=None)
-    # Weights may lie elsewhere on each host: the digest of what is taken of them tells whether they are the same.
+    # Weights may be in other places on each host: the digest of the tensors taken from them checks that they agree.
     weights: str | None = key(before=None)
     evaluate_every: int = key(Range(0), Effect.LENGTH)
     evaluate_first: bool = key(before=False)
@@ -61,7 +61,7 @@ class Root:
 
 @dataclass
 class Pretraining:
-    """The same for conf/pretrain.yaml."""
+    """Keys of pretraining; conf/pretrain.yaml documents them and holds their values."""
 
     data: Any = MISSING
     model: Any = MISSING
@@ -86,7 +86,7 @@ class Pretraining:
 
 @dataclass
 class Matrix:
-    """The same for conf/matrix.yaml."""
+    """Keys of a matrix; conf/matrix.yaml documents them and holds their values."""
 
     base: list[str] = MISSING
     attacks: dict[str, Any] = MISSING
@@ -126,7 +126,7 @@ def check_ranges(config: Any, root: type[Any]) -> None:
 
 
 def check_complete(config: Any, root: type[Root] | type[Pretraining] = Root) -> None:
-    """Raise ValueError where a stored config lacks a key of its root."""
+    """Raise ValueError if a stored config lacks a key of its root."""
     if lacking := [name for name in root.__dataclass_fields__ if name not in config and name != "folder"]:
         raise ValueError(f"it lacks {', '.join(lacking)}")
 

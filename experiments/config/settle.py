@@ -1,4 +1,4 @@
-"""From what hydra composes to a resolved config, with every interpolation filled in."""
+"""From hydra's composition to a resolved config, with interpolations filled in."""
 
 import re
 from dataclasses import fields, is_dataclass
@@ -15,11 +15,11 @@ from fedshare.experiments.config.schema import Root, check_ranges
 
 
 def settle(whole: DictConfig) -> DictConfig:
-    """What makes a run what it is, without hydra's own part and the folder.
+    """Return the run's own config, without hydra's part and the folder.
 
-    Every interpolation is filled in, but for texts of the environment: those are read when something is made of them.
+    All interpolations are resolved, except those of text from the environment, which are resolved at instantiation.
     """
-    chosen = OmegaConf.get_type(whole)  # which of them is the entry's choice
+    chosen = OmegaConf.get_type(whole)  # which of them the entry point selects
     root = chosen if is_dataclass(chosen) else Root
     keys = [field.name for field in fields(root)]
     for key in map(str, whole):
@@ -39,7 +39,7 @@ def _filled(whole: DictConfig, key: str) -> Any:
 
 
 def _unfit(whole: DictConfig, group: str, error: Exception) -> str | None:
-    """One line where an option of `group` asks another option for a key that it has not, with what fits that."""
+    """Explain in one line an option of `group` that needs a key which another option lacks, and what fits it."""
     missing = re.search(r"Interpolation key '(\w+)\.(\w+)' not found", str(error))
     choices = OmegaConf.select(whole, "hydra.runtime.choices") or {}
     if not missing or not {group, missing[1]} <= choices.keys():
@@ -57,7 +57,7 @@ def _unfit(whole: DictConfig, group: str, error: Exception) -> str | None:
 def _plain(whole: DictConfig, key: str) -> Any:
     if key not in whole:
         raise UserError(f"{key}: has no value, and cannot do without")
-    value = whole[key]  # resolved in the whole, where ${hydra:...} and its sisters are found
+    value = whole[key]  # resolved in the whole, because ${hydra:...} needs it
     if not OmegaConf.is_config(value):
         return value
     return words.numbers(OmegaConf.to_container(value, resolve=True, throw_on_missing=True))

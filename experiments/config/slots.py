@@ -1,4 +1,4 @@
-"""What a config names to be made, and the type that it must be of."""
+"""The keys of a config that name an object to be made, and the required type."""
 
 import torch
 
@@ -12,7 +12,7 @@ from fedshare.strategy import Strategy
 from fedshare.tasks import Task
 from fedshare.training.rates import Rate
 
-PARTS: dict[str, type] = {  # what costs little to make
+PARTS: dict[str, type] = {  # parts that are cheap to make
     "strategy": Strategy,
     "peft": Method,
     "client": Training,

@@ -1,4 +1,4 @@
-"""The data sets that clients have of their own: `partition.sources` in a simulation, `--data` on a client's host."""
+"""Data sets of clients' own: `partition.sources` in a simulation, `--data` on a client's host."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from fedshare.experiments.config.instantiate import shown
 from fedshare.simulation import Part
 from fedshare.tasks import Task
 
-_BLANKS = 8  # more than one, or no model with a BatchNorm could be tried on them
+_BLANKS = 8  # more than one, because BatchNorm needs that when a model is tried
 
 
 def named(pattern: str, client: int) -> Any:
-    """What `--data` says of a client, whose id stands for ``{id}``: the contents of a YAML file, or another path."""
+    """Return a client's `--data`, with its id in place of ``{id}``: the contents of a YAML file, or another path."""
     path = pattern.replace("{id}", str(client))
     if Path(path).suffix not in (".yaml", ".yml"):
         return path
@@ -25,7 +25,7 @@ def named(pattern: str, client: int) -> Any:
         node = OmegaConf.create(Path(path).expanduser().read_text().replace("{id}", str(client)))
     except OSError as error:
         raise UserError(f"--data {path}: cannot be read: {error.strerror}") from error
-    except Exception as error:  # of YAML's and OmegaConf's kinds
+    except Exception as error:  # of YAML's and OmegaConf's types
         raise UserError(f"--data {path}: is no YAML: {first_line(error)}") from error
     if not isinstance(node, DictConfig) or not node:
         raise UserError(f"--data {path}: must hold arguments of data.load, or a load of its own, with a _target_")
@@ -33,7 +33,7 @@ def named(pattern: str, client: int) -> Any:
 
 
 def merged(config: DictConfig, source: Any) -> DictConfig:
-    """The config whose data.load is a client's own. Raises UserError."""
+    """Return the config with a client's own data.load. Raises UserError."""
     load = config.data.load
     if isinstance(source, str):
         if load is None or "path" not in load:
@@ -48,7 +48,7 @@ def merged(config: DictConfig, source: Any) -> DictConfig:
 
 
 def blank(config: DictConfig, task: Task) -> tuple[Dataset, Part]:
-    """What stands in for data that are elsewhere, all 0, of the config's shape, dtype and classes."""
+    """Return the stand-in for data on other hosts: zeros of the config's shape, dtype and classes."""
     classes = config.data.get("classes")
     if type(classes) is not int or classes < 1:
         raise UserError(

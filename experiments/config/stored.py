@@ -1,4 +1,4 @@
-"""The config that a run's folder holds, as this version reads it."""
+"""The config stored in a run's folder, as this version reads it."""
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
@@ -16,9 +16,9 @@ def stored(
     root: type[Root] | type[Pretraining] = Root,
     trusted: Trust | None = None,
 ) -> DictConfig:
-    """The config that a run was started with; with `last`, for another last round.
+    """Return the config that a run was started with; with `last`, for another last round.
 
-    What it may name where another user wrote it is what all may and what is `trusted`; None: whatever it does.
+    If another user wrote it, it may name only what is always allowed and what is `trusted`; None: anything.
     """
     try:
         text = folder.config.read_text("utf-8")
@@ -38,7 +38,7 @@ def stored(
         OmegaConf.to_container(made, resolve=True)
     except UserError:
         raise
-    except InterpolationResolutionError as error:  # a variable of the environment that is gone
+    except InterpolationResolutionError as error:  # a missing environment variable
         raise UserError(f"{folder.config}: {error.full_key}: {first_line(error)}") from error
     except Exception as error:
         raise UserError(f"{folder.config} is damaged: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, and what chooses among them."""
+"""The jobs of a sweep, and whether its sweeper optimises."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from fedshare.experiments.config.overrides import parse
 
 
 def jobs(overrides: Sequence[str], name: str = "config", app: App | None = None) -> list[list[str]]:
-    """The overrides of each job of a sweep, as hydra's own sweeper will run them.
+    """Return the overrides of each job of a sweep, as hydra's own sweeper will run them.
 
-    Another sweeper chooses values as it goes: then the one job stands for what is the same in all of them.
+    Other sweepers choose values as they go: then a single job stands for what all of them have in common.
     """
     app = app or hydra()
     settings = composed(app, name, overrides, RunMode.MULTIRUN).hydra
@@ -28,7 +28,7 @@ def jobs(overrides: Sequence[str], name: str = "config", app: App | None = None)
 
 
 def selects(overrides: Sequence[str], name: str, app: App) -> list[str]:
-    """Whether a sweep's sweeper chooses by what its jobs give: each wanted direction; none where it does not."""
+    """Return the directions in which a sweeper optimises its jobs' values; empty if it does not."""
     sweeper = composed(app, name, overrides, RunMode.MULTIRUN).hydra.sweeper
     if sweeps_alone(sweeper):
         return []

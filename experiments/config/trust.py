@@ -1,4 +1,4 @@
-"""Which code a config may name that somebody else wrote: a server's at a client, or that of another user's folder."""
+"""What a config by someone else may name as code: a server's at a client, or in another user's folder."""
 
 import importlib.util
 import inspect
@@ -19,10 +19,10 @@ from fedshare.experiments.config.environment import unfilled
 from fedshare.experiments.config.instantiate import describe, hints, located
 from fedshare.experiments.config.slots import SLOTS
 
-# Where the parts of a config are. Not all of fedshare is one: some of it writes files, or makes what texts name.
+# Modules that configs may name. Others of fedshare write files, or execute what texts name.
 _ROOMS = ("strategies", "models", "data", "peft", "client", "training", "tasks", "attacks", "rules")
 _OURS = tuple(f"fedshare.{room}" for room in (*_ROOMS, "experiments.tracking"))
-# Of others, what conf/ and docs/ name: by where it is, what it must be derived from.
+# Third-party names used in conf/ and docs/: by package, the required base class.
 _THEIRS = {
     "torch.nn": "torch.nn.modules.module.Module",
     "torch.optim": "torch.optim.optimizer.Optimizer",
@@ -46,14 +46,14 @@ _PLAIN = (str, bool, int, float, bytes, type(None))
 
 @dataclass(frozen=True)
 class Trust:
-    """What a config of somebody else's may name beside what all may."""
+    """What a config by someone else may name in addition to the allowed packages."""
 
-    packages: frozenset[str] = frozenset()  # and what lies in them
-    names: frozenset[str] = frozenset()  # targets, as they are written
+    packages: frozenset[str] = frozenset()  # and everything in them
+    names: frozenset[str] = frozenset()  # target names, as written
 
     @classmethod
     def of(cls, packages: Iterable[str], directory: str | None = None, own: DictConfig | None = None) -> "Trust":
-        """What a user trusts by `--trust`, by `--config-dir`, and by a config of his `own`. Raises UserError."""
+        """Collect what a user trusts by `--trust`, `--config-dir` and a config of their `own`. Raises UserError."""
         packages = list(packages)
         for package in packages:
             if not all(part.isidentifier() for part in package.split(".")):
@@ -64,7 +64,7 @@ class Trust:
 
 
 def check(config: DictConfig, trust: Trust, whose: str) -> None:
-    """Raise UserError where `config`, which somebody else wrote, names what it may not. Nothing is called."""
+    """Raise UserError if `config`, by someone else, names what it may not. Nothing is called."""
     check_filled(config, whose)
     try:
         _check(OmegaConf.to_container(config), "", Any, trust)
@@ -73,13 +73,13 @@ def check(config: DictConfig, trust: Trust, whose: str) -> None:
 
 
 def check_filled(config: DictConfig, whose: str) -> None:
-    """Raise UserError where `config`, which somebody else wrote, has anything filled in here: the environment's."""
+    """Raise UserError if `config`, by someone else, contains interpolations, which would read this environment."""
     if found := unfilled(OmegaConf.to_container(config)):
         raise UserError(f"{whose}: {found[0]}={found[1]}: only who wrote a config fills in what it refers to")
 
 
 def _check(node: Any, path: str, hint: Any, trust: Trust) -> None:
-    """`hint` is the type that is asked for at `path`. All is looked at, `_args_` and what is not recursive included."""
+    """Check a node; `hint` is the type expected at `path`. Includes `_args_` and non-recursive parts."""
     hint = _SLOTS.get(re.sub(r"\[\d+\]", "[]", path), hint)
     if isinstance(node, list):
         for position, item in enumerate(node):
@@ -96,7 +96,7 @@ def _check(node: Any, path: str, hint: Any, trust: Trust) -> None:
 
 
 def _admitted(node: dict[Any, Any], path: str, hint: Any, trust: Trust) -> Any:
-    """The class or function that a node names."""
+    """Return the class or function that a node names. Raises UserError if it may not."""
     name = _name(node)
     if name is None:
         raise UserError(f"{path}._target_: must be the name of a class or a function")
@@ -134,7 +134,7 @@ def _refusal(path: str, name: str, why: str, home: str) -> UserError:
 
 
 def _name(node: dict[Any, Any]) -> str | None:
-    """What a node names; of hydra's getters, what they would get."""
+    """The name in a node; for hydra's getters, the name they would get."""
     name = node["_target_"]
     if isinstance(name, str) and name in _GETTERS:
         name = node.get("path", next(iter(node.get("_args_") or ()), None))
@@ -142,7 +142,7 @@ def _name(node: dict[Any, Any]) -> str | None:
 
 
 def _named(node: Any) -> Iterator[str]:
-    """All that the nodes of a config name."""
+    """Yield all names in a config's nodes."""
     if isinstance(node, dict):
         if "_target_" in node and (name := _name(node)):
             yield name
@@ -152,7 +152,7 @@ def _named(node: Any) -> Iterator[str]:
 
 
 def _modules(directory: Path) -> Iterator[str]:
-    """The modules that are imported from `directory`, by their names; not those that are found elsewhere before."""
+    """Yield the modules imported from `directory`, except those found elsewhere first."""
     for entry in directory.iterdir():
         name = entry.stem if entry.suffix == ".py" else entry.name
         if not name.isidentifier() or name == "__main__":
@@ -171,20 +171,20 @@ def _within(name: str, places: Iterable[str]) -> bool:
 
 
 def _gives(found: Any) -> type | None:
-    """The type of what comes of a class or a function, where that is known."""
+    """The type that a class or function returns, if known."""
     made = found if not inspect.isclass(found) else found.__new__ if "__new__" in vars(found) else None
     hint = hints(made).get("return") if isinstance(made, types.FunctionType) else None
     return hint if inspect.isclass(hint) else found if inspect.isclass(found) else None
 
 
 def _kinds(hint: Any) -> tuple[type, ...] | None:
-    """What may be made where `hint` is asked for; None: anything."""
+    """Return the types that may be made for `hint`; None: any."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         kinds = [_kinds(member) for member in members]
         return None if None in kinds else tuple(kind for some in kinds if some for kind in some)
     if origin is Callable:
-        return _kinds(members[-1]) if members else None  # what is called later
+        return _kinds(members[-1]) if members else None  # the result of calling it later
     if hint in _PLAIN or origin is typing.Literal:
         return ()
     kind = origin or hint
@@ -198,13 +198,13 @@ def _fits(given: type | None, kinds: tuple[type, ...] | None) -> bool:
 def _is(given: type, kind: type) -> bool:
     try:
         return issubclass(given, kind)
-    except TypeError:  # a protocol with fields: by its methods
+    except TypeError:  # a protocol with fields: compare its methods
         methods = [name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")]
         return bool(methods) and all(callable(getattr(given, name, None)) for name in methods)
 
 
 def _member(hint: Any) -> Any:
-    """The type of what a container holds."""
+    """The element type of a container."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next((member for member in typing.get_args(hint) if typing.get_args(member)), Any)
     held = [member for member in typing.get_args(hint) if member is not Ellipsis]

@@ -1,4 +1,4 @@
-"""Numbers that YAML takes for texts: ``inf`` and ``nan``, and in quotes whatever the command line reads as a float."""
+"""Numbers that YAML parses as text: ``inf``, ``nan``, and quoted ones that the command line reads as floats."""
 
 import math
 from collections.abc import Callable
@@ -19,9 +19,9 @@ def _unknown() -> Any:
 
 
 def numbers(node: Any, ask: Callable[[], Any] = _unknown) -> Any:
-    """`node`, plain values of a config, with its texts read as on the command line where no text is asked for.
+    """Return `node`, plain values of a config, with its texts parsed as on the command line unless text is expected.
 
-    `ask` gives the type that is. Where that is unknown, infinity and NaN alone are read: what is finite was in quotes.
+    `ask` returns the expected type. If unknown, only infinity and NaN are parsed: finite numbers were quoted on purpose.
     """
     if isinstance(node, dict):
         return {key: numbers(item, partial(_argument, node, key)) for key, item in node.items()}
@@ -35,7 +35,7 @@ def numbers(node: Any, ask: Callable[[], Any] = _unknown) -> Any:
 
 
 def _argument(node: dict[Any, Any], key: Any) -> Any:
-    """The type of an argument of the node's target, where that has one; what is wrong with it is not said here."""
+    """The type of the argument of the node's target, if known; errors are reported elsewhere."""
     try:
         return hints(get_object(node["_target_"])).get(key, Parameter.empty)
     except (Exception, SystemExit):
@@ -43,7 +43,7 @@ def _argument(node: dict[Any, Any], key: Any) -> Any:
 
 
 def _member(ask: Callable[[], Any]) -> Any:
-    """The type of a list's items."""
+    """The element type of a list."""
     hint = ask()
     if isinstance(hint, UnionType) or get_origin(hint) is Union:  # such as a list or null
         hint = next((part for part in get_args(hint) if get_args(part)), Parameter.empty)
@@ -51,7 +51,7 @@ def _member(ask: Callable[[], Any]) -> Any:
 
 
 def _float(text: str) -> float | None:
-    """A float of hydra's grammar."""
+    """Parse a float by hydra's grammar; None if it is not one."""
     try:
         float(text)
         value = OverridesParser.create().parse_rule(text, "primitive")
