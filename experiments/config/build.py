@@ -65,7 +65,7 @@ def population_of(config: DictConfig, own: str | None = None) -> Population:
         scratch = Scratch(module, device, parts)
         attack = make(config.attack, "attack", Attack)
         liars = Liars(attack, len(shares), config.seed)
-        liars.ids  # raises if the ids are invalid
+        liars.ids  # noqa: B018  # raises if the ids are invalid
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
         with seeds.scope(config.seed, "model"):  # a lazy data set may draw random numbers
             targets = max(1, dataset.pool.batch(slice(0, 1))[1].numel())

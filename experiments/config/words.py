@@ -21,7 +21,7 @@ def _unknown() -> Any:
 def numbers(node: Any, ask: Callable[[], Any] = _unknown) -> Any:
     """Return `node`, plain values of a config, with its texts parsed as on the command line unless text is expected.
 
-    `ask` returns the expected type. If unknown, only infinity and NaN are parsed: finite numbers were quoted on purpose.
+    `ask` returns the expected type. If unknown, only infinity and NaN are parsed: finite numbers were quoted.
     """
     if isinstance(node, dict):
         return {key: numbers(item, partial(_argument, node, key)) for key, item in node.items()}
