@@ -1,1 +1,1 @@
-"""Deployments: servers, clients and gates, and their operators."""
+"""Deployments: servers, clients, gates, and the tools of their operators."""

@@ -1,7 +1,7 @@
-"""What a server tells clients of its config, what all of them must have alike, and what a client makes of it.
+"""The config that a server sends to its clients, the part that all must share, and what a client builds from it.
 
-A run config's keys that are read here: ``overrides`` (hydra's, as on the command line) or ``config`` (the resolved
-config as YAML, which is then all there is).
+The keys of a run config read here: ``overrides`` (hydra's, as on the command line) or ``config`` (the resolved
+config as YAML, complete).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ RunConfig = Mapping[str, Any]
 
 
 def config_of(run_config: RunConfig) -> DictConfig:
-    """The resolved config of a run."""
+    """Return the resolved config of a run."""
     if text := str(run_config.get("config", "")):
         return DictConfig(OmegaConf.create(text))
     return compose.resolved(overrides_of(run_config))
@@ -38,9 +38,9 @@ def overrides_of(run_config: RunConfig) -> list[str]:
 
 
 def told(config: DictConfig) -> str:
-    """What clients are told of the config: what they need, and nothing that is the server's affair alone.
+    """Return the config sent to clients, without the keys that only the server needs.
 
-    Raises UserError where that is to be filled in from the environment, which no client does for a server.
+    Raises UserError if it contains interpolations, which clients never resolve for a server.
     """
     shared = OmegaConf.masked_copy(config, [*SHARED, "weights", "device"])
     if found := unfilled(OmegaConf.to_container(shared)):
@@ -50,23 +50,23 @@ def told(config: DictConfig) -> str:
 
 
 def agreed(config: DictConfig) -> str:
-    """What everyone in a run must have alike, as one text."""
+    """Return, as text, what all participants in a run must share."""
     shared = OmegaConf.masked_copy(config, list(SHARED))
-    if "sources" in shared.partition:  # where a client's own data come from is its host's affair
+    if "sources" in shared.partition:  # the sources of a client's own data are up to its host
         shared.partition.sources, shared.data.load = [], None
     return OmegaConf.to_yaml(shared, sort_keys=True)
 
 
 def digest(config: DictConfig) -> str:
-    """SHA-256, in hex, by which two participants see whether they agree."""
+    """SHA-256, in hex, by which two participants check that they agree."""
     return hashlib.sha256(agreed(config).encode()).hexdigest()
 
 
 def admit(run_config: Any, own: DictConfig | None, trusted: Trust, whose: str) -> None:
-    """On a client, before anything is made of what the server told it.
+    """Check the server's config on a client, before it is used.
 
-    Raises UserError where that is not the config that the client insists on, its `own`, or names what it may not. What
-    the same user's server tells has his mark, and may name what he likes.
+    Raises UserError if it differs from the config that the client requires, its `own`, or names code that is not
+    allowed. A config marked by a server of the same user may name any.
     """
     try:
         text = str(run_config["config"])
@@ -77,7 +77,7 @@ def admit(run_config: Any, own: DictConfig | None, trusted: Trust, whose: str) -
         theirs = digest(config)
     except UserError:
         raise
-    except Exception as error:  # of YAML's and OmegaConf's kinds
+    except Exception as error:  # of YAML's and OmegaConf's types
         raise UserError(f"{whose} cannot be read: {first_line(error)}") from error
     if own is not None and theirs != (ours := digest(own)):
         raise UserError(f"{whose} has the digest {theirs[:12]}, and the one that this client insists on {ours[:12]}")
@@ -86,10 +86,10 @@ def admit(run_config: Any, own: DictConfig | None, trusted: Trust, whose: str) -
 
 
 def population(run_config: RunConfig, node_config: RunConfig) -> tuple[str, Population]:
-    """On a client: what it must have in common with the others, and everyone who may take part.
+    """Return, on a client, what it must share with the others, and all participants.
 
-    Its own are ``device``, its ``data`` where all have data of their own, and, where the server's path means nothing
-    here, ``weights``.
+    Specific to the client are ``device``, its ``data`` with partition=own, and ``weights`` if the server's path does
+    not exist here.
     """
     config = config_of(run_config)
     told(config)

@@ -1,4 +1,4 @@
-"""What `fedshare verify` says of a run's audit log."""
+"""The audit log part of `fedshare verify`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from fedshare.runs import RunFolder, audit
 
 
 def audited(folders: list[RunFolder], elsewhere: str | None) -> tuple[bool, str]:
-    """Whether no log shows that it was altered, and what is to be said about them."""
+    """Return whether no log shows signs of alteration, and a message."""
     if elsewhere and len(folders) > 1:
         raise UserError("--audit: is of one run")
     said = []
@@ -17,7 +17,7 @@ def audited(folders: list[RunFolder], elsewhere: str | None) -> tuple[bool, str]
         if not path.is_file():
             if elsewhere:
                 raise UserError(f"--audit {elsewhere}: no such file")
-            said += ["no audit log"] if (folder.path / RUN_ID).exists() else []  # nobody joins a simulation
+            said += ["no audit log"] if (folder.path / RUN_ID).exists() else []  # no client joins a simulation
         elif wrong := audit.flaw(path, len(folder.links())):
             return False, f"{folder.path}: {wrong}"
         else:

@@ -1,4 +1,4 @@
-"""`fedshare client`: from the command line to the clients of this host, each a process with a stream to the server.
+"""`fedshare client`: from the command line to this host's clients, one process each with a stream to the server.
 
 Nothing here loads torch before a client's device is chosen.
 """
@@ -27,7 +27,7 @@ _Config = dict[str, str | int | float | bool]
 
 
 def client(options: argparse.Namespace) -> int:
-    """Be the clients of this host: this process the one, or the parent of several."""
+    """Run this host's clients: a single one in this process, several in child processes."""
     split(options.server)
     check_ranges(options)
     if options.run:
@@ -37,7 +37,7 @@ def client(options: argparse.Namespace) -> int:
     gpus = [] if options.gpu == "none" else devices.visible_gpus(os.environ)
     sharing = options.per_gpu, options.gpu_memory, options.threads
     places = devices.places(ids, options.gpu, *sharing, gpus, devices.cores())
-    for id in ids:  # what is wrong with one is said before any starts
+    for id in ids:  # report errors of any client before one starts
         client_identity(options, id)
         if options.data and not Path(path := options.data.replace("{id}", str(id))).expanduser().exists():
             raise UserError(f"--data {path}: no such file")
@@ -88,7 +88,7 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
         node_config["weights"] = options.weights
     if options.data:
         node_config["data"] = options.data
-    node_config |= config.node_config(options.node_config)  # an app may have keys of its own by our names
+    node_config |= config.node_config(options.node_config)  # an app may use our names for its own keys
     with terminable():
         while True:
             try:
@@ -105,7 +105,7 @@ def _live(options: argparse.Namespace, id: int, place: devices.Place) -> None:
 
 
 def _insisted(options: argparse.Namespace) -> tuple[str, Callable[[Any], None]]:
-    """The digest of the config that the client insists on, where it does; and what lets a server's config in."""
+    """Return the digest of the required config, if any, and a function that checks the server's config."""
     from fedshare.experiments.config import application, compose
     from fedshare.experiments.config.trust import Trust
     from fedshare.experiments.hosts import agreement
@@ -121,7 +121,7 @@ def _insisted(options: argparse.Namespace) -> tuple[str, Callable[[Any], None]]:
 
 
 def command(options: argparse.Namespace, id: int, place: devices.Place) -> list[str]:
-    """What the process of one client of this host is started with."""
+    """Return the command line of one client process of this host."""
     program = [sys.executable, *["-P"] * sys.flags.safe_path, "-m", "fedshare"]
     command = [*program, "client", options.server, *options.overrides, "--id", str(id)]
     command += ["--gpu", place.gpu or "none", "--threads", str(place.threads), "--patience", str(options.patience)]

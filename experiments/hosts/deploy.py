@@ -1,4 +1,4 @@
-"""`fedshare gate`, `flower-run` and `doctor`, from the command line to what does it."""
+"""`fedshare gate`, `flower-run` and `doctor`: from the command line to the implementation."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from fedshare.experiments.signals import terminable
 
 
 def gate(options: argparse.Namespace) -> int:
-    """Be the port of several runs."""
+    """Serve one port for several runs."""
     from fedshare.experiments.hosts.gate import gate
 
     check_ranges(options)
@@ -33,9 +33,9 @@ def flower_run(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Say what stands in the way, a line each; 0 where nothing does."""
+    """Print the problems found, one line each; return 0 if there are none."""
     from fedshare.experiments.commands.doctor import examine
 
-    if options.server and "=" in options.server:  # an override: no address is given
+    if options.server and "=" in options.server:  # an override: no address was given
         options.overrides, options.server = [options.server, *options.overrides], None
     return examine(options)

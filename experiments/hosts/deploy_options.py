@@ -1,4 +1,4 @@
-"""The flags of the commands that deploy."""
+"""The flags of the deployment commands."""
 
 import argparse
 import math
@@ -36,7 +36,7 @@ _RANGES = {
     "nodes": 1,
     "callers": 1,
     "slack": 0.1,
-}  # the least
+}  # the lowest allowed values
 
 
 def check_ranges(options: argparse.Namespace) -> None:

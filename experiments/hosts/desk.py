@@ -1,4 +1,4 @@
-"""An operator's end of a running server: it takes commands by a local socket, and keeps the audit log."""
+"""The operator interface of a running server: commands over a local socket, and the audit log."""
 
 import pwd
 import threading
@@ -20,20 +20,20 @@ from fedshare.transport.stream.server import StreamServer
 
 
 class Desk:
-    """Orders for a run, and a Watcher of it that enters what happens in the audit log.
+    """Orders for a run, and a Watcher that records its events in the audit log.
 
-    It begins with `serve`. The log lies in the run's folder once there is one, or at `audit`; without a run of ours
-    (`opens` is never called) there is a log only with `audit`, and no socket. `other` hears what a Watcher does.
+    Call `serve` first. The log is in the run's folder as soon as it exists, or at `audit`; without a run of ours
+    (`opens` is never called) there is a log only with `audit`, and no socket. `other` receives the Watcher's calls too.
     """
 
     def __init__(self, audit: str | None = None, other: Watcher | None = None) -> None:
-        self.stopped = False  # because the operator has asked for it
+        self.stopped = False  # at the operator's request
         self._audit, self._asked = Audit(), audit
         self._other = other
         self._run = Commands()
         self._control: control.Control | None = None
-        self._made = False  # the folder, for the socket
-        self._callers: dict[int, dict[str, str | int]] = {}  # where each client was last seen, for entries in the log
+        self._made = False  # created the folder, for the socket
+        self._callers: dict[int, dict[str, str | int]] = {}  # each client's last address and certificate, for the log
         self._lock = threading.Lock()  # one command at a time
 
     def __enter__(self) -> Self:
@@ -55,11 +55,11 @@ class Desk:
                 raise
         finally:
             if self._made and self._run.folder:
-                with suppress(OSError):  # where it is empty
+                with suppress(OSError):  # only if it is empty
                     self._run.folder.path.rmdir()
 
     def serve(self, stream: StreamServer, folder: str = "") -> None:
-        """Before `stream` starts: hear of it, and have a say in whom it lets in, as was ordered in `folder`."""
+        """Attach to `stream` before it starts: record its events, and apply the bans and suspensions in `folder`."""
         self._run.stream = stream
         if folder:
             self._run.standing.open(Path(folder) / orders.NAME)
@@ -78,7 +78,7 @@ class Desk:
         self._audit.note(event, about, **what)
 
     def _about(self, client: int) -> dict[str, str | int]:
-        """A client's number, and the address and certificate with which it was here the last time."""
+        """The client's number, and its last known address and certificate."""
         return self._callers.get(client, {"client": client})
 
     # Orders.
@@ -87,19 +87,19 @@ class Desk:
         self._run.folder = RunFolder(folder)
         self._run.standing.open(folder / orders.NAME)
         self._run.rule()
-        if (folder / audits.NAME).exists():  # one that was altered is refused before anything is done
+        if (folder / audits.NAME).exists():  # an altered log is refused before anything is done
             self._open()
         try:
             if not folder.exists():
                 folder.mkdir(parents=True)
                 self._made = True
             self._control = control.Control(folder / control.NAME, self._answer)
-        except OSError as error:  # a file system without sockets, or that is full: the run itself says that better
+        except OSError as error:  # a file system without sockets, or a full one: the run itself reports that better
             say(f"no commands of `fedshare admin` are taken: {folder / control.NAME}: {error.strerror or error}")
 
     def ready(self) -> None:
         self._audit.check()
-        with self._lock:  # which a command holds until it is entered in the log
+        with self._lock:  # held by a command until it is in the log
             self.stopped = self._run.stopping
         if self.stopped:
             after = f"after round {self._run.round}" if self._run.round else "before its first round"
@@ -107,7 +107,7 @@ class Desk:
 
     @property
     def goes_on(self) -> str:
-        """How, for the operator who has stopped the run."""
+        """How to resume, for the operator who has stopped the run."""
         return (
             f"; the same command with --resume {self._run.folder.path} goes on"
             if self._run.folder and self._run.round
@@ -132,7 +132,7 @@ class Desk:
         (self._other or NoTracker()).start(config, name, group, folder, note)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Raises OSError where the audit log cannot be written."""
+        """Raises OSError if the audit log cannot be written."""
         with self._lock:
             self._run.round = row["round"]
             self._audit.note("round", round=self._run.round, digest=row["digest"])
@@ -147,7 +147,7 @@ class Desk:
         (self._other or NoTracker()).finish(completed)
 
     def refused(self, reason: str, client: int | None = None) -> None:
-        """By the run, after the stream has let it in."""
+        """Refused by the run, after the stream has admitted it."""
         if client is None:
             self._audit.note("refused", "the run", reason=reason)
         else:
@@ -171,7 +171,7 @@ class Desk:
                 answer = obeyed(request)
             except OSError as error:
                 raise UserError(f"{error.filename}: {error.strerror}: nothing was done") from error
-            self._open()  # also where the run has not begun, but not for a command that was refused
+            self._open()  # also before the run has begun, but not for a refused command
             said = {name: value for name, value in request.items() if name in ("rounds", "reason")}
             said |= self._about(request["client"]) if "client" in request else {}
             self._audit.note("operator", command=str(command), user=user, login=_login(user), **said)

@@ -13,18 +13,18 @@ Answer = dict[str, Any]
 
 
 class Commands:
-    """One command at a time: whoever calls it holds a lock. `folder` and `stream` are set before any comes."""
+    """The caller must hold a lock. `folder` and `stream` are set before the first command."""
 
     def __init__(self) -> None:
         self.standing = Standing()
         self.folder: RunFolder | None = None
         self.stream: StreamServer | None = None
         self.round, self.planned, self.begun = 0, 0, False
-        self.stopping = self.checkpoint = False  # what is wanted
-        self.seen: dict[int, dict[str, Any]] = {}  # by client: its address, and why it is gone
+        self.stopping = self.checkpoint = False  # requested by the operator
+        self.seen: dict[int, dict[str, Any]] = {}  # by client: its last address, and why it left
 
     def named(self, command: object) -> Callable[[Request], Answer]:
-        """The command of that name. Raises UserError where there is none."""
+        """Return the command of that name. Raises UserError if there is none."""
         commands: dict[object, Callable[[Request], Answer]] = {
             "status": self.status,
             "suspend": self._suspend,
@@ -39,7 +39,7 @@ class Commands:
         return commands[command]
 
     def rule(self) -> None:
-        """Let the stream know who is banned and suspended."""
+        """Tell the stream which clients are banned and suspended."""
         if self.stream:
             self.stream.entrance.banned = self.standing.banned
             self.stream.suspend(self.standing.suspended.keys())

@@ -1,4 +1,4 @@
-"""A run whose clients are a Flower Grid's: what our ServerApp does."""
+"""A run whose clients are on a Flower Grid: the work of our ServerApp."""
 
 import uuid
 from functools import partial
@@ -28,7 +28,7 @@ from fedshare.simulation import Declared
 from fedshare.transport.flower.network import FlowerNetwork
 from fedshare.transport.flower.participant import Terms
 
-RUN_ID = "run-id"  # the file of a run's folder that names the run to clients
+RUN_ID = "run-id"  # the file in a run's folder with the id that clients know it by
 
 
 def serve(
@@ -37,10 +37,10 @@ def serve(
     watcher: Watcher | None = None,
     orders: Orders = NoOrders(),  # noqa: B008  # it holds nothing
 ) -> None:
-    """Run all rounds with the clients of `grid`, and leave a run's folder. Raises UserError and RunHalted.
+    """Run all rounds with the clients of `grid`, and write a run's folder. Raises UserError and RunHalted.
 
-    `watcher` hears of each round, beside the config's own tracker, and why a client does not take part. `orders` are
-    the operator's.
+    `watcher` is told of each round, like the config's tracker, and why a client does not take part. `orders` are the
+    operator's.
     """
     config = config_of(run_config)
     order = order_of(run_config, config)
@@ -113,7 +113,7 @@ def _start(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
 
 
 def _same(began: DictConfig, asked: DictConfig, folder: RunFolder) -> DictConfig:
-    """The config of a run that goes on: as it was, but for what may change."""
+    """Return the config of a resumed run: unchanged, except for the keys that may change."""
     before, now = (OmegaConf.to_container(config) for config in (began, asked))  # the environment is not read
     assert isinstance(before, dict)
     assert isinstance(now, dict)
@@ -127,7 +127,7 @@ def _same(began: DictConfig, asked: DictConfig, folder: RunFolder) -> DictConfig
 
 
 def _run_id(folder: RunFolder) -> bytes:
-    """Whose memories clients are to use: as long as the folder lives, the same."""
+    """Return the id under which clients store memories: constant as long as the folder exists."""
     path = folder.path / RUN_ID
     try:
         return bytes.fromhex(path.read_text()) if path.exists() else uuid.uuid4().bytes[:8]

@@ -18,7 +18,7 @@ STOPPED = 130
 
 
 def gate(options: argparse.Namespace, identity: Identity | None) -> int:
-    """Pass callers on to the runs in a folder until a signal stops it; its exit status."""
+    """Forward connections to the runs in a folder until a signal arrives; return the exit status."""
     if identity and identity.client_id is not None:
         raise UserError(f"--keys {options.keys}: that is client {identity.client_id}'s folder, not the server's")
     descriptors.raise_limit()
@@ -43,7 +43,7 @@ async def _serve(gate: Gate, folder: Path) -> int:
 
 @contextmanager
 def address(options: argparse.Namespace, clients: int) -> Iterator[str]:
-    """Where the server of a run listens: at its port, or where a gate finds it."""
+    """Yield the address of a run's server: its port, or the socket where a gate finds it."""
     if not options.gate:
         yield options.listen
         return
@@ -52,7 +52,7 @@ def address(options: argparse.Namespace, clients: int) -> Iterator[str]:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise UserError where the flags of a server do not go together."""
+    """Raise UserError if the flags of a server are inconsistent."""
     if options.name:
         sockets.run_name(options.name, "--name ")
     if not options.gate:

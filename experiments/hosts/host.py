@@ -1,4 +1,4 @@
-"""The clients of one host: a process each, on a device of its own, started again when it crashes."""
+"""The clients of one host: one process each, on its own device, restarted when it crashes."""
 
 import ctypes
 import os
@@ -14,22 +14,22 @@ from fedshare.machine.devices import Place
 from fedshare.report.clock import say, stamped
 from fedshare.transport.stream import descriptors
 
-BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds until a client is started again, by its crashes in a row
-GRACE = 10.0  # seconds that clients have to end in order
-TICK = 0.2  # seconds between two looks at the processes
-FINAL = (0, 2, 3)  # done, bad input, refused: starting again would change nothing
-CHUNK = 1 << 20  # bytes: no pipe holds more
+BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before a restart, by the number of crashes in a row
+GRACE = 10.0  # seconds for clients to shut down
+TICK = 0.2  # seconds between checks of the processes
+FINAL = (0, 2, 3)  # done, bad input, refused: a restart would change nothing
+CHUNK = 1 << 20  # bytes: more than any pipe holds
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
 def start(commands: dict[int, list[str]], places: dict[int, Place]) -> int:
-    """Run `commands`, one process per client id, each in the environment of its place, until all have ended for good.
+    """Run `commands`, one process per client id, each in the environment of its place, until all have finished.
 
-    A crashed client is started again. The first SIGTERM or SIGINT is passed on, a second one kills. Call it in the
-    main thread: with that thread the clients end, however it does (on Linux; elsewhere when they next write a line).
-    Returns the worst of the clients' last exit statuses, in which signal n counts as 128 + n.
+    Crashed clients are restarted. The first SIGTERM or SIGINT is forwarded, a second one kills. Call it in the main
+    thread: when that ends, for any reason, the clients end (on Linux; elsewhere when they next write a line). Returns
+    the worst of the clients' last exit statuses; signal n counts as 128 + n.
     """
     descriptors.raise_limit()
     clients = [_Client(id, command, places[id]) for id, command in commands.items()]
@@ -55,12 +55,12 @@ class _Client:
     def __init__(self, id: int, command: list[str], place: Place) -> None:
         self.id, self.command, self.place = id, command, place
         self.process: subprocess.Popen[bytes] | None = None
-        self.writes = False  # its output is open
+        self.writes = False  # whether its output is open
         self.line = b""
         self.crashes = 0  # in a row
         self.began = self.due = 0.0
         self.status = 0  # the last one
-        self.ended = False  # for good
+        self.ended = False  # will not be restarted
 
     def start(self) -> None:
         self.note(f"starting on {self.place}")
@@ -70,14 +70,14 @@ class _Client:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            process_group=0,  # Ctrl-C reaches the parent alone, which passes it on once
+            process_group=0,  # only the parent gets Ctrl-C, and forwards it once
             preexec_fn=_end_with(os.getpid()),
         )
         os.set_blocking(self.fileno(), False)
         self.writes, self.began = True, time.monotonic()
 
     def supervise(self) -> None:
-        """See whether it has ended, and start it again when that is due."""
+        """Check whether it has ended, and restart it when due."""
         if self.running() or self.ended:
             return
         if self.process is None:
@@ -100,12 +100,12 @@ class _Client:
         return self.process is not None and self.process.poll() is None
 
     def reap(self) -> str:
-        """Let go of a process that has ended, with its last lines; how it ended."""
+        """Release an ended process and print its last lines; return how it ended."""
         if self.process is None:
             return ""
         try:
             code = self.process.wait(GRACE)
-        except subprocess.TimeoutExpired:  # it hangs in the kernel, in a driver for instance
+        except subprocess.TimeoutExpired:  # it hangs in the kernel, for instance in a driver
             code = -signal.SIGKILL
             self.note(f"process {self.process.pid} cannot be killed")
         self.relay()
@@ -122,7 +122,7 @@ class _Client:
             self.process.send_signal(number)
 
     def kill(self) -> None:
-        """With the processes it has started."""
+        """Kill it, including its child processes."""
         if self.process is not None and self.running():
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -133,7 +133,7 @@ class _Client:
         return self.process.stdout.fileno()
 
     def relay(self) -> None:
-        """Print the lines that have come."""
+        """Print the lines received."""
         with suppress(BlockingIOError):
             chunk = os.read(self.fileno(), CHUNK)
             self.writes = bool(chunk)
@@ -151,8 +151,8 @@ class _Client:
 
 
 def _relay(clients: list[_Client]) -> None:
-    """Print what clients write; a tick at most."""
-    with selectors.PollSelector() as ready:  # it takes descriptors beyond 1023, and needs none itself
+    """Print the clients' output, waiting at most a tick."""
+    with selectors.PollSelector() as ready:  # supports descriptors above 1023, and uses none itself
         for client in clients:
             if client.writes:
                 ready.register(client, selectors.EVENT_READ, client)
@@ -161,7 +161,7 @@ def _relay(clients: list[_Client]) -> None:
 
 
 def _stop(clients: list[_Client], signals: list[int]) -> None:
-    """Pass the first signal on, and wait for the clients to end."""
+    """Forward the first signal, and wait for the clients to end."""
     deadline = time.monotonic() + GRACE
     names = ", ".join(str(client.id) for client in clients if client.running())
     for client in clients:
@@ -177,7 +177,7 @@ def _stop(clients: list[_Client], signals: list[int]) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The SIGTERM and SIGINT that come, in their order."""
+    """Yield the list of SIGTERM and SIGINT received, in order."""
     came: list[int] = []
     before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -188,13 +188,13 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _end_with(parent: int) -> Callable[[], None] | None:
-    """What a new process does first, so that it is killed when `parent` ends, if only by kill -9."""
+    """Return a function for a new process, which makes the kernel kill it when `parent` ends, even by kill -9."""
     if _LIBC is None:
         return None
 
     def bind() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the call
+        if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
 
     return bind

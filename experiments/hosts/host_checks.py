@@ -1,4 +1,4 @@
-"""What `fedshare doctor` looks for on this host: versions, clock, disk, GPUs."""
+"""Checks of `fedshare doctor` on this host: versions, clock, disk, GPUs."""
 
 import argparse
 import io
@@ -25,14 +25,14 @@ from fedshare.transport.stream.health import protobuf_backend
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 SHOWN = ("fedshare", "torch", "flwr", "grpcio", "protobuf")
 CLOCK_SECONDS = 5.0
-TORCH_SECONDS = 120.0  # a cold start from a network disk takes one
+TORCH_SECONDS = 120.0  # a cold start from a network disk takes a minute
 LITTLE = 1 << 30  # bytes free
 
-Finding = tuple[str, str]  # one of the three, and a line
+Finding = tuple[str, str]  # the level, and a line
 
 
 def versions(options: argparse.Namespace) -> Iterator[Finding]:
-    """As pyproject.toml asks for them; the package's metadata has that."""
+    """Compare installed versions with pyproject.toml's requirements, from the package's metadata."""
     wrong = [*_wrong_versions()]
     for line in wrong:
         yield FAILED, f"versions: {line}"

@@ -1,4 +1,4 @@
-"""Whose certificate a server or a client uses, and which clients a host is."""
+"""The certificate of a server or client, and the client ids of a host."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from fedshare.transport.stream.diagnose import is_local, split
 
 
 def identity_of(keys: str | None, name: str, address: str, insecure: bool) -> Identity | None:
-    """The certificate to use; None where none is needed: on this machine, or by --insecure."""
+    """Return the certificate; None if none is needed: on this machine, or with --insecure."""
     if keys:
         folder = Path(keys)
         if not (folder / name).is_dir() and not any(folder.glob("*.crt")):

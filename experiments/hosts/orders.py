@@ -1,4 +1,4 @@
-"""What an operator has ordered for a run: who is banned, and who is suspended. It lies in the run's folder."""
+"""The operator's orders for a run, banned and suspended clients, stored in the run's folder."""
 
 import json
 from collections.abc import Collection
@@ -12,16 +12,16 @@ NAME = "orders.json"
 
 
 class Orders(Protocol):
-    """What a run asks of its operator, while it is under way."""
+    """What a run asks of its operator while it is running."""
 
     def opens(self, folder: Path) -> None:
-        """The run is, or will be, in `folder`."""
+        """Called with the run's folder, which may not exist yet."""
 
     def ready(self) -> None:
-        """Raise RunHalted where there is to be no further round, OSError where the audit log cannot be written."""
+        """Raise RunHalted if no further round is wanted, OSError if the audit log cannot be written."""
 
     def due(self) -> bool:
-        """Whether a checkpoint is wanted, after this round; it is then no longer."""
+        """Whether a checkpoint is wanted after this round; clears the request."""
 
 
 class NoOrders:
@@ -34,15 +34,15 @@ class NoOrders:
 
 
 class Standing:
-    """The orders that hold until they are taken back. `path` is None before the run's folder is known."""
+    """The orders in force until revoked. `path` is None before the run's folder is known."""
 
     def __init__(self) -> None:
-        self.banned: dict[int, str] = {}  # by client: why
-        self.suspended: dict[int, int] = {}  # by client: for how many more rounds; 0: until it is resumed
+        self.banned: dict[int, str] = {}  # by client: the reason
+        self.suspended: dict[int, int] = {}  # by client: remaining rounds; 0: until resumed
         self._path: Path | None = None
 
     def open(self, path: Path) -> None:
-        """Recall what was ordered. Raises UserError where the file is damaged: nobody is let in by accident."""
+        """Load the orders. Raises UserError if the file is damaged, so that no client is admitted by accident."""
         self._path = path
         if not path.exists():
             return
@@ -54,7 +54,7 @@ class Standing:
             raise UserError(f"{path} is damaged ({error}): mend it, or move it away: then nobody is banned") from error
 
     def keep(self, banned: dict[int, str], suspended: dict[int, int]) -> None:
-        """These, and no others; on disk when this returns. Raises OSError, and then those before hold."""
+        """Replace the orders; on disk when this returns. Raises OSError, which leaves the old ones in force."""
         if self._path is not None:
             text = json.dumps({"banned": banned, "suspended": suspended}, sort_keys=True)
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ class Standing:
         self.banned, self.suspended = banned, suspended
 
     def after_round(self, absent: Collection[int]) -> list[int]:
-        """Count a round for those who missed it; the clients whose suspension has ended."""
+        """Count a missed round for the suspended; return the clients whose suspension has ended."""
         left = {client: rounds - (rounds > 0 and client in absent) for client, rounds in self.suspended.items()}
         ended = [client for client, rounds in left.items() if rounds == 0 and self.suspended[client] > 0]
         if left != self.suspended:

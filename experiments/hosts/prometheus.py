@@ -1,6 +1,6 @@
-"""A deployment's numbers, for Prometheus to read by HTTP. This file alone knows prometheus_client.
+"""Prometheus metrics of a deployment, over HTTP. This is the only file that uses prometheus_client.
 
-A tracker, fed from the rows of a run; who is connected and how old the checkpoint is, is looked up for each reader.
+A tracker, fed from the rows of a run; connected clients and the checkpoint's age are read at each scrape.
 """
 
 import math
@@ -25,11 +25,11 @@ with importing("prometheus_client", "--metrics"):
 
 STATES = {"trained": "clients", "dropped": "dropped", "absent": "absent", "untested": "untested"}
 STATES |= {"suspended": "suspended"}  # -> a row's key
-_MEANS = {"all": "", "mean": "_mean", "worst10": "_worst10"}  # over what a score is -> what its key in a row ends with
+_MEANS = {"all": "", "mean": "_mean", "worst10": "_worst10"}  # what a score is over -> suffix of its key in a row
 
 
 class Exporter:
-    """Counters count from the start of this process, as Prometheus expects; gauges show the round before, too."""
+    """Counters start with this process, as Prometheus expects; gauges also show the previous round."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -59,7 +59,7 @@ class Exporter:
         python = {"version": fedshare.__version__, "python": platform.python_version()}
         Info("fedshare_build", "What runs", registry=registry).info(python | packages)
         ProcessCollector(registry=registry)
-        for reason in FAILURES:  # all there are, so that a rate has a beginning
+        for reason in FAILURES:  # all of them, so that a rate has a start
             for when in ("train", "test"):
                 self._failures.labels(when, reason)
         for reason in REFUSALS:
@@ -69,7 +69,7 @@ class Exporter:
         self._server: WSGIServer | None = None
 
     def listen(self, address: str) -> str:
-        """At "[HOST:]PORT", without HOST on this machine alone; the address of the page. Raises UserError."""
+        """Listen at "[HOST:]PORT", by default on this machine only; return the page's URL. Raises UserError."""
         host, _, port = address.rpartition(":")
         if not (port.isascii() and port.isdigit() and int(port) <= 65535):
             raise UserError(f"--metrics {address}: must be [HOST:]PORT, such as 9464 or 0.0.0.0:9464")
@@ -86,7 +86,7 @@ class Exporter:
             self._server.server_close()
 
     def watch(self, present: Callable[[], Collection[int]], connections: Callable[[], int]) -> None:
-        """Whom to ask who is there."""
+        """Set the functions that report present clients and connections."""
         self._present.set_function(lambda: len(present()))
         self._connections.set_function(connections)
 
@@ -116,7 +116,7 @@ class Exporter:
         self._show(row)
 
     def finish(self, completed: bool = True) -> None:
-        """The page lives as long as the server."""
+        """Do nothing: the page lives as long as the server."""
 
     def _show(self, row: dict[str, Any]) -> None:
         for state, key in STATES.items():
@@ -136,7 +136,7 @@ def _set(gauge: Gauge, value: float | None, *labels: str) -> None:
 
 
 def _age(folder: Path) -> float:
-    """Of the newest checkpoint."""
+    """The age of the newest checkpoint in seconds; NaN if there is none."""
     try:
         return max(0.0, time.time() - max(path.stat().st_mtime for path in folder.glob("round-*.json")))
     except (OSError, ValueError):  # removed meanwhile, or none

@@ -1,4 +1,4 @@
-"""What a server's run config asks of it beside the config.
+"""The part of a server's run config besides the config.
 
 Its keys: ``folder``, ``resume``, ``clients`` (how many to wait for), ``wait`` (seconds), ``slack`` (MB).
 """
@@ -17,13 +17,13 @@ from fedshare.experiments.hosts.agreement import RunConfig, overrides_of
 
 @dataclass(frozen=True)
 class Order:
-    """What a server is asked to do, beside the config."""
+    """What a server is asked to do, besides the config."""
 
     folder: Path
-    resume: bool  # go on with the run in the folder, where there is one
-    clients: int  # how many must be there before the first round; 0: all
+    resume: bool  # resume the run in the folder, if there is one
+    clients: int  # how many to wait for before the first round; 0: all
     wait: float  # seconds to wait for them
-    slack: int  # bytes that an answer may have beyond twice what is expected of it
+    slack: int  # extra bytes that an answer may have above twice its expected size
 
 
 def order_of(run_config: RunConfig, config: DictConfig) -> Order:

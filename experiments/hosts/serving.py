@@ -1,4 +1,4 @@
-"""`fedshare server`: from the command line to a Flower app on a Grid of our streams."""
+"""`fedshare server`: from the command line to a Flower app on a Grid over our streams."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ _Config = dict[str, str | int | float | bool]
 
 
 def server(options: argparse.Namespace) -> int:
-    """Run a strategy, or with --app anybody's ServerApp, with the clients that connect."""
+    """Run a strategy, or with --app any ServerApp, with the clients that connect."""
     from fedshare.experiments.hosts import gate as gates
     from fedshare.experiments.hosts.desk import Desk
     from fedshare.identity.admission import Admission
@@ -83,11 +83,11 @@ def server(options: argparse.Namespace) -> int:
         try:
             with terminable():
                 grid = StreamGrid(stream)
-                if options.app:  # ours waits by itself, and goes on waiting in each round
+                if options.app:  # ours does the waiting itself, also within rounds
                     grid.wait_for(clients, options.wait)
                 serve(run(), grid, run_config)
             farewell = ""
-        except RunHalted as error:  # other errors are the operator's, who will start the server again: clients wait
+        except RunHalted as error:  # on other errors the operator restarts the server, and clients wait
             farewell = brief(str(error))
             if not desk.stopped:
                 raise
@@ -105,7 +105,7 @@ def _our_server_app(desk):  # type: ignore[no-untyped-def]  # flwr's ServerApp, 
 
 
 def asked(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
-    """Run config, the part that clients are told, the digest of what they must share, and how many they are."""
+    """Return the run config, its part for clients, the digest that they must match, and the number of clients."""
     from omegaconf import OmegaConf
 
     from fedshare.experiments import beginnings
@@ -115,7 +115,7 @@ def asked(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     from fedshare.experiments.hosts import agreement
     from fedshare.runs import RunFolder
 
-    if options.resume and "=" in options.resume:  # argparse takes the word behind --resume for its folder
+    if options.resume and "=" in options.resume:  # argparse takes the word after --resume for its folder
         options.overrides.insert(0, options.resume)
         options.resume = ""
     app = application.hydra(options.config_dir)
@@ -141,6 +141,6 @@ def asked(options: argparse.Namespace) -> tuple[_Config, _Config, str, int]:
     run_config: _Config = {"config": text, "folder": folder, "wait": options.wait, "slack": options.slack}
     run_config |= {"resume": options.resume is not None, "clients": options.clients or 0}
     told: _Config = {"config": (words := agreement.told(config))}
-    with suppress(OSError):  # a user who can have no key
+    with suppress(OSError):  # a user without a key
         told["mark"] = marks.mark(words)
     return run_config, told, agreement.digest(config), config.partition.get("clients") or 0

@@ -1,1 +1,1 @@
-"""One run, from its resolved config to the folder that it leaves."""
+"""One run, from its resolved config to its folder."""

@@ -28,7 +28,7 @@ def played(
     digest: str = START,
     heard: Heard | None = None,
 ) -> Iterator[Round]:
-    """The rounds after `start`, as `run_server` gives them. Raises UserError where the attack does not suit them."""
+    """Yield the rounds after `start`, like `run_server`. Raises UserError if the attack does not suit the run."""
     liars = population.liars.ids
     if isinstance(population.liars, Liars) and liars:
         attack = population.liars.attack
@@ -42,7 +42,7 @@ def played(
 
 
 def _check_collusion(population: Population, attack: Attack, state: State, rounds: int) -> None:
-    """Raise UserError where adversaries answer what others say of a model, and nobody says anything of one."""
+    """Raise UserError if adversaries copy others' messages about a model and no client sends any."""
     uploads = population.strategy.expects(state, population.liars.ids[0])
     told = not uploads or {MODEL, CHANGE} & uploads.keys()
     if not told and any(type(attack.at(r)).collude is not Attack.collude for r in range(1, rounds + 1)):

@@ -1,4 +1,4 @@
-"""A simulated run, from a resolved config to the folder it leaves; `fedshare run`, `demo` and `resume` end here."""
+"""A simulated run, from a resolved config to its folder; the work of `fedshare run`, `demo` and `resume`."""
 
 from dataclasses import replace
 from functools import partial
@@ -22,10 +22,10 @@ from fedshare.simulation.effort import Effort
 
 
 def execute(config: DictConfig, path: Path, group: str | None = None, population: Population | None = None) -> Best:
-    """Run all rounds, in a folder of their own. `group` names the sweep that the run is part of."""
+    """Run all rounds, in a new folder. `group` names the sweep that the run is part of."""
     folder = RunFolder(path)
     folder.check_new()
-    population = population or build.simulated(config)  # of nothing that a crash has left in the folder
+    population = population or build.simulated(config)  # ignores anything that a crash left in the folder
     with simulation(config, folder, population) as network:
         create(folder, config, network.population)
         with on_disk(path, partial(goes_on, folder)), folder.lock():
@@ -33,7 +33,7 @@ def execute(config: DictConfig, path: Path, group: str | None = None, population
 
 
 def resume(path: str, last: int | None = None, trusted: Trust | None = None) -> None:
-    """Go on with a run that was stopped, from its last whole checkpoint; with `last`, up to another last round.
+    """Resume a stopped run from its last intact checkpoint; with `last`, up to another last round.
 
     `trusted`: as for `stored`.
     """
@@ -44,7 +44,7 @@ def resume(path: str, last: int | None = None, trusted: Trust | None = None) -> 
         start = last_checkpoint(folder, config)
         if start and start.remote and any(memory["round"] for memory in start.clients.values()):
             raise UserError(f"{path}: its clients keep their memories: `fedshare server --resume` goes on with it")
-        if start:  # those who keep their memories themselves have none
+        if start:  # clients that keep their own memories are absent here
             start = replace(start, clients={} if start.remote else start.clients, remote=False)
         with simulation(config, folder) as network:
             begin(folder, network.population, config)
@@ -62,13 +62,13 @@ def simulation(config: DictConfig, folder: RunFolder, population: Population | N
 
 
 def _workers(config: DictConfig, population: Population) -> int:
-    """How many processes simulate the clients; 0 for this one."""
+    """Return the number of processes that simulate the clients; 0 for this one."""
     cores, asked = devices.cores(), config.workers
     if asked is not None:
         if asked > (most := 4 * cores):
             warn(f"workers={asked}: starting {most}, four a core")
         return int(min(asked, most))
-    # Processes on one accelerator would each hold a context of it, and wait for each other.
+    # Processes on one accelerator would each hold a context on it, and wait for each other.
     if cores == 1 or config.device != "cpu":
         return 0
     if (effort := Effort.of(population, config.clients_per_round, config.rounds)).small:

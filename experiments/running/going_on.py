@@ -1,4 +1,4 @@
-"""Where a run that was stopped goes on, and how a person is told."""
+"""Where a stopped run resumes, and the hint printed about it."""
 
 from omegaconf import DictConfig
 
@@ -9,24 +9,24 @@ from fedshare.runs.checkpoint import Checkpoint
 
 
 def goes_on(folder: RunFolder, remote: bool = False) -> str:
-    """What of the run in `folder` is safe, and how to go on with it once the disk can be written; or it is `remote`."""
+    """Return what of the run is safe, and how to resume it once the disk is writable; `remote` as for `again`."""
     last = last_saved(folder)
     safe = f"safe up to round {last}, its last checkpoint" if last else "its config is safe, and no round yet"
     return f"{safe}; once it can be written, {again(folder, remote)} goes on, to the same bits"
 
 
 def again(folder: RunFolder, remote: bool) -> str:
-    """The command that goes on with the run in `folder`; `remote`: its clients are not simulated."""
+    """Return the command that resumes the run in `folder`; `remote`: its clients are not simulated."""
     return f"the same command with --resume {folder.path}" if remote else f"`fedshare resume {folder.path}`"
 
 
 def last_saved(folder: RunFolder) -> int:
-    """The round of the last checkpoint; 0 where there is none."""
+    """The round of the last checkpoint; 0 if there is none."""
     return next(iter(checkpoint.rounds(folder.checkpoints)), 0)
 
 
 def last_checkpoint(folder: RunFolder, config: DictConfig) -> Checkpoint | None:
-    """Where the run in `folder`, whose lock is held, can go on."""
+    """Return the checkpoint from which the run in `folder`, whose lock is held, can resume, if any."""
     path = folder.path
     if wrong := records_flaw(folder):
         raise UserError(f"{path}: {wrong}")

@@ -19,18 +19,18 @@ _TWICE = 1 << 28  # bytes of what clients remember that are held a second time, 
 
 
 class Keeper:
-    """Saves the server's memory, and what `network` knows of the clients', in `folder`."""
+    """Saves the server's memory and the clients' memories known to `network`, in `folder`."""
 
     def __init__(self, folder: RunFolder, network: Network) -> None:
         self._folder, self._network = folder, network
 
     def recall(self, start: Checkpoint) -> None:
-        """Let the clients go on from `start`."""
+        """Restore the clients' memories from `start`."""
         self._network.memories.recall(start.clients, start.round)
         self._tell_oldest()
 
     def save(self, done: Round) -> float:
-        """Write the checkpoint of a round; the seconds that it took."""
+        """Write the checkpoint of a round; return how long it took, in seconds."""
         began = time.perf_counter()
         checkpoint.save(self._folder.checkpoints, self._checkpoint(done))
         self._tell_oldest()
@@ -52,10 +52,10 @@ class Keeper:
         return [self._folder.model.name, *files]
 
     def until_halted(self, coming: Iterator[Round]) -> Iterator[Round]:
-        """The rounds as they come; where the run halts in one, the last before it is checkpointed, and gone on from.
+        """Yield the rounds; if one halts the run, write a checkpoint of the round before, from which it can resume.
 
-        Clients whose memories are too much to be held twice go on from the last checkpoint that was due, to the same
-        bits.
+        If the clients' memories are too large to be held twice, it resumes from the last regular checkpoint, to the
+        same bits.
         """
         last: Checkpoint | None = None
         memories = self._network.memories
@@ -64,7 +64,7 @@ class Keeper:
                 last = None
                 yield done
                 if nbytes(held := memories.remember()) <= _TWICE:
-                    # Now, and a copy: the next round changes what the clients remember.
+                    # A copy, made now, because the next round changes the clients' memories.
                     last = Checkpoint(done.number, done.link.digest, done.state, copied(held), memories.remote)
         except RunHalted:
             if last is not None and checkpoint.rounds(self._folder.checkpoints)[:1] != [last.round]:
@@ -76,7 +76,7 @@ class Keeper:
         return Checkpoint(done.number, done.link.digest, done.state, memories.remember(), memories.remote)
 
     def _tell_oldest(self) -> None:
-        """Clients that keep their memories need none from before the oldest checkpoint."""
+        """Tell clients that keep their memories which is the oldest checkpoint: earlier ones are not needed."""
         self._network.memories.keep(checkpoint.rounds(self._folder.checkpoints)[-1])
 
 

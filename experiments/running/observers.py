@@ -1,4 +1,4 @@
-"""Observers of a run besides those that write its records: trackers, notes on the screen, the search for the best."""
+"""Observers of a run besides those that write its records: trackers, printed notes, the search for the best round."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from fedshare.runs import Row
 
 
 class Trackers:
-    """All who track a run, in their order."""
+    """The trackers of a run, called in order."""
 
     def __init__(self, *trackers: Tracker) -> None:
         self._trackers = trackers
@@ -33,14 +33,14 @@ class Notes:
     """Reports dropped clients, and the first of several rounds in a row in which the strategy's rule is weakened."""
 
     def __init__(self, note: Note, rows: list[Row]) -> None:
-        """`rows` are those of the rounds before."""
+        """`rows` are those of earlier rounds."""
         self._note = note
         self._weak = bool(rows) and "weakened" in rows[-1]
 
     def saw(self, done: Round) -> None:
         for client, reason in done.row["dropped"].items():
             self._note(f"round {done.number}: client {client} dropped: {reason}")
-        if "weakened" in done.row and not self._weak:  # not again in each round
+        if "weakened" in done.row and not self._weak:  # only once
             self._note(f"round {done.number}: {done.row['weakened']}")
         self._weak = "weakened" in done.row
 

@@ -1,4 +1,4 @@
-"""What a person is shown of a run besides its rows: the line about its clients, and the plots in its folder."""
+"""What is shown of a run besides its rows: the line about its clients, and the plots in its folder."""
 
 import numpy as np
 from omegaconf import DictConfig
@@ -12,7 +12,7 @@ from fedshare.simulation import Partitioned, Population
 
 
 def draw_progress(folder: RunFolder, metric: str, config: DictConfig) -> tuple[list[Row], bool]:
-    """The rows so far, and whether they tell who collaborates."""
+    """Draw the plots; return the rows so far, and whether they report collaboration."""
     rows = folder.rows()
     progress_plot(rows, folder.path / f"{metric}.svg", heading([config], [config.name]))
     return rows, collaboration_plot(rows, folder.path / "collaboration.svg")
@@ -22,13 +22,13 @@ def draw_partition(population: Population, folder: RunFolder, name: str) -> None
     parts = population.shares
     if isinstance(parts, Partitioned) and parts.dataset.labels is not None:
         counts = table(parts.split, parts.dataset.labels, parts.dataset.classes)
-    else:  # sizes alone, as if there were one class
+    else:  # sizes only, as a single class
         counts = np.array(population.sizes())[:, None]
     partition_plot(counts, folder.path / "partition.svg", title=f"{name}: training examples by client and class")
 
 
 def population_line(population: Population) -> str:
-    sizes = np.array([size for size in population.sizes() if size] or [0])  # of those that are known
+    sizes = np.array([size for size in population.sizes() if size] or [0])  # of known sizes
     scratch = population.scratch
     parameters, shared = (
         sum(scratch.shapes[name].numel() for name in names) for names in (scratch.shapes, scratch.shared)

@@ -1,4 +1,4 @@
-"""All rounds of a run, wherever its clients are: who is told of each, and when a checkpoint is written."""
+"""All rounds of a run, simulated or deployed: its observers, and its checkpoints."""
 
 from contextlib import suppress
 from functools import cache
@@ -41,10 +41,10 @@ def rounds(
     watcher: Tracker = NoTracker(),  # noqa: B008  # frozen
     orders: Orders = NoOrders(),  # noqa: B008  # it holds nothing
 ) -> Best:
-    """All rounds after `start`, wherever the clients are, who all have the model that the run began with.
+    """Run all rounds after `start`, with clients that already hold the run's initial model.
 
-    `watcher` hears of them as the config's tracker does, and `orders` may ask for a checkpoint. Gives which round was
-    the best on validation examples.
+    `watcher` is called like the config's tracker, and `orders` may ask for a checkpoint. Returns the best round on
+    validation examples.
     """
     keeper = Keeper(folder, network)
     if start is None:
@@ -55,7 +55,7 @@ def rounds(
         state, digest, first = start.server, start.digest, start.round + 1
         keeper.recall(start)
     writing = writers(folder, state)
-    partition = cache(lambda: draw_partition(population, folder, config.name))  # behind a round: it takes a second
+    partition = cache(lambda: draw_partition(population, folder, config.name))  # called after a round: it takes a second
     for line in _remarks(config, population):
         print(line, flush=True)
     best = best_of(config, population, folder.rows())
@@ -85,7 +85,7 @@ def rounds(
             if best.over:
                 progress.note(f"ends after round {best.last}: {best.patience} rounds without a better {best.metric}")
         except BaseException as error:
-            with suppress(Exception):  # why it ended is to be heard, not that it cannot be drawn either
+            with suppress(Exception):  # failures to draw must not hide why the run ended
                 if isinstance(error, KeyboardInterrupt):
                     how = again(folder, network.memories.remote)
                     progress.note(f"stopped; {how} goes on after round {last_saved(folder)}, its last checkpoint")
@@ -105,7 +105,7 @@ def rounds(
 
 
 def best_of(config: DictConfig, population: Population, rows: list[Row]) -> Best:
-    """The best of `rows` on validation examples, by the config's metric or the task's headline."""
+    """Return the best of `rows` on validation examples, by the config's metric or the task's headline."""
     metric = population.task.compared if config.best is None else config.best
     best = Best(metric, population.task.directions()[metric] == "higher", config.patience)
     for row in rows:
@@ -114,7 +114,7 @@ def best_of(config: DictConfig, population: Population, rows: list[Row]) -> Best
 
 
 def _remarks(config: DictConfig, population: Population) -> list[str]:
-    """What of the config has no effect, and what a person may not expect of the data."""
+    """Warn of settings without effect, and of limitations of the data."""
     said = [checks.ignored(config, population)]
     if isinstance(parts := population.shares, Partitioned):
         said += [left_out(parts.split, parts.dataset), counted_from_one(parts.dataset)]
@@ -135,11 +135,11 @@ def _progress(config: DictConfig, folder: RunFolder, network: Network, populatio
 
 
 def _tests(population: Population) -> tuple[list[int], int]:
-    """How many test examples there are of each client whose test counts, and how many clients that are."""
+    """Return the numbers of test examples of all clients but newcomers, and the number of these clients."""
     counted = [client for client in range(len(population.shares)) if client not in set(population.newcomers)]
     return [population.shares[client].tests for client in counted], len(counted)
 
 
 def _due(round: int, config: DictConfig) -> bool:
-    """Whether a checkpoint is."""
+    """Whether a checkpoint is due."""
     return round % config.checkpoint_every == 0 or round == config.rounds
