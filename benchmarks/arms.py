@@ -1,4 +1,4 @@
-"""Runs of a preset that a table is made of: what is there already is not made again, what was stopped goes on."""
+"""Runs of a preset for a table: finished ones are reused, stopped ones resumed."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from fedshare.runs import RunFolder
 
 
 def rows(path: Path, preset: str, wanted: list[str]) -> list[dict[str, Any]]:
-    """The rows of the run in the folder `path`: of the preset with the overrides `wanted`."""
+    """Return the rows of the run in the folder `path`, of the preset with the overrides `wanted`; play it if needed."""
     folder = RunFolder(path)
     command = ["run", "-cn", preset, *wanted, f"folder={path}"]
     if folder.config.exists():

@@ -1,12 +1,12 @@
-"""Many clients on one server: seconds a round, and memory a client.
+"""Many clients on one server: seconds per round, and memory per client.
 
     python benchmarks/crowd.py [--clients N] [--rounds N] [--repeat N] [--tls] [--beside CHECKOUT] [--json FILE]
 
-A server in a process of its own plays rounds of federated averaging with light clients, which answer at once what a
-real client once answered. Its memory is read with 100 clients and with all of them, after the same number of rounds,
-and is that of the process as the system tells it (VmRSS; kB are 10^3 bytes). With ``--beside``, the server of another
-checkout of fedshare plays with as many clients of its own, and the two take turns: a load on the machine is on both.
-A model has 650 numbers, and every round trains and tests. ``--bare``: no rounds of learning, but as many messages of a
+A server in its own process plays rounds of federated averaging with light clients, which answer at once with recorded
+answers of a real client. Memory is that of the server process as reported by the system (VmRSS; kB are 10^3 bytes),
+with 100 clients and with all of them, after the same number of rounds. With ``--beside``, the server of another
+checkout of fedshare plays with as many clients of its own, and the two alternate, so that load on the machine affects
+both. A model has 650 parameters, and every round trains and tests. ``--bare``: no learning, but as many messages of a
 model's size on the bare stream.
 """
 
@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve()
 
 
 class Server:
-    """The server of one checkout, as a process."""
+    """The server of one checkout, in its own process."""
 
     def __init__(self, checkout: Path, most: int, keys: str, bare: bool) -> None:
         self.name = checkout.name

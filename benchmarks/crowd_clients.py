@@ -1,4 +1,4 @@
-"""The light clients of a crowd, of whatever fedshare is on the path, in a process of their own."""
+"""The light clients of a crowd, for the fedshare on the path, in their own process."""
 
 import importlib
 import importlib.util
@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 FLOWER = ("apps", "envelope", "grid", "inprocess", "network", "participant", "stream")
-OLDER = {  # where a checkout of fedshare 0.2 has what is asked for here
+OLDER = {  # where a checkout of fedshare 0.2 has these modules
     "fedshare.training.scratch": "fedshare.scratch",
     "fedshare.identity.identity": "fedshare.keys",
     "fedshare.identity.keys": "fedshare.keys",
@@ -23,7 +23,7 @@ OLDER = {  # where a checkout of fedshare 0.2 has what is asked for here
 
 
 def by_new_names() -> None:
-    """Let an older checkout's modules be found by the names that they have in this one."""
+    """Make an older checkout's modules importable by the names that they have in this one."""
     if importlib.util.find_spec("fedshare.transport") is None:
         for new, old in OLDER.items():
             sys.modules[new] = importlib.import_module(old)
@@ -48,7 +48,7 @@ def population(clients: int) -> Any:
 
 
 def recorded(clients: int, folder: str) -> Callable[[int, bytearray], bytes]:
-    """Answers of a real ClientApp: of each client when it is asked who it is, of the first for all when it trains."""
+    """Return a function that gives a real ClientApp's answers: each client's own identity, else the first client's."""
     from flwr.app import Context, RecordDict, UserConfig
 
     from fedshare.transport.flower import private
@@ -80,7 +80,7 @@ def recorded(clients: int, folder: str) -> Callable[[int, bytearray], bytes]:
 
 
 def clients(address: str, keys: str, bare: bool, orders: Connection) -> None:
-    """Be as many clients as the orders say, with numbers from 0; without `keys` in the clear."""
+    """Run the number of clients that the orders say, with ids from 0; without TLS if `keys` is empty."""
     import fedshare
 
     by_new_names()
@@ -94,7 +94,7 @@ def clients(address: str, keys: str, bare: bool, orders: Connection) -> None:
         while (wanted := orders.recv() if orders.poll() else count) >= 0:
             lost += len(crowd.lost)
             again, crowd.lost = crowd.lost, []
-            for id in [*again, *range(count, wanted)]:  # who was cut off comes back, as real clients do
+            for id in [*again, *range(count, wanted)]:  # lost clients reconnect, as real ones do
                 context = _context(keys, id) if keys else None
                 crowd.add(Light(address, id, fedshare.__version__, answer, context))
                 crowd.step(0)

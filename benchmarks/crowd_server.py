@@ -1,4 +1,4 @@
-"""The server of a crowd, of whatever fedshare is on the path: what `crowd.py` starts.
+"""The server of a crowd, for the fedshare on the path; started by `crowd.py`.
 
 python benchmarks/crowd_server.py CLIENTS [--keys DIR] [--bare]
 """
@@ -16,12 +16,12 @@ from typing import Any
 
 from crowd_clients import by_new_names, clients, population
 
-HOST, FIRST, WAIT = "127.0.0.1", 100, 120.0  # WAIT: seconds for clients to come
-CONFIG = json.dumps({"overrides": " ".join(f"key{i}=value{i}" for i in range(200))})  # as long as one is
+HOST, FIRST, WAIT = "127.0.0.1", 100, 120.0  # WAIT: most seconds to wait for clients
+CONFIG = json.dumps({"overrides": " ".join(f"key{i}=value{i}" for i in range(200))})  # of a realistic length
 
 
 def serve(most: int, keys: str, bare: bool) -> None:
-    """Obey the lines of stdin: "grow N", "rounds N"; answer each with a line of JSON."""
+    """Execute the lines of stdin, "grow N" and "rounds N"; answer each with a line of JSON."""
     import fedshare
 
     by_new_names()
@@ -33,7 +33,7 @@ def serve(most: int, keys: str, bare: bool) -> None:
         from fedshare.transport.stream import descriptors
 
         descriptors.raise_limit()
-    except ImportError:  # an older one
+    except ImportError:  # an older version
         pass
     identity = Identity.load(Path(keys) / "server") if keys else None
     settings = Settings(fedshare.__version__, config=CONFIG, clients=most, heartbeat=60.0)
@@ -70,7 +70,7 @@ def serve(most: int, keys: str, bare: bool) -> None:
     server.close("")
 
 
-Level = Iterator[None]  # takes how many clients are to be waited for, or None for a round
+Level = Iterator[None]  # is sent the number of clients to wait for, or None for a round
 
 
 def on_stream(server: Any) -> Any:
@@ -105,13 +105,13 @@ def on_network(server: Any, most: int) -> Any:
     init: Any = made.strategy.init
     try:
         state = init(made.scratch.initial, most)
-    except TypeError:  # an older one
+    except TypeError:  # an older version
         state = init(made.scratch.initial)
     rounds = run_server(made.strategy, network, state, Schedule(rounds=10**6, seed=0))
-    with suppress(ImportError):  # an older one
+    with suppress(ImportError):  # an older version
         from fedshare.machine.garbage import settled
 
-        settled().__enter__()  # as `fedshare server` plays its rounds
+        settled().__enter__()  # as in `fedshare server`
     order, count = (yield), 0
     while True:
         if order:
@@ -136,7 +136,7 @@ def _wait(server: Any, count: int) -> None:
 
 
 def resident() -> int:
-    """Bytes of memory of this process."""
+    """Return the resident memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 

@@ -3,8 +3,8 @@
     python benchmarks/digests.py record before.json      # at one commit
     python benchmarks/digests.py compare before.json     # at another: names what differs; exit status 1 if any
 
-Of each strategy in experiments/conf: the digest chain and the bytes of each row of three rounds, with workers=0, with
-workers=2, and with `--deployed` over gRPC as well; of onebyte the ledger's digest too. `--package FOLDER` runs the
+For each strategy in experiments/conf: the digest chain and the bytes of each row of three rounds, with workers=0, with
+workers=2, and with `--deployed` over gRPC as well; for onebyte the ledger's digest too. `--package FOLDER` runs the
 fedshare in that folder, so that one script serves two commits.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ["data=digits", "partition.clients=5", "clients_per_round=4", "rounds=3", "train_examples=400", "tracking=none"]
-OWN = {  # what a strategy needs, or what makes it do something in three rounds
+OWN = {  # required by a strategy, or needed for an effect within three rounds
     "bulyan": ["strategy.rule.f=0"],
     "cfl": ["strategy.eps1=9", "strategy.eps2=0.01", "strategy.warmup=1"],
     "fedper": ["peft=personal_head"],
@@ -29,7 +29,7 @@ OWN = {  # what a strategy needs, or what makes it do something in three rounds
     "rffl": ["strategy.warmup=2"],
     "rffl_plus": ["strategy.warmup=2"],
 }
-MORE = {  # beside the strategies themselves: what passes through seams of its own
+MORE = {  # besides the strategies: cases that use other code paths
     "fedavg-label-flip": ["strategy=fedavg", "attack=label_flip", "attack.adversaries=2"],
     "fedavg-alie": ["strategy=fedavg", "attack=alie", "attack.adversaries=2"],
     "rffl-rider": ["strategy=rffl", "attack=rider_delta", "attack.adversaries=1"],
@@ -114,7 +114,7 @@ def one(package: Path, overrides: list[str], mode: str) -> dict[str, Any]:
 
 
 def unlike(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Where two records differ first; nothing where they do not."""
+    """Return the first difference between two records; "" if there is none."""
     if len(before["rows"]) != len(after["rows"]):
         return f"{len(before['rows'])} rows before, {len(after['rows'])} after: {after['rows'][-1]}"
     for old, new in zip(before["rows"], after["rows"], strict=True):

@@ -1,4 +1,4 @@
-"""A server of this process and two client processes that send back what they get, over mutual TLS, at three levels."""
+"""A server in this process and two client processes that echo what they receive, over mutual TLS, at three levels."""
 
 import multiprocessing
 import os
@@ -20,16 +20,16 @@ from fedshare.transport.stream.client import StreamClient
 from fedshare.transport.stream.server import StreamServer
 from fedshare.transport.stream.settings import Settings
 
-HOST, CLIENTS, WAIT = "127.0.0.1", 2, 60.0  # WAIT: seconds for clients to come, and for a round
+HOST, CLIENTS, WAIT = "127.0.0.1", 2, 60.0  # WAIT: seconds to wait for clients, and for a round
 APP = Path(__file__).parent / "echo"
 SPAWN = multiprocessing.get_context("spawn")
 
 Once = Callable[[], None]  # one round
-Prepare = Callable[[int, int], Once]  # of so many bytes in so many tensors; 0 bytes: an almost empty message
+Prepare = Callable[[int, int], Once]  # by bytes and number of tensors; 0 bytes: an almost empty message
 
 
 def client(level: str, address: str, id: int, folder: str) -> None:
-    """Be a client until the server says that the work is done."""
+    """Run a client until the server ends the run."""
     identity = Identity.load(Path(folder) / "keys" / f"client-{id}")
     stream = StreamClient(address, id, identity, fedshare.__version__, patience=WAIT)
     if level == "stream":
@@ -37,7 +37,7 @@ def client(level: str, address: str, id: int, folder: str) -> None:
     elif level == "StreamGrid":
         live(stream, lambda _: App.at(APP).client(), {})
     else:
-        import trivial  # not above: the other levels do without torch
+        import trivial  # not above: the other levels do not need torch
 
         from fedshare.transport.flower.apps import client_app
 
@@ -94,7 +94,7 @@ LEVELS = {"stream": on_stream, "StreamGrid": on_grid, "FlowerNetwork": on_networ
 
 
 class Proxy:
-    """Passes TCP connections on to `target`, and counts the bytes each way."""
+    """Forwards TCP connections to `target`, and counts the bytes each way."""
 
     def __init__(self, target: int) -> None:
         self.up = self.down = 0
@@ -131,7 +131,7 @@ class Deployment:
 def deployed(
     level: str, folder: Path, counted: bool = False, gate: tuple[str, str] | None = None
 ) -> Iterator[Deployment]:
-    """A server of this process, and its clients, one process each; between them a counting proxy, where asked for.
+    """Yield a server in this process and its clients, one process each, with a counting proxy between if `counted`.
 
     `gate`: the address of a gate between them, and the server's own behind it.
     """

@@ -1,15 +1,14 @@
-"""FedCAC's step on the server beside the straightforward double loop over clients, both on all cores.
+"""FedCAC's server step compared with the straightforward double loop over clients, both on all cores.
 
     python benchmarks/fedcac.py
     python benchmarks/fedcac.py --clients 100 --parameters 1e6 --repeats 5
 
-The double loop is the released code's: for each ordered pair of clients the masks are subtracted, and each client's
-model is summed over its collaborators in whole. There are two of it: with masks of int32 in one vector, as there, and
-with masks of float32, a tensor each, which torch handles faster. Each is timed in a process of its own. Where a loop
-takes longer than --patience seconds, so many of its rows are timed as fit, and the rest is taken to last as long ("~").
-Where the clients' models need more than --memory GB, the overlaps alone are compared, the loop's on 20 clients. Memory
-is the peak during our step, uploads included, as a multiple of the uploads: of the models and packed masks that a
-server must hold.
+The double loop is that of the released code: for each ordered pair of clients the masks are subtracted, and each
+client's model is summed over all its collaborators. There are two variants: with int32 masks in one vector, as
+released, and with float32 masks per tensor, which torch handles faster. Each is timed in its own process. If a loop
+would take longer than --patience seconds, only some rows are timed and extrapolated ("~"). If the clients' models need
+more than --memory GB, only the overlaps are compared, the loop's on 20 clients. Memory is the peak during our step,
+uploads included, as a multiple of the uploads: of the models and packed masks that a server must hold.
 """
 
 import argparse
@@ -67,13 +66,13 @@ def _cells(clients: int, size: int, options: argparse.Namespace) -> list[str]:
 
 
 def _alone(work: Callable[..., Any], *arguments: object) -> Any:
-    """In a process of its own: what one leaves in the allocator makes the next one slower or faster."""
+    """Run it in a new process: the allocator's state after one measurement would influence the next."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def _ours(clients: int, size: int, whole: bool, repeats: int) -> tuple[float | None, float, str]:
-    """Seconds of a step and of its overlaps, and the step's memory."""
+    """Return the seconds of a step and of its overlaps, and the step's memory."""
     packed = [_critical(size, client) for client in range(clients)]
     step, memory = None, "models do not fit"
     if whole:
@@ -86,7 +85,7 @@ def _ours(clients: int, size: int, whole: bool, repeats: int) -> tuple[float | N
 
 
 def _loop(kind: str, clients: int, size: int, whole: bool, patience: float) -> tuple["Loop", "Loop"]:
-    """The double loop's step and its overlaps, with masks of this kind."""
+    """Return the times of the double loop's step and of its overlaps, with masks of this kind."""
     packed = [_critical(size, client) for client in range(clients)]
     together = collaborators(overlaps(packed), ROUND, FEDCAC.beta)
     numbers = [_numbers(one, size) for one in packed[: clients if whole else 20]]
@@ -139,7 +138,7 @@ def _customise(i: int, together: list[int], models: list[Tensors], masks: list[T
 
 
 def _critical(size: int, client: int) -> Tensors:
-    """Packed masks of half the coordinates, up to chance; clients of a kind have a fifth of them in common."""
+    """Return random packed masks of about half the coordinates; clients of one kind share a fifth of them."""
     random, like = seeds.generator("masks", client), seeds.generator("like", client % 5)
     packed = {}
     for name, length in _lengths(size).items():
@@ -166,7 +165,7 @@ def _lengths(size: int) -> dict[str, int]:
 @dataclass(frozen=True)
 class Loop:
     seconds: float
-    guessed: bool  # from some of its rows
+    guessed: bool  # extrapolated from some of its rows
 
     def __str__(self) -> str:
         return "~" * self.guessed + _seconds(self.seconds)

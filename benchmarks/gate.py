@@ -1,9 +1,9 @@
-"""What a gate costs: rounds and bytes a second through it and at a server's own port, two clients, mutual TLS.
+"""The cost of a gate: rounds and bytes per second through it and at a server's own port, two clients, mutual TLS.
 
     python benchmarks/gate.py [--rounds N] [--repeat N] [--json FILE]
 
-Every client is a process, and sends back what it gets. Direct and through the gate take turns, for a machine has better
-and worse moments; medians over the turns. MB are 10^6 bytes, both ways together.
+Every client is a process, and sends back what it receives. Direct and gated turns alternate, because the machine's
+speed varies; results are medians over the turns. MB are 10^6 bytes, both ways together.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WAYS = ("direct", "gate")
 
 @contextmanager
 def gate(folder: Path) -> Iterator[tuple[str, int]]:
-    """A gate in a process of its own: its address, and its process id."""
+    """Yield the address of a gate in its own process, and its process id."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         address = f"{HOST}:{probe.getsockname()[1]}"
@@ -46,7 +46,7 @@ def gate(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def turn(folder: Path, through: tuple[str, str] | None, rounds: int) -> tuple[float, float]:
-    """Rounds a second of an almost empty message, and MB a second of a large one."""
+    """Return the rounds per second of an almost empty message, and the MB per second of a large one."""
     with deployed("stream", folder, gate=through) as here:
         small, large = here.prepare(0, 1), here.prepare(LARGE, 1)
         seconds(small, rounds // 5)

@@ -1,11 +1,11 @@
-"""How much memory images that are read lazily from a folder need, however many there are.
+"""The memory that images read lazily from a folder need, which should not depend on their number.
 
     python benchmarks/images.py
 
-Each count of images is trained on for a round by `fedshare run` in a process of its own, with 2 worker processes.
-Memory is the peak of each process: above what the same process had when it gave its loaded model the first batch to
-learn from, and in brackets above the peak of a run on a few images. Images are PNG files in a folder a class, made
-below --into once.
+For each count of images, `fedshare run` trains on them for one round in its own process, with 2 worker processes.
+Memory is the peak of each process: relative to the same process when its loaded model got the first batch to learn
+from, and in brackets relative to the peak of a run on a few images. Images are PNG files in one folder per class,
+created below --into once.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Folder:
 
 
 class Watched(CNN):
-    """Notes what its process holds as it gets the first batch to learn from."""
+    """Records the memory of its process when it gets the first batch to learn from."""
 
     def forward(self, x: Tensor) -> Tensor:
         note = Path(os.environ["NOTES"]) / str(os.getpid())
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def made(root: Path, count: int) -> Path:
-    """A folder of images, each other noise than the next."""
+    """Create a folder of images of distinct noise."""
     if len(list(root.glob("*/*.png"))) == count:
         return root
     rng = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def made(root: Path, count: int) -> Path:
 
 
 def run(root: Path) -> tuple[list[float], float]:
-    """MB at the peak of the run's process and of a worker, above what it had with its model loaded; and seconds."""
+    """Return the peak MB of the run's process and of a worker, above those with the model loaded; and the seconds."""
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         overrides = [
@@ -102,7 +102,7 @@ def run(root: Path) -> tuple[list[float], float]:
                 f"data.classes={CLASSES}",
                 "model=cnn",
                 "model._target_=images.Watched",
-                "model.hidden=64",  # a server holds many copies of a model, and images are what is measured
+                "model.hidden=64",  # a server holds many copies of a model, and this measures images
                 "partition=iid",
                 "data.clients=4",
             ),
@@ -134,7 +134,7 @@ def run(root: Path) -> tuple[list[float], float]:
 
 
 def peak(pid: int | str) -> float:
-    """MB that a process has had at its most; 0 where it has gone."""
+    """Return the peak memory of a process in MB; 0 if it has ended."""
     try:
         return read("VmHWM", pid) / 1e6
     except OSError:

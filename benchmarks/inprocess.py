@@ -1,9 +1,9 @@
-"""What a client costs that does nothing, when all clients are in this process.
+"""The cost of a client that does nothing, when all clients are in this process.
 
     python benchmarks/inprocess.py [CLIENTS ...] [--repeat N] [--json FILE]
 
-Milliseconds of a round and of one client in it, medians: Flower messages on InProcessGrid, a whole exchange of fedshare
-on top of it, and, where Ray is installed, the same Flower app in Flower's own simulation.
+Medians, in milliseconds, of a round and of one client in it: Flower messages on InProcessGrid, a complete exchange of
+fedshare on top of it, and, if Ray is installed, the same Flower app in Flower's own simulation.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def on_ray(clients: int, repeat: int) -> list[float]:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        times.extend(rounds(grid, clients, max(1, repeat // 10)))  # seconds each
+        times.extend(rounds(grid, clients, max(1, repeat // 10)))  # in seconds
 
     run_simulation(app, echo, clients, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
     return times
@@ -70,7 +70,7 @@ def rounds(grid: Grid, clients: int, repeat: int) -> list[float]:
 
 
 def seconds(once: Callable[[], object], repeat: int) -> list[float]:
-    """Of `repeat` rounds, after one to warm up."""
+    """Time `repeat` rounds, after one to warm up."""
     times = []
     for _ in range(repeat + 1):
         began = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Clients of a `StreamServer` that cost next to nothing: hundreds in one process, on sockets, without gRPC's library.
+"""Clients of a `StreamServer` that cost next to nothing: hundreds in one process, on sockets, without the gRPC library.
 
-Each has a connection of its own and keeps to the protocol, HTTP/2 and TLS included. What it answers is for others to
-say; it may have no more than a frame of HTTP/2, and then the windows that bound a sender are never full.
+Each has its own connection and follows the protocol, HTTP/2 and TLS included. The caller supplies the answers, of at
+most one HTTP/2 frame, so that the flow-control windows are never full.
 """
 
 import selectors
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from fedshare._proto.stream_pb2 import Chunk, Down, Hello, Up
 from fedshare.transport.stream.frames import PROTOCOL, Assembly
 
-METHOD = "/fedshare.v1.Stream/Connect"  # in every version
+METHOD = "/fedshare.v1.Stream/Connect"  # the same in all versions
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7  # HTTP/2's frames
 _ACK = 0x1
 _END_HEADERS = 0x4
 _WINDOW, _LARGEST = (1 << 31) - 1, 1 << 14
 _READ = 1 << 18  # bytes
 
-Answer = Callable[[int, bytearray], bytes]  # of a client, to the body of a message
+Answer = Callable[[int, bytearray], bytes]  # called with the client and a message body
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -32,7 +32,7 @@ def _literal(text: str) -> bytes:
 
 
 def _beginning(authority: str, scheme: str) -> bytes:
-    """What opens a connection, and on it the one call: all that a server hears before the greeting."""
+    """Return the bytes that open a connection and the call on it: all that a server receives before the greeting."""
     headers = {":method": "POST", ":scheme": scheme, ":path": METHOD, ":authority": authority}
     headers |= {"te": "trailers", "content-type": "application/grpc"}
     written = b"".join(b"\x00" + _literal(name) + _literal(value) for name, value in headers.items())
@@ -40,7 +40,7 @@ def _beginning(authority: str, scheme: str) -> bytes:
     window = (_WINDOW - 65535).to_bytes(4, "big")
     return (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-        + frame(_SETTINGS, 0, 0, settings)  # no pushes, and any number of bytes
+        + frame(_SETTINGS, 0, 0, settings)  # no server push, and no limit of the window
         + frame(8, 0, 0, window)
         + frame(_HEADERS, _END_HEADERS, 1, written)
     )
@@ -69,11 +69,11 @@ class Light:
         self._out(frame(_DATA, 0, 1, data))
 
     def _out(self, data: bytes) -> None:
-        """Of so few bytes that they fit into the socket's buffer."""
+        """Send data small enough to fit into the socket's buffer."""
         assert self.socket.send(data) == len(data)
 
     def read(self) -> bool:
-        """Take in what has come, and answer it. False where the connection has ended."""
+        """Read and answer what has arrived; return False if the connection has ended."""
         while True:
             try:
                 data = self.socket.recv(_READ)
@@ -116,11 +116,11 @@ class Light:
 
 
 class Crowd:
-    """Light clients together; `step` lets them do what there is to do."""
+    """A set of light clients; `step` lets them answer."""
 
     def __init__(self) -> None:
         self._ready = selectors.DefaultSelector()
-        self.lost: list[int] = []  # whose connection has ended
+        self.lost: list[int] = []  # clients whose connection has ended
 
     def add(self, client: Light) -> None:
         self._ready.register(client.socket, selectors.EVENT_READ, client)

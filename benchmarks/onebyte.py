@@ -1,19 +1,19 @@
-"""What the one-byte strategy's directions cost: adding up many messages', and perturbing a model in a step.
+"""The cost of the one-byte strategy's directions: adding up those of many messages, and perturbing a model in a step.
 
     python benchmarks/onebyte.py
     python benchmarks/onebyte.py --sizes 1e5,1e7 --entries 8,1000 --repeats 5
     python benchmarks/onebyte.py --threads 1 --quick
 
-An entry is one direction, a probe's; a message has eight of them. The first table has nanoseconds a parameter and
-entry, on one core and on all, without numba and with it, beside the seeded `normal_()` and `add_()` that a Gaussian
-direction takes, and nanoseconds a parameter of `add_()` and `copy_()`: of the memory. In a line everything is timed in
-turn, so often as --repeats says and --patience seconds allow; what is shown are medians, and medians of the ratios.
-Gaussian directions are timed one at a time. Memory is the most that the sum takes beyond what it is added to, as a
-multiple of the parameters in float32. Each line has a process of its own.
+An entry is the direction of one probe; a message has eight of them. The first table has nanoseconds per parameter and
+entry, on one core and on all, without numba and with it, compared with the seeded `normal_()` and `add_()` that a
+Gaussian direction takes, and nanoseconds per parameter of `add_()` and `copy_()`, as a measure of the memory. Within a
+line the measurements alternate, as often as --repeats says and --patience seconds allow; it shows medians, and medians
+of the ratios. Gaussian directions are timed one at a time. Memory is the peak of the sum above its result, as a
+multiple of the parameters in float32. Each line has its own process.
 
 The second table has milliseconds of a step with eight probes on a transformer of ten million parameters, a batch of 16
 texts of 32 tokens: of its forward passes alone, and with all that the directions take (a draw, 17 displacements, and
-settling what is left of them).
+settling the remainder).
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def step(threads: list[int], repeats: int, patience: float) -> None:
-    """A step beside its forward passes."""
+    """Compare a step with its forward passes."""
     _header("threads", "forward", *(f"{kind} | ratio | draw | displace | settle" for kind in KINDS))
     for count in threads:
         print("|", " | ".join((str(count), *_alone(_step, count, repeats, patience))), "|", flush=True)
@@ -159,7 +159,7 @@ def _step(threads: int, repeats: int, patience: float) -> list[str]:
 
 
 def _model() -> tuple[TextTransformer, Tensor]:
-    """A model in evaluation, and the vector in which its parameters lie side by side."""
+    """Return a model in evaluation mode, and the vector of its parameters."""
     model = TextTransformer(VOCABULARY, TOKENS, VOCABULARY, dim=384, depth=5, heads=6, causal=True).eval()
     parameters = list(model.parameters())
     vector = torch.cat([parameter.detach().flatten() for parameter in parameters])

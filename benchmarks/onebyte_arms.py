@@ -1,8 +1,8 @@
-"""One-byte arms beside first-order SGD: accuracy and bytes, mean and spread over seeds, as a table for the docs.
+"""One-byte arms compared with first-order SGD: accuracy and bytes, mean and spread over seeds, as a table for the docs.
 
     python benchmarks/onebyte_arms.py --seeds 0,1,2
 
-Runs go one after another into folders below --into; one that is there already is not made again.
+Runs go one after another into folders below --into; existing ones are reused.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 
 from arms import rows
 
-# SGD gets as many batches as the others, 500 of 32, and sends a model after five of them.
+# SGD gets as many batches as the others, 500 of 32, and sends a model after every five of them.
 SGD = ["strategy=fedavg", "~strategy.lr", "~strategy.horizon", "rounds=100", "client.epochs=1"]
 ARMS = {
     "byte": [],
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _last(path: Path, wanted: list[str]) -> dict[str, Any]:
-    """The last row of a run, and what each client sent in all of it."""
+    """Return the last row of a run, and the total bytes that each client sent."""
     found = rows(path, "onebyte", wanted)
     return found[-1] | {"sent": sum(row["bytes_up"] / len(row["clients"]) for row in found)}
 

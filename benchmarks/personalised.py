@@ -3,8 +3,8 @@
     python benchmarks/personalised.py
     python benchmarks/personalised.py --arms "local fedavg fedcac" --seeds 0 rounds=10
 
-An arm is a strategy, or overrides that begin with one: ``fedcac,strategy.beta=10``, arms apart by spaces then. Runs go
-one after another into folders below --into; one that is there already is not made again.
+An arm is a strategy, optionally with overrides: ``fedcac,strategy.beta=10``; arms are separated by spaces. Runs go one
+after another into folders below --into; existing ones are reused.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Samples per second of a FedAvg round: this project beside a plain PyTorch loop, on the same synthetic data.
+"""Samples per second of a FedAvg round: this project compared with a plain PyTorch loop, on the same synthetic data.
 
     python benchmarks/rounds.py [WORKLOAD ...] [--workers N] [--repeat N]
 
@@ -32,9 +32,9 @@ from fedshare.training.scratch import Scratch
 class Workload:
     model: type[nn.Module]
     shape: list[int]
-    clients: int  # in all
-    chosen: int  # a round
-    examples: int  # each client has
+    clients: int  # in total
+    chosen: int  # per round
+    examples: int  # per client
     batch: int
     options: dict[str, object] = field(default_factory=dict)  # of the model
 
@@ -70,7 +70,7 @@ def build(name: str) -> Population:
 
 
 def plain_round(workload: Workload, model: nn.Module, shares: list[Part], chosen: list[int]) -> None:
-    """The textbook: copy the model, train the copy, average the copies."""
+    """Run the textbook loop: copy the model, train the copy, average the copies."""
     answers = []
     for client in chosen:
         train, *_ = shares[client]

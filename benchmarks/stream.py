@@ -1,11 +1,11 @@
-"""What a deployment costs beside the learning: round time, bytes and memory, two client processes, mutual TLS.
+"""The overhead of a deployment: round time, bytes and memory, two client processes, mutual TLS.
 
     python benchmarks/stream.py [--rounds N] [--repeat N] [--superlink] [--json FILE]
 
-Three levels, each on top of the one before: the bare stream, Flower messages on it, and a whole exchange of fedshare.
-Every client sends back what it gets. Times are those of a round; bytes are those of the TCP streams, TLS included, over
-`--rounds` rounds of an almost empty message; KB and MB are 10^3 and 10^6 bytes. `--superlink` lets the same Flower app
-run on Flower's own SuperLink and SuperNodes too, which takes a minute more.
+Three levels, each on top of the one before: the bare stream, Flower messages on it, and a complete fedshare exchange.
+Every client sends back what it receives. Times are per round; bytes are those of the TCP streams, TLS included, over
+`--rounds` rounds of an almost empty message; KB and MB are 10^3 and 10^6 bytes. `--superlink` also runs the same Flower
+app on Flower's own SuperLink and SuperNodes, which takes a minute more.
 """
 
 import argparse
@@ -37,12 +37,12 @@ def seconds(once: Once, count: int) -> list[float]:
 
 
 def speed(level: str, folder: Path, rounds: int, repeat: int) -> dict[str, Any]:
-    """The seconds of rounds, by message, and the memory of the first of the largest."""
+    """Return the seconds of rounds, by message, and the memory of the first of the largest."""
     found: dict[str, Any] = {}
     with deployed(level, folder) as here:
         for name, (size, tensors) in SIZES.items():
             if level == "stream" and tensors > 1:
-                continue  # it knows bytes alone
+                continue  # bytes have no tensors
             once = here.prepare(size, tensors)
             before = {who: resident(pid, reset=True) for who, pid in here.pids.items()}
             once()
@@ -57,7 +57,7 @@ def speed(level: str, folder: Path, rounds: int, repeat: int) -> dict[str, Any]:
 
 
 def traffic(level: str, folder: Path, rounds: int) -> dict[str, float]:
-    """Bytes per client and round each way, when an almost empty message comes and goes."""
+    """Return the bytes per client and round each way, for an almost empty message."""
     with deployed(level, folder, counted=True) as here:
         assert here.proxy is not None
         once = here.prepare(0, 1)
@@ -68,9 +68,9 @@ def traffic(level: str, folder: Path, rounds: int) -> dict[str, float]:
 
 
 def resident(pid: int | None, reset: bool = False) -> float | None:
-    """The most memory that a process has had, in bytes; with `reset` what it has now, and from now on is measured.
+    """Return the peak memory of a process in bytes; with `reset`, its current memory, from which a new peak is measured.
 
-    None where the system does not tell: it is Linux's /proc.
+    None if the system does not provide it: it is read from Linux's /proc.
     """
     try:
         if reset:
@@ -82,7 +82,7 @@ def resident(pid: int | None, reset: bool = False) -> float | None:
 
 
 def superlink(folder: Path, rounds: int) -> list[float]:
-    """The seconds of rounds with an almost empty message, of the app in echo/ on Flower's own SuperLink."""
+    """Return the seconds of rounds with an almost empty message, of the app in echo/ on Flower's own SuperLink."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from fleet import Fleet  # type: ignore[import-not-found]
 
@@ -95,7 +95,7 @@ def superlink(folder: Path, rounds: int) -> list[float]:
     return times
 
 
-# What is printed.
+# Output.
 
 
 def main() -> None:

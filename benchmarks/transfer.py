@@ -1,9 +1,9 @@
-"""FedPEFT's methods beside full fine-tuning: accuracy and bytes, mean and spread over seeds, as a table for the docs.
+"""FedPEFT's methods compared with full fine-tuning: accuracy and bytes, mean and spread over seeds, for the docs.
 
     fedshare pretrain -cn pretrain_cifar100 folder=backbones/vit-cifar100-0
     python benchmarks/transfer.py backbones/vit-cifar100-0 --seeds 0,1,2
 
-Runs go one after another into folders below --into; one that is there already is not made again.
+Runs go one after another into folders below --into; existing ones are reused.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _last(into: Path, method: str, seed: str, weights: str, overrides: list[str]) -> dict[str, Any]:
-    """The last row of a run, and what the whole run sent, and would have sent."""
+    """Return the last row of a run, and what the whole run sent, and would have sent without PEFT."""
     wanted = [f"weights={weights}", f"peft={method}", f"seed={seed}", *overrides]
     found = rows(into / f"{method}-{seed}", "transfer", wanted)
     sent, full = (sum(row[f"bytes_up{kind}"] + row[f"bytes_down{kind}"] for row in found) for kind in ("", "_full"))

@@ -1,4 +1,4 @@
-"""A strategy that sends back what it gets, and clients for it: what fedshare's own path costs, without any learning."""
+"""A strategy that sends back what it receives, and clients for it: the overhead of fedshare, without any learning."""
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from fedshare.training.scratch import Scratch
 
 
 class One(nn.Module):
-    """A model of one number."""
+    """A model with a single parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def population(clients: int) -> Population:
 
 
 def payload(size: int, tensors: int = 1) -> Payload:
-    """`size` bytes in all as `tensors` tensors of float32; almost nothing where `size` is 0."""
+    """Return `size` bytes in total as `tensors` tensors of float32; almost nothing if `size` is 0."""
     if size == 0:
         return Payload(metrics={"step": 1.0})
     values = torch.ones(size // tensors // 4)

@@ -42,7 +42,7 @@ def played(
 
 
 def _check_collusion(population: Population, attack: Attack, state: State, rounds: int) -> None:
-    """Raise UserError if adversaries copy others' messages about a model and no client sends any."""
+    """Raise UserError if adversaries derive their answers from others' models or updates, and no client uploads any."""
     uploads = population.strategy.expects(state, population.liars.ids[0])
     told = not uploads or {MODEL, CHANGE} & uploads.keys()
     if not told and any(type(attack.at(r)).collude is not Attack.collude for r in range(1, rounds + 1)):

@@ -55,7 +55,7 @@ def rounds(
         state, digest, first = start.server, start.digest, start.round + 1
         keeper.recall(start)
     writing = writers(folder, state)
-    partition = cache(lambda: draw_partition(population, folder, config.name))  # called after a round: it takes a second
+    partition = cache(lambda: draw_partition(population, folder, config.name))  # called after a round: takes a second
     for line in _remarks(config, population):
         print(line, flush=True)
     best = best_of(config, population, folder.rows())

@@ -1,1 +1,1 @@
-"""A Flower app whose clients send back what they get."""
+"""A Flower app whose clients send back what they receive."""

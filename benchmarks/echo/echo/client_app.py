@@ -1,4 +1,4 @@
-"""A client that sends back what it gets."""
+"""A client that sends back what it receives."""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp

@@ -1,4 +1,4 @@
-"""Rounds in which every node sends back what it gets. The last line that is printed holds their seconds, as JSON."""
+"""Rounds in which every node sends back what it receives. The last line printed holds their durations, as JSON."""
 
 import json
 import time
@@ -24,7 +24,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def records(size: int, arrays: int = 1) -> RecordDict:
-    """`size` bytes in all as `arrays` arrays of float32; almost nothing where `size` is 0."""
+    """Return `size` bytes in total as `arrays` arrays of float32; almost nothing if `size` is 0."""
     if size == 0:
         return RecordDict({"config": ConfigRecord({"step": 1})})
     values = np.ones(size // arrays // 4, np.float32)
@@ -32,7 +32,7 @@ def records(size: int, arrays: int = 1) -> RecordDict:
 
 
 def present(grid: Grid, count: int, wait: float) -> list[int]:
-    """The first `count` nodes, once so many are there. Raises TimeoutError."""
+    """Return the first `count` nodes, as soon as there are as many. Raises TimeoutError."""
     until = time.monotonic() + wait
     while len(nodes := sorted(grid.get_node_ids())) < count:
         if time.monotonic() > until:
@@ -42,7 +42,7 @@ def present(grid: Grid, count: int, wait: float) -> list[int]:
 
 
 def exchange(grid: Grid, nodes: list[int], content: RecordDict, wait: float) -> None:
-    """One round. Raises RuntimeError where a node does not send back what it got."""
+    """Play one round. Raises RuntimeError if a node does not send back what it received."""
     messages = [Message(content, node, "query") for node in nodes]
     replies = list(grid.send_and_receive(messages, timeout=wait))
     failed = [reply.error.reason or f"error {reply.error.code}" for reply in replies if reply.has_error()]
