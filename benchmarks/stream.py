@@ -68,7 +68,7 @@ def traffic(level: str, folder: Path, rounds: int) -> dict[str, float]:
 
 
 def resident(pid: int | None, reset: bool = False) -> float | None:
-    """Return the peak memory of a process in bytes; with `reset`, its current memory, from which a new peak is measured.
+    """Return a process's peak memory in bytes; with `reset`, its current memory, from which a new peak is measured.
 
     None if the system does not provide it: it is read from Linux's /proc.
     """

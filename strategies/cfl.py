@@ -57,7 +57,7 @@ class CFL(FedAvg):
 
         for place, members in sorted(standing.items()):
             node = nodes[place]
-            # In float64: the square of 3e38 overflows float32, and a norm that is not finite hides whose it is.
+            # In float64: the square of 3e38 overflows float32, and an infinite norm would hide its sender.
             updates = {client: update(upload.tensors["params"], node).double() for client, upload in members.items()}
             if "halves" in node:  # split while these clients were absent
                 for client, own in updates.items():

@@ -35,7 +35,7 @@ class Reputation(Strategy):
 
     alpha: float = 0.95  # how much of its old reputation a client keeps per round; 1: weights stay those of round 1
 
-    form: ClassVar[Form] = sparse.Sparse("update")  # of an embedding, only the rows of the client's words change
+    form: ClassVar[Form] = sparse.Sparse("update")  # in an embedding, only the rows of the client's words change
     reports: ClassVar[dict[str, str]] = {
         "reputation": "of each client",
         "weights": "each client's share in the round's average",

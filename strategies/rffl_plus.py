@@ -141,7 +141,7 @@ class RFFLPlus(Reputation):
         return near.fill_diagonal_(True)
 
     def outliers(self, score: dict[int, float]) -> set[int]:
-        """Return the clients that agree with nobody while the others agree."""
+        """Return the clients that agree with no other client while the others agree."""
         values = torch.tensor(list(score.values()), dtype=torch.float64)
         middle = values.median()
         deviation = max(float((values - middle).abs().median()), LEAST_SPREAD)

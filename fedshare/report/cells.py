@@ -107,7 +107,7 @@ def cells_of(entries: Sequence[Entry], partition: str) -> Cells:
 
 
 def names_of(entries: Sequence[Entry], axis: str) -> list[str]:
-    """What is told apart on that axis (``attack``, ``defence``, ``partition``), in its order."""
+    """Return the distinct values on an axis (``attack``, ``defence``, ``partition``), in their order."""
     return list(dict.fromkeys(getattr(entry, axis) for entry in entries))
 
 
