@@ -112,13 +112,13 @@ def names_of(entries: Sequence[Entry], axis: str) -> list[str]:
 
 
 def known_values(group: list[Entry], name: str) -> list[float]:
-    """Of the runs that have reached their end."""
+    """Return the finite values of `name` in runs that did not halt."""
     values = (entry.values()[name] for entry in group if not entry.halted)
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def mean_of(group: list[Entry]) -> float | None:
-    """The accuracy of the honest clients, over the runs that have reached their end."""
+    """Return the mean accuracy of the honest clients in runs that did not halt; None if there is none."""
     values = known_values(group, "accuracy_honest")
     return fmean(values) if values else None
 
