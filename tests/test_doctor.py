@@ -70,7 +70,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def served(folder: Path | None) -> Iterator[StreamServer]:
     identity = Identity.load(folder / "server") if folder else None
-    server = StreamServer(f"{HOST}:0", identity, Settings(version=fedshare.__version__, clients=2))
+    settings = Settings(version=fedshare.__version__, clients=2)
+    server = StreamServer(f"{HOST}:0", identity, settings, lambda line: None)  # else among the doctor's lines
     server.start()
     try:
         yield server
@@ -430,9 +431,8 @@ def test_the_digest_is_the_one_that_a_client_insists_on(examine: Doctor) -> None
 def test_the_server_says_what_it_would_say_to_a_client(examine: Doctor, pki: Path) -> None:
     overrides = ["data=digits", "partition.clients=2"]
     digest = hashlib.sha256(agreement.agreed(compose.resolved(overrides)).encode()).hexdigest()
-    server = StreamServer(
-        f"{HOST}:0", Identity.load(pki / "server"), Settings(fedshare.__version__, config_sha256=digest, clients=2)
-    )
+    settings = Settings(fedshare.__version__, config_sha256=digest, clients=2)
+    server = StreamServer(f"{HOST}:0", Identity.load(pki / "server"), settings, lambda line: None)
     server.start()
     try:
         status, lines = examine(server.address, *overrides, "--keys", str(pki / "client-1"))
