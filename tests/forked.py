@@ -38,8 +38,9 @@ OURS = (
     "torch._dynamo",
     "fedshare.experiments.commands.run",
 )
-LATE = ("COLUMNS", "CUDA_VISIBLE_DEVICES", "FEDSHARE_", "FLWR_", "FORCE_COLOR", "GRPC_", "LINES", "PATH", "PYTEST_")
-LATE += ("PYTHONUNBUFFERED", "TORCHINDUCTOR_", "WANDB_", "XDG_STATE_HOME")  # none is read as libraries load
+# Variables that are not read as libraries load, or that a library sets itself: with them a process may be forked.
+LATE = ("COLUMNS", "CUDA_VISIBLE_DEVICES", "FEDSHARE_", "FLWR_", "FORCE_COLOR", "GRPC_", "HF_", "KMP_", "LINES", "PATH")
+LATE += ("PYTEST_", "PYTHONUNBUFFERED", "TOKENIZERS_", "TORCHINDUCTOR_", "WANDB_", "XDG_STATE_HOME")
 SUBREAPER = 36  # of prctl(2): its orphaned descendants become its children
 
 
