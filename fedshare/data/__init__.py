@@ -1,4 +1,4 @@
-"""Published data sets, each one a function. `fedshare.data.files` says where they lie and how they come there."""
+"""Published data sets, each loaded by a function. `fedshare.data.files` finds and downloads their files."""
 
 from fedshare.data.characters import shakespeare
 from fedshare.data.images import cifar10, cifar100, digits, fashion_mnist, mnist

@@ -1,4 +1,4 @@
-"""Changing training examples a little, so that a model does not learn them by heart."""
+"""Augmentation: small random changes of training examples, so that a model does not memorise them."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from fedshare.errors import UserError
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Each image is shifted by up to `padding` pixels a side and, if `flip`, mirrored half of the time.
+    """Shift each image by up to `padding` pixels per side and, if `flip`, mirror it with probability one half.
 
-    The crop of four pixels and the mirror image are the usual ones for CIFAR (He et al. 2016, arXiv 1512.03385). What
-    comes in from outside is zero, the mean colour of normalised images. Inputs that are no images stay as they are.
+    Crops with four pixels of padding and mirroring are the usual augmentation for CIFAR (He et al. 2016, arXiv
+    1512.03385). Padding is zero, the mean colour of normalised images. Inputs that are not images are unchanged.
     """
 
     padding: int = 4  # pixels
@@ -25,7 +25,7 @@ class CropFlip:
             raise UserError(f"padding must be at least 0, not {self.padding}")
 
     def __call__(self, inputs: Tensor, random: torch.Generator) -> Tensor:
-        """Images ``[batch, channels, height, width]`` to as many of the same size; `random` is on the CPU."""
+        """Return images ``[batch, channels, height, width]`` augmented, in the same size; `random` is on the CPU."""
         if inputs.ndim != 4:
             return inputs
         count, channels, height, width = inputs.shape

@@ -1,4 +1,4 @@
-"""CIFAR's python batches: the one place that reads a pickle, and it reads numpy arrays and plain values only."""
+"""CIFAR's python batches: the only module that reads a pickle, and it allows only numpy arrays and plain values."""
 
 import pickle  # the published files are pickles; ArraysOnly lets nothing in them run
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from fedshare.errors import UserError
 
-# A pickle names what it wants called; arrays written by Python 2 and by any numpy need these and no more.
+# A pickle names the callables it needs. Arrays written by Python 2 or by any numpy version need only these.
 RECONSTRUCT = np.empty(0).__reduce__()[0]
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
@@ -26,16 +26,16 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def read_batch(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images, uint8 ``[n, 3, 32, 32]``, and labels, int64 ``[n]``, those that the batch calls `label`.
+    """Return the images, uint8 ``[n, 3, 32, 32]``, and the labels stored under the key `label`, int64 ``[n]``.
 
-    Raise `UserError` where the file is damaged or asks for anything but arrays.
+    Raise `UserError` if the file is damaged or needs anything but arrays.
     """
     with path.open("rb") as file:
         try:
             batch = ArraysOnly(file, encoding="bytes").load()
         except UserError as error:
             raise UserError(f"{path} is refused: {error}") from None
-        except Exception as error:  # a damaged pickle can raise nearly anything
+        except Exception as error:  # a damaged pickle can raise almost anything
             raise UserError(f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
     images, labels = (batch.get(b"data"), batch.get(label.encode())) if isinstance(batch, dict) else (None, None)
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072:

@@ -1,7 +1,7 @@
-"""Tiny Shakespeare as a language model's task, character by character, divided by who speaks.
+"""Tiny Shakespeare as character-level language modelling, divided by speaker.
 
-The text: Karpathy, char-rnn, 2015. The task, next character from at most `length` before it and a client for each role:
-McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
+Text: Karpathy, char-rnn, 2015. Task (predict the next character from at most `length` characters; one client per
+role): McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from fedshare.data.files import find
 from fedshare.data.sources import TINY_SHAKESPEARE
 from fedshare.errors import UserError
 
-ALPHABET = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # all that occurs in the text
+ALPHABET = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # every character in the text
 VOCABULARY = 1 + len(ALPHABET)  # 0 is padding, as everywhere
 TOKENS = np.zeros(256, np.int64)
 TOKENS[list(ALPHABET)] = np.arange(1, VOCABULARY)
-NOTHING = np.zeros(0, np.int64)  # what somebody says who has no line
+NOTHING = np.zeros(0, np.int64)  # the tokens of a speaker without lines
 IGNORED = -100  # the target of padding
-TEST = 0.2  # the fraction of a speaker's lines, the last ones
+TEST = 0.2  # the fraction of a speaker's lines used for test: the last ones
 
 
 def shakespeare(root: str | Path | None = None, *, vocabulary: int = VOCABULARY, length: int) -> Dataset:
-    """Characters, int64 ``[n, length]``, and the one after each, int64 ``[n, length]``, -100 where that is padding.
+    """Return characters, int64 ``[n, length]``, and their successors, int64 ``[n, length]``, -100 where padding.
 
     `Dataset.owner` numbers the 299 speakers in order of appearance. An example is a stretch of one speaker's lines,
-    without names; the last fifth of a speaker's lines, rounded down, is for test. `vocabulary` can only be 66: the 65
+    without names. The last fifth of a speaker's lines, rounded down, is for test. `vocabulary` must be 66: the 65
     characters of the text, and padding.
     """
     if vocabulary != VOCABULARY:
@@ -39,7 +39,7 @@ def shakespeare(root: str | Path | None = None, *, vocabulary: int = VOCABULARY,
 def spoken(
     name: str, root: str | Path | None, encode: Callable[[bytes], np.ndarray], vocabulary: int, length: int
 ) -> Dataset:
-    """The data set of Tiny Shakespeare in the tokens that `encode` makes, int64, of a stretch of somebody's lines."""
+    """Return Tiny Shakespeare as a data set; `encode` maps a stretch of a speaker's lines to int64 tokens."""
     if length < 1:
         raise UserError(f"{name}: length is {length}, it must be at least 1")
     lines = list(read_speakers(find(TINY_SHAKESPEARE, root)["input.txt"]).values())
@@ -54,7 +54,7 @@ def spoken(
 
 
 def read_speakers(path: Path) -> dict[bytes, list[bytes]]:
-    """Each speaker's lines in order. A speech is the speaker's name and a colon, then lines, then an empty line."""
+    """Return each speaker's lines in order. A speech is the speaker's name and a colon, lines, then an empty line."""
     text = path.read_bytes().replace(b"\r\n", b"\n")
     if foreign := set(text) - set(ALPHABET):
         raise UserError(f"{path} is not Tiny Shakespeare: it has the byte {min(foreign):#04x}")
@@ -63,7 +63,7 @@ def read_speakers(path: Path) -> dict[bytes, list[bytes]]:
         name, *lines = speech.strip(b"\n").split(b"\n")
         if lines and not name.endswith(b":"):
             raise UserError(f"{path} is damaged: a speech begins with {name.decode()!r}, not with a name and a colon")
-        if lines:  # some ghosts only appear
+        if lines:  # some ghosts appear without speaking
             speakers.setdefault(name, []).extend(lines)
     if not speakers:
         raise UserError(f"{path} is damaged: nobody speaks in it")
@@ -71,7 +71,7 @@ def read_speakers(path: Path) -> dict[bytes, list[bytes]]:
 
 
 def windows(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, int64 ``[n, length]``: every token but the first is a target, once."""
+    """Return inputs and targets, int64 ``[n, length]``; every token but the first is a target exactly once."""
     targets = max(len(tokens) - 1, 0)
     x = np.zeros(-(-targets // length) * length, np.int64)
     y = np.full_like(x, IGNORED)

@@ -1,4 +1,4 @@
-"""What a client learns from: examples in memory as tensors, or read when they are asked for."""
+"""A client's examples: tensors in memory, or read on demand."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from torch import Tensor
 from fedshare import seeds, tensors
 from fedshare.errors import UserError
 
-Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]  # a model's: one, several by position, or by name
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]  # one model input, several by position, or several by name
 Shape = tuple[int, ...] | list[tuple[int, ...]] | dict[str, tuple[int, ...]]
 
 
@@ -24,13 +24,13 @@ Shape = tuple[int, ...] | list[tuple[int, ...]] | dict[str, tuple[int, ...]]
 class Examples:
     """Inputs and targets in memory, row by row; numpy arrays become tensors.
 
-    `x` is ``[n, ...]``: images ``[n, channels, height, width]``, int64 tokens ``[n, length]``, float32 features; or a
-    tuple or a dict of several inputs, which a model gets as its arguments. `y` is what the task takes: classes ``[n]``,
-    a target for each position ``[n, ...]``, numbers ``[n, outputs]``. `mean` and `std`, one number a channel, belong to
-    images: a batch is ``(x - mean) / std``, of uint8 ones ``(x / 255 - mean) / std``.
+    `x` is ``[n, ...]``: images ``[n, channels, height, width]``, int64 tokens ``[n, length]`` or float32 features; or a
+    tuple or dict of several inputs, passed to the model as arguments. `y` is what the task expects: classes ``[n]``,
+    a target for each position ``[n, ...]``, or numbers ``[n, outputs]``. `mean` and `std`, one number per channel, are
+    for images: a batch is ``(x - mean) / std``, or ``(x / 255 - mean) / std`` for uint8.
     """
 
-    in_memory: ClassVar[bool] = True  # else x and y are read when asked for, by batches
+    in_memory: ClassVar[bool] = True  # otherwise batches of x and y are read on demand
 
     x: Inputs
     y: Tensor
@@ -51,14 +51,14 @@ class Examples:
 
     @property
     def single(self) -> Tensor:
-        """The only input. Raises UserError where there are several."""
+        """The only input. Raises UserError if there are several."""
         if not isinstance(self.x, Tensor):
             raise UserError(f"data: the examples have {len(parts(self.x))} inputs, and one is required here")
         return self.x
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The class of each example, int64 ``[n]``; None where an example has no single class."""
+        """The class of each example, int64 ``[n]``; None if an example has no single class."""
         single = self.y.ndim == 1 and not self.y.is_floating_point()
         return self.y.to(torch.int64).numpy() if single else None
 
@@ -67,30 +67,30 @@ class Examples:
         return Examples(mapped(lambda x: x[rows], self.x), self.y[rows], self.mean, self.std)
 
     def batch(self, rows: Tensor | slice) -> tuple[Inputs, Tensor]:
-        """Inputs ready for a model, and their targets."""
+        """Return the model inputs and the targets of these rows."""
         return normalised(mapped(itemgetter(rows), self.x), self.mean, self.std), self.y[rows]
 
     def to(self, device: torch.device | str) -> "Examples":
-        """The same on `device`."""
+        """Return a copy on `device`."""
         return Examples(mapped(lambda x: x.to(device), self.x), self.y.to(device), self.mean, self.std)
 
     def retyped(self, kind: torch.dtype) -> "Examples":
-        """The same, whose targets are of this type."""
+        """Return a copy whose targets have this type."""
         return replace(self, y=self.y.to(kind))
 
     def digest(self) -> str:
-        """SHA-256, in hex, of all inputs and targets."""
+        """Return the SHA-256, in hex, of all inputs and targets."""
         leaves = [tensors.digest(part) for part in (*parts(self.x), self.y)]
         return hashlib.sha256(repr((leaves, self.mean, self.std)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as published: one pool of examples, the training part first.
+    """A published data set: one pool of examples, the training part first.
 
-    A partition answers with indices into this pool, because some conventions (PFLlib's) mix training and test examples.
-    `owner`, int64 ``[n]``, is who an example comes from, where the data say so (the speaker of a line). `classes` is
-    how many numbers a model answers with: classes, labels, or outputs of a regression.
+    A partition returns indices into this pool, because some conventions (PFLlib's) mix training and test examples.
+    `owner`, int64 ``[n]``, is the source of each example if the data name it (the speaker of a line). `classes` is the
+    number of a model's outputs: classes, labels or regression outputs.
     """
 
     name: str
@@ -112,16 +112,16 @@ class Dataset:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """The class of each example, int64 ``[n]``; None where some example has no class, or several."""
+        """The class of each example, int64 ``[n]``; None if any example has no class, or several."""
         labels = self.pool.labels
         return labels if labels is not None and labels.min() >= 0 and labels.max() < self.classes else None
 
     def retyped(self, kind: torch.dtype) -> "Dataset":
-        """The same, whose targets are of this type."""
+        """Return a copy whose targets have this type."""
         return replace(self, pool=self.pool.retyped(kind))
 
     def scarce(self, count: int, seed: int) -> "Dataset":
-        """With so many of the training examples only, drawn without regard to their classes. Raises UserError."""
+        """Return a copy with only `count` training examples, drawn regardless of class. Raises UserError."""
         if not 1 <= count <= self.train_size:
             raise UserError(f"train_examples={count}: {self.name} has {self.train_size}; allowed is 1 to that")
         drawn = torch.randperm(self.train_size, generator=seeds.generator(seed, "scarce"))[:count].sort().values
@@ -131,13 +131,13 @@ class Dataset:
 
     @property
     def shape(self) -> Shape:
-        """The shape of one input; of several, a list or a dict of theirs."""
+        """The shape of one input; if there are several inputs, a list or dict of their shapes."""
         inputs, _ = self.pool.batch(slice(0, 1))
         return shape_of(inputs)
 
 
 def normalised(x: Inputs, mean: tuple[float, ...], std: tuple[float, ...]) -> Inputs:
-    """A batch of images as a model gets them; what has no `mean`, and several inputs, stay as they are."""
+    """Return a batch of images normalised for a model; without `mean`, or with several inputs, the batch unchanged."""
     if not (mean or std) or not isinstance(x, Tensor):
         return x
     fits = len(mean) == len(std) and x.ndim > 1 and len(mean) in (1, x.shape[1])
@@ -153,34 +153,34 @@ def normalised(x: Inputs, mean: tuple[float, ...], std: tuple[float, ...]) -> In
 
 
 def shape_of(inputs: Inputs) -> Shape:
-    """The shapes of one row of a batch's inputs."""
+    """Return the shapes of one row of a batch's inputs."""
     if isinstance(inputs, Mapping):
         return {name: tuple(part.shape[1:]) for name, part in inputs.items()}
     return [tuple(part.shape[1:]) for part in inputs] if isinstance(inputs, tuple) else tuple(inputs.shape[1:])
 
 
 def mapped(change: Callable[[Any], Tensor], inputs: Inputs) -> Inputs:
-    """`change` of each tensor of the inputs."""
+    """Apply `change` to each tensor of the inputs."""
     if isinstance(inputs, Mapping):
         return {str(name): change(part) for name, part in inputs.items()}
     return tuple(change(part) for part in inputs) if isinstance(inputs, tuple) else change(inputs)
 
 
 def parts(inputs: Inputs) -> list[Tensor]:
-    """The tensors of the inputs, in their order."""
+    """Return the tensors of the inputs, in order."""
     if isinstance(inputs, Mapping):
         return list(inputs.values())
     return list(inputs) if isinstance(inputs, tuple) else [inputs]
 
 
 def dtypes(examples: Examples) -> list[str]:
-    """The types of the inputs that a model is given, as torch names them."""
+    """Return the types of the model's inputs, as torch names them."""
     inputs, _ = examples.batch(slice(0, 1))
     return [str(part.dtype).removeprefix("torch.") for part in parts(inputs)]
 
 
 def as_input(value: Any) -> Tensor:
-    """float64 is what numpy makes of numbers unless told otherwise, and no model's type."""
+    """Return `value` as a tensor; float64, numpy's default for numbers, becomes float32."""
     return value if isinstance(value, Tensor) else as_tensor(value, {np.dtype(np.float64): np.dtype(np.float32)})
 
 
@@ -189,7 +189,7 @@ def as_tensor(value: Any, instead: Mapping[Any, Any] = MappingProxyType({})) -> 
         return value
     try:
         array = np.asarray(value)
-        # torch takes no memory that is not to be written to, and no other byte order.
+        # torch accepts neither read-only memory nor a foreign byte order.
         kind = array.dtype.newbyteorder("=")
         return torch.from_numpy(np.require(array, instead.get(kind, kind), ["C", "W"]))
     except (TypeError, ValueError):
@@ -202,7 +202,7 @@ def _kind(part: Tensor) -> str:
 
 
 class Share(Protocol):
-    """A client's part of the data. `validation`, a part of what it could train on, decides; `test` is reported."""
+    """A client's data. `validation`, held out of its training part, guides decisions; `test` is only reported."""
 
     @property
     def train(self) -> Examples: ...

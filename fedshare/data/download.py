@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped, and archives of which nothing but the wanted files is unpacked."""
+"""Resumable downloads, and extraction of only the wanted files from an archive."""
 
 import os
 import shutil
@@ -18,20 +18,20 @@ from urllib.request import Request, urlopen
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-TIMEOUT = 30.0  # seconds: a connection that says nothing for so long is lost
+TIMEOUT = 30.0  # seconds without data after which a connection counts as lost
 DEADLINE = 3600.0  # seconds: the most that one file may take
 CHUNK = 1 << 18  # bytes
 
 
 class Resumable:
-    """A downloader for pooch that keeps what has come in `part` and asks only for the rest."""
+    """A downloader for pooch that keeps received bytes in `part` and requests only the rest."""
 
     def __init__(self, part: Path) -> None:
         self.part = part
         self.until = time.monotonic() + DEADLINE
 
     def __call__(self, url: str, output_file: str, pooch: object, check_only: bool = False) -> None:
-        """Raise `OSError` or `HTTPException` once a try brings nothing new, or the deadline has passed."""
+        """Raise `OSError` or `HTTPException` when an attempt receives nothing new, or the deadline has passed."""
         while True:
             before = self.have
             try:
@@ -55,7 +55,7 @@ class Resumable:
             error.close()
             if error.code != 416 or not have:
                 raise
-            # Neither complete nor a part of what is published now.
+            # The part is neither complete nor a prefix of the file published now.
             if error.headers["Content-Range"] != f"bytes */{have}":
                 self.part.unlink()
                 self.transfer(url)
@@ -77,26 +77,26 @@ class Resumable:
 
 
 def progress() -> Progress:
-    """A bar on standard error, silent where that is no terminal."""
+    """Return a progress bar on standard error, silent if that is not a terminal."""
     columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def fetch(urls: Iterable[str], checksum: str, target: Path) -> None:
-    """Write to `target` what the first of `urls` with this checksum ("md5:..." or "sha256:...") gives.
+    """Download the file with this checksum ("md5:..." or "sha256:...") from the first of `urls` that has it.
 
-    Raise `OSError` with one line that says what failed, address by address.
+    Write it to `target`. Raise `OSError` with one line that gives each address and why it failed.
     """
-    import pooch  # here because most runs have their data and should not wait for this import
+    import pooch  # imported here because most runs have their data and should not wait for this import
 
-    pooch.get_logger().setLevel("WARNING")  # the bar, or the error, says it all
+    pooch.get_logger().setLevel("WARNING")  # the progress bar or the error is enough
 
     failures = []
     for url in urls:
         try:
             pooch.retrieve(url, checksum, target.name, target.parent, downloader=Resumable(part(target)))
             return
-        except (ValueError, OSError, HTTPException) as error:  # the first is pooch's word for a wrong checksum
+        except (ValueError, OSError, HTTPException) as error:  # pooch raises ValueError for a wrong checksum
             failures.append(f"{url} fails: {' '.join(str(error).split()) or type(error).__name__}")
     raise OSError("; ".join(failures))
 
@@ -106,9 +106,9 @@ def part(target: Path) -> Path:
 
 
 def unpack(archive: Path, inside: str, names: list[str], folder: Path) -> None:
-    """Write the files `names` of the archive's folder `inside` into `folder`, each of them whole or not at all.
+    """Extract the files `names` from the archive's folder `inside` into `folder`, each atomically.
 
-    No other member is looked at and no path of the archive is used, so none can lead outside. Raise `OSError` where the
+    No other member is read and no path from the archive is used, so none can escape the folder. Raise `OSError` if the
     archive is broken or lacks a file.
     """
     folder.mkdir(parents=True, exist_ok=True)

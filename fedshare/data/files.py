@@ -1,11 +1,11 @@
-"""Finding the files of a data set: what lies on disk is used, what is missing is downloaded.
+"""Finding the files of a data set: files on disk are used, missing files are downloaded.
 
-Two environment variables say where:
+Two environment variables configure this:
 
-* ``FEDSHARE_DATA``: the folder of all data sets, by default the user's cache folder. A loader's `root` comes before it.
-* ``FEDSHARE_MIRROR``: behind a firewall, the address of a mirror. ``https://host/path`` is then asked for as
-  ``$FEDSHARE_MIRROR/host/path``: the layout that ``wget --force-directories`` leaves, so such a folder behind any web
-  server will do.
+* ``FEDSHARE_DATA``: the folder of all data sets, by default in the user's cache folder. A loader's `root` overrides it.
+* ``FEDSHARE_MIRROR``: the address of a mirror, for use behind a firewall. ``https://host/path`` is then requested as
+  ``$FEDSHARE_MIRROR/host/path``, the layout that ``wget --force-directories`` creates, so any web server that serves
+  such a folder will do.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def find(source: Source, root: str | Path | None = None) -> dict[str, Path]:
-    """The files of a data set, by `Source.names`.
+    """Return the files of a data set, by `Source.names`.
 
-    A file on disk that differs from the published one is used, with a warning. Raise `UserError` where one is missing
-    and cannot be downloaded, or only with a wrong checksum.
+    A file on disk that differs from the published one is used, with a warning. Raise `UserError` if one is missing and
+    cannot be downloaded, or only with a wrong checksum.
     """
     base = data_folder(root)
     folders = list(dict.fromkeys(base / folder for folder in (source.folder, source.inside) if folder))
@@ -46,7 +46,7 @@ def find(source: Source, root: str | Path | None = None) -> dict[str, Path]:
 
 
 def present(source: Source, folder: Path) -> dict[str, Path]:
-    """The files that are there; the unpacked one of two, because it is read faster."""
+    """Return the files on disk; if a file is there packed and unpacked, the unpacked one, which is faster to read."""
     found = {}
     for name in source.names:
         candidates = [name, f"{name}.gz"] if f"{name}.gz" in source.files else [name]
@@ -75,9 +75,9 @@ def warn_once(line: str) -> None:
 
 
 def download(source: Source, folder: Path) -> dict[str, Path]:
-    """The files, after a download of those that are missing. Raise `OSError` where that fails."""
+    """Download the missing files and return all. Raise `OSError` if that fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", timeout=DEADLINE):  # many processes of one host may start with nothing
+    with FileLock(folder / ".lock", timeout=DEADLINE):  # several processes of one host may start without data
         missing = [name for name in source.names if name not in present(source, folder)]
         if missing and source.archive:
             archive = folder / source.addresses[0].rsplit("/", 1)[-1]

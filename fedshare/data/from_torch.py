@@ -12,7 +12,7 @@ from fedshare.errors import UserError
 
 
 class Joined:
-    """Several Datasets one after the other."""
+    """Several Datasets concatenated."""
 
     def __init__(self, *sources: Any) -> None:
         self.datasets = sources
@@ -38,11 +38,11 @@ def torch_dataset(
     std: list[float] | tuple[float, ...] = (),
     test_share: float = 0.2,
 ) -> Dataset:
-    """The examples of two Datasets whose items are pairs of inputs and target; without `test`, a share of `train`.
+    """Return the examples of two Datasets of (inputs, target) pairs; without `test`, a share of `train` is for test.
 
-    Partitions by class need each example's: the Datasets name them (`labels` "named": ``targets`` or ``labels``), or
-    every item is read once ("read"). With `cache`, all items are read once and kept in memory, as transforms gave them
-    then. `mean` and `std` are for images that no transform has normalised.
+    Partitions by class need each example's class: with `labels` "named" the Datasets have ``targets`` or ``labels``;
+    with "read" every item is read once. With `cache`, all items are read once, transformed, and kept in memory. `mean`
+    and `std` are for images that no transform has normalised.
     """
     if train is None:
         raise UserError("data.load.train: is required: the _target_ of a torch Dataset, and its arguments")

@@ -1,4 +1,4 @@
-"""A folder of Hugging Face's `datasets`, read lazily: saved by it, or files of Parquet, CSV, JSON or images."""
+"""A folder for Hugging Face's `datasets`, read lazily: saved by it, or files of Parquet, CSV, JSON or images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from fedshare.machine.extras import importing
 
 
 class Read:
-    """From an item, a dict of columns, to inputs and target; texts become tokens of one length, 0 is padding."""
+    """Map an item, a dict of columns, to inputs and target; texts become tokens of a fixed length, padded with 0."""
 
     def __init__(self, inputs: Sequence[str], target: str, tokenizer: Tokenizer | None, length: int | None) -> None:
         self.inputs, self.target, self.tokenizer, self.length = list(inputs), target, tokenizer, length
@@ -51,10 +51,10 @@ def hf_folder(
     test_share: float = 0.2,
     name: str | None = None,
 ) -> Dataset:
-    """The splits `train` and `test`; where there is no such test, a share of train.
+    """Return the splits `train` and `test` as a data set; without a test split, a share of train is for test.
 
-    `inputs` are the columns that a model gets, several of them by their names. Lists, such as tokens, and the tokens
-    that a `tokenizer` makes of texts, are cut or filled to `length`. With `cache`, all items are read once and kept.
+    `inputs` are the columns that are the model's inputs, passed by name if there are several. Lists, such as tokens,
+    and texts encoded by a `tokenizer` are cut or padded to `length`. With `cache`, all items are read once and kept.
     """
     splits = _opened(Path(path).expanduser())
     if train not in splits:
@@ -95,13 +95,13 @@ def _opened(folder: Path) -> dict[str, Any]:
     try:
         saved = any((folder / file).exists() for file in ("dataset_dict.json", "dataset_info.json"))
         found = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
-    except Exception as error:  # of many libraries' kinds
+    except Exception as error:  # many libraries raise here
         raise UserError(f"{folder}: cannot be read: {first_line(error)}") from error
     return dict(found) if isinstance(found, dict) else {"train": found}
 
 
 def _labels(splits: list[Any], target: str) -> np.ndarray | None:
-    """The classes, where the target is a column of whole numbers: read without the other columns."""
+    """Return the classes if the target is a column of integers, without reading the other columns."""
     columns = [
         np.asarray(split.select_columns([target]).with_format("numpy")[target][:]) for split in splits if len(split)
     ]

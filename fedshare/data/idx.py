@@ -8,11 +8,11 @@ import numpy as np
 
 from fedshare.errors import UserError
 
-HEADER = {1: b"\0\0\x08\x01", 3: b"\0\0\x08\x03"}  # dimensions -> the first four bytes of an array of uint8
+HEADER = {1: b"\0\0\x08\x01", 3: b"\0\0\x08\x03"}  # dimensions -> the first four bytes of a uint8 array's file
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array of `path`, packed if its name ends in ``.gz``. Raise `UserError` where it is not such a file."""
+    """Return the uint8 array in `path`, gzipped if its name ends in ``.gz``. Raise `UserError` if it is invalid."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -23,32 +23,32 @@ Arrays = tuple[np.ndarray, np.ndarray]  # uint8 [n, channels, height, width] and
 
 
 def digits() -> Dataset:
-    """1,797 digits, ``[1, 8, 8]``, 10 classes, which need no file and no network; 80 % of each class for training.
+    """Return 1,797 digits, ``[1, 8, 8]``, 10 classes, without file or network; 80 % of each class is for training.
 
-    Their 17 shades become 0..255 like any image's, so `Examples.batch` serves them too; each keeps a byte of its own.
+    Their 17 shades are scaled to 0..255 like other images, so that `Examples.batch` applies; the mapping is one-to-one.
     """
-    # `sklearn.datasets.load_digits` reads the same file, and takes each process of a run seconds to import.
+    # `sklearn.datasets.load_digits` reads the same file, but importing it takes each process of a run seconds.
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(file), delimiter=",")
     shades, labels = table[:, :-1], table[:, -1].astype(np.int64)
     images = np.rint(shades * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     train, test = stratified(labels, 0.2, "digits")
-    # Nobody has published these two: they are those of the training part.
+    # No published mean and deviation exist: these are computed from the training part.
     return images_of("digits", (images[train], labels[train]), (images[test], labels[test]), 10, (0.3057,), (0.3758,))
 
 
 def mnist(root: str | Path | None = None) -> Dataset:
-    """60,000 and 10,000 digits, ``[1, 28, 28]``, 10 classes."""
+    """Return 60,000 and 10,000 digits, ``[1, 28, 28]``, 10 classes."""
     return idx_images("mnist", MNIST, root, (0.1307,), (0.3081,))
 
 
 def fashion_mnist(root: str | Path | None = None) -> Dataset:
-    """60,000 and 10,000 pieces of clothing, ``[1, 28, 28]``, 10 classes."""
+    """Return 60,000 and 10,000 pieces of clothing, ``[1, 28, 28]``, 10 classes."""
     return idx_images("fashion_mnist", FASHION_MNIST, root, (0.2860,), (0.3530,))
 
 
 def cifar10(root: str | Path | None = None) -> Dataset:
-    """50,000 and 10,000 photos, ``[3, 32, 32]``, 10 classes."""
+    """Return 50,000 and 10,000 photos, ``[3, 32, 32]``, 10 classes."""
     files = find(CIFAR10, root)
     parts = [read_batch(files[f"data_batch_{number}"], "labels") for number in range(1, 6)]
     train = np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
@@ -57,7 +57,7 @@ def cifar10(root: str | Path | None = None) -> Dataset:
 
 
 def cifar100(root: str | Path | None = None, *, coarse: bool = False) -> Dataset:
-    """50,000 and 10,000 photos, ``[3, 32, 32]``, 100 classes; with `coarse`, the 20 classes that these fall into."""
+    """Return 50,000 and 10,000 photos, ``[3, 32, 32]``, 100 classes; with `coarse`, their 20 superclasses."""
     files = find(CIFAR100, root)
     train, test = (read_batch(files[part], "coarse_labels" if coarse else "fine_labels") for part in ("train", "test"))
     classes = 20 if coarse else 100

@@ -1,4 +1,4 @@
-"""Examples that are read when a batch asks for them: those of any map-style torch Dataset, transforms and all."""
+"""Examples that are read when a batch needs them, from any map-style torch Dataset with its transforms."""
 
 import hashlib
 import random
@@ -27,18 +27,18 @@ class Source(Protocol):
 
 
 def pair(item: Any) -> Item:
-    """The item of a Dataset that gives inputs and a target."""
+    """Return the item of a Dataset that yields inputs and a target."""
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise UserError(f"an item is a {type(item).__name__}; must be a pair of inputs and a target")
     return item[0], item[1]
 
 
 class Lazy(Examples):
-    """Rows `rows` of `source`, of which no more than a batch is in memory.
+    """The rows `rows` of `source`, of which at most a batch is in memory.
 
-    `read` makes inputs and target of an item; numbers, arrays and images become tensors. `labels` are the classes of
-    all of the source's items, where they are known. What transforms draw from torch's, numpy's or Python's own
-    generator follows from torch's, and so is the same wherever a client trains.
+    `read` turns an item into inputs and target; numbers, arrays and images become tensors. `labels` are the classes of
+    all items of the source, if known. Python's and numpy's generators are seeded from torch's, so random transforms
+    draw the same numbers wherever a client trains.
     """
 
     in_memory: ClassVar[bool] = False
@@ -46,7 +46,7 @@ class Lazy(Examples):
     _rows: np.ndarray
     _labels: np.ndarray | None
     _read: Callable[[Any], Item]
-    _kind: torch.dtype | None  # of targets; None: as they are
+    _kind: torch.dtype | None  # of the targets; None: unchanged
     _device: torch.device | str
 
     def __init__(
@@ -102,7 +102,7 @@ class Lazy(Examples):
         return normalised(x, self.mean, self.std), y.to(self._device)
 
     def _stacked(self, rows: list[int]) -> tuple[Inputs, Tensor]:
-        """The items, one after the other, each put where it belongs when it is read."""
+        """Read the items one by one, each written directly to its place in the batch."""
         first = self._item(rows[0] if rows else int(self._rows[0]))
         inputs, targets = mapped(partial(_room, len(rows)), first[0]), _room(len(rows), first[1])
         places = [*parts(inputs), targets]
@@ -125,7 +125,7 @@ class Lazy(Examples):
         return inputs, target if self._kind is None else target.to(self._kind)
 
     def cached(self) -> Examples:
-        """All of them in memory, as they are read now."""
+        """Return all examples in memory, as they are read now."""
         plain = self._with(mean=(), std=())
         x, y = plain.batch(slice(None))
         return Examples(x, y, self.mean, self.std)
@@ -144,12 +144,12 @@ def _room(count: int, part: Tensor) -> Tensor:
 
 
 def channels(array: Any, given: Any) -> Any:
-    """An input's image has channels, if but one."""
+    """Add the channel axis that an image lacks if it has a single channel."""
     return array[None] if array is not given and array.ndim == 2 else array
 
 
 def picture(value: Any) -> Any:
-    """An image of PIL as an array ``[channels, height, width]``, or ``[height, width]``; what is none as it is."""
+    """Return a PIL image as an array ``[channels, height, width]`` or ``[height, width]``; other values unchanged."""
     if not hasattr(value, "__array_interface__") or isinstance(value, np.ndarray | np.generic):
         return value
     array = np.asarray(value)
@@ -158,7 +158,7 @@ def picture(value: Any) -> Any:
 
 @contextmanager
 def _drawn_from_torch(rows: np.ndarray) -> Iterator[None]:
-    """Inside, Python's and numpy's own generators follow from the rows and from torch's, which is left as it is."""
+    """Seed Python's and numpy's generators from the rows and torch's generator, which is not advanced."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # what transforms use
     key = hashlib.sha256(torch.get_rng_state().numpy().tobytes() + rows.tobytes())
     random.seed(key.digest())
@@ -171,7 +171,7 @@ def _drawn_from_torch(rows: np.ndarray) -> Iterator[None]:
 
 
 def labels_of(source: Any) -> np.ndarray | None:
-    """The classes of a Dataset's items, where it names them: its ``targets`` or ``labels``; of a subset, its part."""
+    """Return the classes of a Dataset's items if it has ``targets`` or ``labels``; for a subset, its own items'."""
     if hasattr(source, "indices") and hasattr(source, "dataset"):
         whole = labels_of(source.dataset)
         return None if whole is None else whole[np.asarray(source.indices)]

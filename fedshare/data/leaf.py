@@ -20,10 +20,10 @@ def leaf(
     alphabet: str | None = None,
     name: str | None = None,
 ) -> Dataset:
-    """Every user's examples, whose owner is the user: ``partition=natural`` gives each client one of them.
+    """Return every user's examples, owned by the user: ``partition=natural`` gives each client one user.
 
-    Inputs are lists of numbers, of `shape` when put in order; texts, as Shakespeare's, become the places of their
-    characters in the `alphabet`, after 0 for all others. Who has no training example is left out.
+    Inputs are lists of numbers, reshaped to `shape`; or texts, as in Shakespeare, whose characters become their
+    positions in the `alphabet`, counted from 1, and 0 if not in it. Users without training examples are left out.
     """
     folder = Path(path).expanduser()
     parts = {part: _users(folder / part) for part in ("train", "test")}
@@ -49,7 +49,7 @@ def leaf(
 
 
 def _users(folder: Path) -> dict[str, tuple[list[Any], list[Any]]]:
-    """Each user's inputs and targets."""
+    """Return each user's inputs and targets."""
     files = sorted(folder.glob("*.json"))
     if not files:
         raise UserError(f"{folder}: holds no .json of LEAF")

@@ -1,6 +1,6 @@
-"""PFLlib's folders: ``train/0.npz`` and ``test/0.npz``, a file a client, each a dict of ``x`` and ``y``.
+"""PFLlib's folders: ``train/0.npz`` and ``test/0.npz``, one file per client, each a dict of ``x`` and ``y``.
 
-The dict is a pickled object inside the array: it is read by an unpickler that knows arrays and plain values only.
+The dict is a pickled object in the array; the unpickler accepts only arrays and plain values.
 """
 
 import io
@@ -15,7 +15,7 @@ from fedshare.errors import UserError
 
 
 def pfllib(path: str, *, classes: int | None = None, name: str | None = None) -> Dataset:
-    """Every client's examples, whose owner is the client's number: ``partition=natural`` gives each what is its own."""
+    """Return all clients' examples, owned by their client: ``partition=natural`` gives each client its own."""
     folder = Path(path).expanduser()
     clients = sorted(int(file.stem) for file in (folder / "train").glob("*.npz") if file.stem.isdecimal())
     if not clients:
@@ -66,7 +66,7 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{file}: no such file") from None
     except UserError as error:
         raise UserError(f"{file} is refused: {error}") from None
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged pickle can raise almost anything
         raise UserError(
             f"{file}: is none of PFLlib's: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error

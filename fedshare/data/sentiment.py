@@ -1,11 +1,12 @@
-"""Sentences that praise or blame a film: SST-2, the SST's trees and Movie Review.
+"""Positive and negative sentences about films: SST-2, the SST's trees and Movie Review.
 
 SST: Socher et al., "Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank", EMNLP 2013.
 SST-2 is its GLUE version: Wang et al., 2018, arXiv:1804.07461. Movie Review: Pang and Lee, "Seeing Stars", ACL 2005.
 
-Tokens are words, those that occur `min_count` times in training; or a `tokenizer`'s, for a model that knows it. The
-trees can have SST-2's words, `words_of` it, for a model that learns one of the two after the other: SST-2's training
-part is phrases of the trees' training sentences, and its test the trees' development part, which no loader here reads.
+Tokens are words that occur at least `min_count` times in training, or those of a `tokenizer`, for a pretrained model.
+With `words_of` the trees can use SST-2's vocabulary, for a model that learns one after the other: SST-2's training part
+is phrases of the trees' training sentences, and its test part is the trees' development part, which no loader here
+reads.
 """
 
 import re
@@ -24,7 +25,7 @@ from fedshare.errors import UserError
 
 
 class Words:
-    """A tokenizer whose tokens are the words of `sentences`, as `classification` would number them."""
+    """A tokenizer whose tokens are the words of `sentences`, numbered as in `classification`."""
 
     def __init__(self, sentences: Iterable[str], vocabulary: int, min_count: int) -> None:
         self.vocabulary = vocabulary
@@ -42,9 +43,9 @@ def sst2(
     min_count: int = 2,
     tokenizer: Tokenizer | None = None,
 ) -> Dataset:
-    """67,349 phrases for training and 872 sentences for test, 2 classes, 1 for praise.
+    """Return 67,349 phrases for training and 872 sentences for test, 2 classes, 1 is positive.
 
-    GLUE keeps the labels of its test part to itself, so the published development part is the test.
+    GLUE does not publish the labels of its test part, so the published development part is the test.
     """
     files = find(SST2, root)
     train, test = read_tsv(files["train.tsv"]), read_tsv(files["dev.tsv"])
@@ -63,13 +64,12 @@ def sst_trees(
     phrases: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Dataset:
-    """Whole sentences with the label of their tree's root.
+    """Return whole sentences with the label of their tree's root.
 
     5 classes (8,544 for training, 2,210 for test) from very negative to very positive; or 2 classes (6,920 and 1,821),
-    negative and positive without the neutral ones. The published development part is left out. The words are those of
-    this training part, or with `words_of` of SST-2's. With `phrases` training is on phrases instead, as SST-2's is:
-    each of up to so many words that is a part of a training tree, with its own label, once as it is written. The test
-    stays the same.
+    negative and positive without the neutral sentences. The published development part is left out. The vocabulary is
+    that of this training part, or of SST-2 with `words_of`. With `phrases`, training uses phrases instead, as in SST-2:
+    each distinct constituent of a training tree of at most so many words, with its own label. The test is unchanged.
     """
     if classes not in (2, 5):
         raise UserError(f"sst_trees: classes is {classes}, it must be 2 or 5")
@@ -94,7 +94,7 @@ def movie_review(
     min_count: int = 2,
     tokenizer: Tokenizer | None = None,
 ) -> Dataset:
-    """5,331 sentences of praise (1) and as many of blame (0); 90 % of each for training, always the same."""
+    """Return 5,331 positive (1) and as many negative (0) sentences; 90 % of each for training, in a fixed split."""
     files = find(MOVIE_REVIEW, root)
     parts = {
         label: read_lines(files[f"rt-polarity.{kind}"], "windows-1252") for label, kind in ((0, "neg"), (1, "pos"))
@@ -123,7 +123,7 @@ def read_tsv(path: Path) -> Texts:
 
 
 def read_trees(path: Path, *, binary: bool, phrases: int = 0) -> Texts:
-    """Whole sentences; or all phrases of up to `phrases` words, each once, with the label it has at first."""
+    """Return whole sentences, or all distinct phrases of up to `phrases` words, each with the first label it has."""
     texts: list[tuple[str, int]] = []
     for number, line in enumerate(read_lines(path), start=1):
         tree = read_tree(line)
@@ -142,17 +142,17 @@ def read_trees(path: Path, *, binary: bool, phrases: int = 0) -> Texts:
     return [text for text, _ in texts], [label for _, label in texts]
 
 
-NODE = re.compile(r" *\(([0-4]) (?:([^() ]+)\))?| *(\))")  # a node opens, with its word if it is a leaf; or one closes
+NODE = re.compile(r" *\(([0-4]) (?:([^() ]+)\))?| *(\))")  # opens a node, with its word if it is a leaf; or closes one
 
 
 def read_tree(line: str) -> tuple[list[str], list[tuple[int, int, int]]] | None:
-    """The words of ``(3 (2 Good) (2 fun))``; and of each node, the root last, its first word, its end and its label.
+    """Return the words of ``(3 (2 Good) (2 fun))`` and each node's first word, end and label; the root is last.
 
-    None where the line is not one tree.
+    None if the line is not exactly one tree.
     """
     leaves: list[str] = []
     nodes: list[tuple[int, int, int]] = []
-    begun: list[tuple[int, int]] = []  # of the nodes around: first word, label
+    begun: list[tuple[int, int]] = []  # first word and label of each open node
     at = 0
     while node := NODE.match(line, at):
         label, word, closed = node.groups()
@@ -162,7 +162,7 @@ def read_tree(line: str) -> tuple[list[str], list[tuple[int, int, int]]] | None:
         if word:
             leaves.append(word)
         if word or closed:
-            if not begun or begun[-1][0] == len(leaves):  # closed more often than opened; or a node of nothing
+            if not begun or begun[-1][0] == len(leaves):  # closed more often than opened; or an empty node
                 return None
             first, value = begun.pop()
             nodes.append((first, len(leaves), value))

@@ -1,9 +1,8 @@
-"""Where the published data sets come from: addresses, checksums, and what their files are called.
+"""Sources of the published data sets: addresses, checksums and file names.
 
-Checksums are those that publishers or common libraries record: MNIST, Fashion-MNIST and CIFAR as in torchvision, SST-2
+Checksums are those recorded by publishers or common libraries: MNIST, Fashion-MNIST and CIFAR as in torchvision, SST-2
 and the SST's archive as in torchtext, Movie Review as in Hugging Face's `datasets`. For Tiny Shakespeare it is the one
-that the many users of that address agree on. For stories260K, of which nobody publishes any, they are those of the
-published files as they are used here.
+that the many users of that address agree on. None is published for stories260K: they were computed from its files.
 """
 
 from dataclasses import dataclass
@@ -11,20 +10,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """Files published together: one by one, or inside an archive.
+    """Files published together: individually or in an archive.
 
-    A file named ``x.gz`` may also lie there unpacked, as ``x``.
+    A file named ``x.gz`` may also be on disk unpacked, as ``x``.
     """
 
-    folder: str  # where the files lie under the root, and where a download goes
-    files: dict[str, str]  # name -> checksum of what is published; "" where nobody has published one
-    addresses: tuple[str, ...]  # tried in turn: an archive, or the address that a file's name is added to
-    archive: str = ""  # checksum of the archive; "" where files come one by one
-    inside: str = ""  # the archive's folder of these files, which is looked for under the root too
+    folder: str  # the folder of the files under the root, and the target of a download
+    files: dict[str, str]  # name -> checksum of the published file; "" if none is published
+    addresses: tuple[str, ...]  # tried in turn: an archive, or the address to which a file's name is appended
+    archive: str = ""  # checksum of the archive; "" if files are published individually
+    inside: str = ""  # the archive's folder with these files, also searched under the root
 
     @property
     def names(self) -> list[str]:
-        """What must be there: the name of each file without ``.gz``."""
+        """The required files: each name without ``.gz``."""
         return list(dict.fromkeys(name.removesuffix(".gz") for name in self.files))
 
 
@@ -35,7 +34,7 @@ MNIST = Source(
         "train-labels-idx1-ubyte.gz": "md5:d53e105ee54ea40749a09fcbcd1e9432",
         "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
         "t10k-labels-idx1-ubyte.gz": "md5:ec29112dd5afa0611ce80d1b7f02629c",
-        # Unpacked from the four above.
+        # The four above, unpacked.
         "train-images-idx3-ubyte": "md5:6bbc9ace898e44ae57da46a324031adb",
         "train-labels-idx1-ubyte": "md5:a25bea736e30d166cdddb491f175f624",
         "t10k-images-idx3-ubyte": "md5:2646ac647ad5339dbf082846283269ea",
@@ -88,7 +87,7 @@ SST2 = Source(
 
 SST_TREES = Source(
     folder="sst-trees",
-    # Nobody publishes these two; they are those of files with the sizes that the archive's own list gives.
+    # No checksum is published: these are of files with the sizes in the archive's own list.
     files={"train.txt": "md5:b12d531b1b913a3bb49719ba5cc1f67a", "test.txt": "md5:97b75f6ca1ae58b4d52fbf9381dc6f8c"},
     addresses=("https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip",),
     archive="md5:5c3b23ce88089053fd3efeb4a34f614d",
@@ -97,7 +96,7 @@ SST_TREES = Source(
 
 MOVIE_REVIEW = Source(
     folder="mr-rt-polarity",
-    files={"rt-polarity.pos": "", "rt-polarity.neg": ""},  # copies in many encodings are about
+    files={"rt-polarity.pos": "", "rt-polarity.neg": ""},  # copies in several encodings exist
     # Cornell gives no checksum. The one below was recorded for the second address, which mirrors the first.
     addresses=(
         "https://www.cs.cornell.edu/people/pabo/movie-review-data/rt-polaritydata.tar.gz",
@@ -115,7 +114,7 @@ TINY_SHAKESPEARE = Source(
 
 STORIES260K = Source(
     folder="weights/stories260K",
-    files={  # the model first: where the tokenizer is, a download that was cut short has both
+    files={  # the model first: if the tokenizer is there, an interrupted download has both
         "stories260K.bin": "sha256:b0a507e7ad0f626624f17112325e66691f9076d622e1d3274d103d00299f2696",
         "tok512.bin": "sha256:037cb335abb25d1fa9e8ecae30ed2a3a8ace9302862ebcdc05d51a6bbb10c312",
     },

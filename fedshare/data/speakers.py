@@ -1,4 +1,4 @@
-"""Tiny Shakespeare by who speaks, as `shakespeare` has it, in the tokens of a language model's own tokenizer."""
+"""Tiny Shakespeare by speaker, as in `shakespeare`, in the tokens of a language model's own tokenizer."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from fedshare.data.tokenizer import Tokenizer, fitting
 def shakespeare_tokens(
     root: str | Path | None = None, *, tokenizer: Tokenizer, vocabulary: int, length: int
 ) -> Dataset:
-    """Tokens, int64 ``[n, length]``, and the one after each, int64 ``[n, length]``, -100 where that is padding.
+    """Return tokens, int64 ``[n, length]``, and their successors, int64 ``[n, length]``, -100 where padding.
 
-    Speakers, their lines and what of them is for test are those of `shakespeare`. What the tokenizer puts at the
-    beginning of a text stands once before all of a speaker's training lines, and once before the others.
+    Speakers, lines and test split are those of `shakespeare`. The tokens that the tokenizer puts at the beginning of a
+    text appear once before all of a speaker's training lines and once before its test lines.
     """
     known = fitting("shakespeare_tokens", tokenizer, vocabulary)
 

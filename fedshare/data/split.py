@@ -1,4 +1,4 @@
-"""The split into training and test of data sets that are published without one: fixed, the same for every run."""
+"""Fixed training and test splits for data sets published without one, the same in every run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ _stream: ContextVar[tuple[Key, ...]] = ContextVar("stream", default=())
 
 @contextmanager
 def stream(*key: Key) -> Iterator[None]:
-    """Inside, splits are drawn from the stream of `key`: those of a client's own data by its id."""
+    """Draw splits from the stream of `key` inside this context; for a client's own data, a key with its id."""
     token = _stream.set(key)
     try:
         yield
@@ -23,14 +23,14 @@ def stream(*key: Key) -> Iterator[None]:
 
 
 def stratified(labels: np.ndarray, test: float, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of the training and of the test examples: the fraction `test` of each class, rounded down."""
+    """Return sorted indices of training and test examples: the fraction `test` of each class, rounded down."""
     return _held_out(labels, {label: int(np.sum(labels == label) * test) for label in np.unique(labels)}, name)
 
 
 def divided(labels: np.ndarray | None, count: int, test: float, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `stratified`, but the fraction `test` of all `count` examples, of each class as near to it as can be.
+    """Like `stratified`, but the fraction `test` of all `count` examples, and of each class as nearly as possible.
 
-    Raises UserError where there would be nothing to train on, or nothing to test with.
+    Raises UserError if the training or the test part would be empty.
     """
     if not 0 < test < 1:
         raise UserError(f"data.load.test_share={test}: must be above 0 and below 1")

@@ -1,4 +1,4 @@
-"""A table of one's own, CSV or Parquet: columns of numbers and of words as features, one column as the target."""
+"""The user's own table, CSV or Parquet: columns of numbers and words as features, one column as the target."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,8 +12,8 @@ from fedshare.data.split import divided
 from fedshare.errors import UserError, first_line
 from fedshare.machine.extras import importing
 
-SHOWN = 5  # columns or values that an error names
-MANY = 32  # words of a column above which it is looked at whether they are names, dates or free text
+SHOWN = 5  # columns or values named in an error
+MANY = 32  # with more distinct words, a column is checked for names, dates or free text
 
 
 def table(
@@ -33,15 +33,14 @@ def table(
     classes: int | None = None,
     name: str | None = None,
 ) -> Dataset:
-    """Float32 features ``[n, columns]`` and what the task takes as a target.
+    """Return float32 features ``[n, columns]`` and the target.
 
-    Columns of numbers and bools are features as they are, with `standardise` less their mean and divided by their
-    deviation in the training part; columns of words become one feature for each of their values. Those values, and the
-    classes of a target of words, are the sorted ones that occur, or the `categories` of the column, which several hosts
-    must have alike. `target` may name several columns of numbers. A missing number is an error, unless `fill` stands
-    for it. `separator` and `decimal` are how a CSV file is written. `owner` names the column that says whose a row is,
-    for ``partition=natural``. Without a file of `test` rows, it is a share of all, of each class where there are
-    classes.
+    Columns of numbers and bools are features, with `standardise` minus their mean and divided by their deviation in the
+    training part; columns of words are one-hot encoded. Their values, and the classes of a target of words, are the
+    sorted ones that occur, or the column's `categories`, which must be the same on all hosts. `target` may name several
+    columns of numbers. A missing number is an error, unless `fill` replaces it. `separator` and `decimal` are the CSV
+    file's. `owner` names the column with each row's owner, for ``partition=natural``. Without a `test` file, a share of
+    the rows is for test, stratified if there are classes.
     """
     files = [file for file in (path, test) if file is not None]
     frames = [_read(file, separator, decimal) for file in files]
@@ -82,7 +81,7 @@ def table(
 
 
 def _read(file: str, separator: str, decimal: str) -> Any:
-    """The file as a pandas DataFrame. Raises UserError where it cannot be read, or is empty."""
+    """Return the file as a pandas DataFrame. Raises UserError if it cannot be read, or is empty."""
     with importing("pandas", "data=table"):
         import pandas
     path = Path(file).expanduser()
@@ -94,7 +93,7 @@ def _read(file: str, separator: str, decimal: str) -> Any:
         frame = readers[path.suffix](path)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except Exception as error:  # of many libraries' kinds
+    except Exception as error:  # many libraries raise here
         raise UserError(f"{file}: cannot be read: {first_line(error)}") from error
     if not len(frame):
         raise UserError(f"{file}: has no row")
@@ -107,7 +106,7 @@ def _read(file: str, separator: str, decimal: str) -> Any:
 
 
 def _target(values: np.ndarray, where: str, known: list[Any] | None) -> np.ndarray:
-    """Classes as int64, from words or where the categories are given; else the numbers as they are."""
+    """Return classes as int64, from words or if categories are given; otherwise the numbers unchanged."""
     if (missing := int(_missing(values).sum())) > 0:
         raise UserError(f"{where}, a target, lacks {missing} of {len(values)} values")
     if known is None and values.dtype.kind in "iufb":
@@ -116,7 +115,7 @@ def _target(values: np.ndarray, where: str, known: list[Any] | None) -> np.ndarr
 
 
 def _feature(values: np.ndarray, where: str, known: list[Any] | None, fill: float | None, train: int) -> np.ndarray:
-    """float32 ``[n, columns]``: one column of numbers, standardised by its first `train` rows; or one for each word."""
+    """Return float32 ``[n, columns]``: a column of numbers standardised by its first `train` rows, or one per word."""
     if known is not None or values.dtype.kind not in "iufb":
         if known is None and (words := len(_words(values))) > max(MANY, len(values) / 2):
             raise UserError(
@@ -133,7 +132,7 @@ def _feature(values: np.ndarray, where: str, known: list[Any] | None, fill: floa
 
 
 def _numbered(values: np.ndarray, where: str, known: list[Any] | None) -> np.ndarray:
-    """Each value's place among the categories."""
+    """Return each value's index in the categories."""
     words = [str(word) for word in known] if known is not None else _words(values)
     place = {word: number for number, word in enumerate(words)}
     if unknown := sorted({str(value) for value in values} - place.keys()):

@@ -1,4 +1,4 @@
-"""From sentences to tokens: the training part's most frequent words, or a tokenizer's; and texts of one length."""
+"""From sentences to tokens: the training part's most frequent words or a tokenizer's; and padding to one length."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,17 +12,17 @@ from fedshare.data.dataset import Dataset, Examples
 from fedshare.data.tokenizer import Tokenizer, fitting
 from fedshare.errors import UserError
 
-PADDING, UNKNOWN = 0, 1  # the tokens that are no word
+PADDING, UNKNOWN = 0, 1  # the tokens that are not words
 Texts = tuple[list[str], list[int]]  # sentences with spaces between their words, and labels
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """The lines of a file, without empty ones. Raise `UserError` where it is not text in this encoding."""
+    """Return the nonempty lines of a file. Raise `UserError` if it is not text in this encoding."""
     try:
         text = path.read_bytes().decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not {encoding} text: {error.reason} at byte {error.start}") from error
-    # splitlines() would split at more than this.
+    # splitlines() splits at more characters than this.
     return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
 
@@ -31,7 +31,7 @@ def words(sentence: str) -> list[str]:
 
 
 def build_vocabulary(sentences: Iterable[list[str]], size: int, min_count: int) -> dict[str, int]:
-    """Words to tokens below `size`: the most frequent that occur `min_count` times, ties in alphabetical order."""
+    """Return words with tokens below `size`: the most frequent that occur `min_count` times, ties alphabetically."""
     counts = Counter(chain.from_iterable(sentences))
     kept = sorted(
         (word for word, count in counts.items() if count >= min_count), key=lambda word: (-counts[word], word)
@@ -40,7 +40,7 @@ def build_vocabulary(sentences: Iterable[list[str]], size: int, min_count: int) 
 
 
 def pad(texts: list[list[int]], length: int) -> torch.Tensor:
-    """Tokens, int64 ``[n, length]``: longer texts are cut off, shorter ones padded at their end."""
+    """Return tokens, int64 ``[n, length]``: longer texts are cut, shorter ones padded at the end."""
     tokens = np.full((len(texts), length), PADDING, np.int64)
     for row, text in zip(tokens, texts, strict=True):
         row[: len(text)] = text[:length]
@@ -58,9 +58,9 @@ def classification(
     min_count: int,
     tokenizer: Tokenizer | None = None,
 ) -> Dataset:
-    """The data set of labelled sentences: tokens below `vocabulary`, int64 ``[n, length]``, and their labels.
+    """Return labelled sentences as a data set: tokens below `vocabulary`, int64 ``[n, length]``, and labels.
 
-    Tokens are the training part's most frequent words that occur `min_count` times, or what a `tokenizer` says.
+    Tokens are the training part's most frequent words with at least `min_count` occurrences, or a `tokenizer`'s.
     """
     for argument, value, least in (("vocabulary", vocabulary, 3), ("length", length, 1), ("min_count", min_count, 1)):
         if value < least:

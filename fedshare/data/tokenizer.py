@@ -1,4 +1,4 @@
-"""From text to the tokens of a pretrained model."""
+"""Tokenizers of pretrained models."""
 
 import struct
 from itertools import pairwise
@@ -11,7 +11,7 @@ from fedshare.errors import UserError, brief, first_line
 from fedshare.machine.extras import importing
 from fedshare.weights import locate
 
-BOS, BYTES = 1, 3  # llama2.c's tokens: 0 is unknown, 1 begins a text, 2 ends it, and the 256 bytes come before pieces
+BOS, BYTES = 1, 3  # llama2.c's tokens: 0 is unknown, 1 begins a text, 2 ends it, then come the 256 bytes, then pieces
 PIECES = BYTES + 256
 
 
@@ -20,22 +20,22 @@ class Tokenizer(Protocol):
     vocabulary: int  # tokens are at least 0 and below this
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a whole text, with those that the model expects around it."""
+        """Return the tokens of a whole text, with the special tokens that the model expects around it."""
 
 
 def fitting(data: str, tokenizer: Tokenizer, vocabulary: int) -> Tokenizer:
-    """The tokenizer; raise `UserError` where it has tokens that are not below `vocabulary`."""
+    """Return the tokenizer; raise `UserError` if it has tokens that are not below `vocabulary`."""
     if tokenizer.vocabulary > vocabulary:
         raise UserError(f"{data}: vocabulary is {vocabulary}, and the tokenizer has {tokenizer.vocabulary} tokens")
     return tokenizer
 
 
 class Llama2cTokenizer:
-    """Byte pairs as llama2.c's `tokenizer.bin` or `tok512.bin` ranks them: the best-scored neighbours merge first.
+    """Byte pair encoding with the scores of llama2.c's `tokenizer.bin` or `tok512.bin`: the best pair merges first.
 
-    A text begins with `BOS` and a space of its own. A character that is no piece becomes its UTF-8 bytes. `path` is a
-    path, or a name below the data folder's ``weights``; ``stories260K/tok512.bin`` is downloaded where it is neither,
-    and so is the model that it belongs to.
+    A text begins with `BOS` and an added space. A character that is not a piece becomes its UTF-8 bytes. `path` is a
+    path, or a name below the data folder's ``weights``; ``stories260K/tok512.bin`` is downloaded if it is neither,
+    together with its model.
     """
 
     def __init__(self, path: str) -> None:
@@ -47,7 +47,7 @@ class Llama2cTokenizer:
         self._known: dict[str, tuple[int, float]] = {}
         for piece, token, score in ranked:
             self._known.setdefault(piece.decode("utf-8", "replace"), (token, score))
-        # No merge reaches over two characters that are neighbours in no piece, so the text may be cut between them.
+        # No merge spans two characters that are adjacent in no piece, so the text may be split between them.
         self._bonds = {pair for piece in self._known for pair in pairwise(piece)}
         self._seen: dict[str, list[int]] = {}
 
@@ -69,7 +69,7 @@ class Llama2cTokenizer:
             best = max(pairs, default=float("-inf"))
             if best == float("-inf"):
                 break
-            place = pairs.index(best)  # the leftmost of equals
+            place = pairs.index(best)  # the leftmost of equally good pairs
             parts[place : place + 2] = [parts[place] + parts[place + 1]]
         tokens: list[int] = []
         for part in parts:
@@ -77,13 +77,13 @@ class Llama2cTokenizer:
         return tokens
 
     def decode(self, tokens: list[int]) -> str:
-        """The text that `encode` made these of; what is no UTF-8, as after a cut, becomes the replacement character."""
+        """Return the text that `encode` had; invalid UTF-8, as after a cut, becomes the replacement character."""
         parts = [bytes([t - BYTES]) if t < PIECES else self._pieces[t] for t in tokens if t >= BYTES]
         return b"".join(parts).decode("utf-8", "replace").removeprefix(" ")
 
 
 def read_pieces(path: Path) -> tuple[list[bytes], list[float]]:
-    """Each token's bytes and score: after an int32, the longest length, a float32, an int32 length, and the bytes."""
+    """Return each token's bytes and score. File: int32 longest length; per token float32, int32 length, bytes."""
     if not path.is_file():
         raise UserError(f"{path}: is a folder; llama2.c's tokenizer is one file, such as tok512.bin")
     content = path.read_bytes()
@@ -104,8 +104,8 @@ def read_pieces(path: Path) -> tuple[list[bytes], list[float]]:
 class HuggingFaceTokenizer:
     """Any tokenizer of Hugging Face's transformers: a local folder, or a name on the hub.
 
-    A text has the tokens around it that its model expects, such as BERT's [CLS] and [SEP]; a data set that cuts a long
-    text off cuts the last of them too.
+    A text has the special tokens that its model expects, such as BERT's [CLS] and [SEP]; a data set that cuts a long
+    text also cuts the last of them.
     """
 
     def __init__(self, path: str) -> None:
@@ -116,7 +116,7 @@ class HuggingFaceTokenizer:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 str(folder) if folder.is_dir() else path, local_files_only=folder.is_dir()
             )
-        except Exception as error:  # of many libraries' kinds
+        except Exception as error:  # many libraries raise here
             said = brief(first_line(error))
             raise UserError(
                 f"HuggingFaceTokenizer: no tokenizer in a folder or on the hub at {path}: {said}"

@@ -1,9 +1,9 @@
 """Models: plain modules that map images ``[batch, channels, height, width]`` or tokens ``[batch, length]`` to logits.
 
-Any `torch.nn.Module` will do in their place. These keep three promises that strategies and engines lean on: the last
-layer is called `head`, nothing but a parameter is remembered (unless BatchNorm is asked for), and nothing in `forward`
-depends on the values it meets, so that `torch.func` and `torch.compile` can take a model as it is. Exceptions: `Llama`
-has no layer for `head` but its embedding, and what `Timm` and `Transformers` give is as their makers want it.
+Any `torch.nn.Module` can replace them. These have three properties that strategies and engines rely on: the last layer
+is called `head`, only parameters hold state (unless BatchNorm is requested), and control flow in `forward` does not
+depend on tensor values, so that `torch.func` and `torch.compile` can handle a model as it is. Exceptions: `Llama` uses
+its embedding as its last layer instead of a `head`, and `Timm` and `Transformers` build their libraries' own models.
 """
 
 from fedshare.models.cnn import CNN

@@ -1,4 +1,4 @@
-"""What a model is asked to be, checked before it is built."""
+"""Checks of a model's arguments before it is built."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from fedshare.errors import UserError
 
 
 def positive(model: str, **sizes: int | Sequence[int]) -> None:
-    """Raise `UserError` unless every size, or every size of a list of them, is a whole number of at least 1."""
+    """Raise `UserError` unless every size, or every size in a list of them, is an integer of at least 1."""
     for name, size in sizes.items():
         if isinstance(size, Sequence) and not isinstance(size, str):
             wanted, values = "a list of one or more whole numbers, each at least 1", list(size)
@@ -17,7 +17,7 @@ def positive(model: str, **sizes: int | Sequence[int]) -> None:
 
 
 def image(model: str, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Channels, height and width; raise `UserError` where `shape` is not an image's."""
+    """Return channels, height and width; raise `UserError` if `shape` is not that of an image."""
     positive(model, shape=shape)
     if len(shape) != 3:
         raise UserError(f"{model}: shape is {list(shape)}; allowed is [channels, height, width]")

@@ -16,7 +16,7 @@ class CNN(nn.Module):
     """5x5 convolutions, each followed by 2x2 max pooling and ReLU, and one hidden layer.
 
     The default has the paper's 1,663,370 parameters on MNIST; with `hidden=2048` and 62 classes it is LEAF's network
-    for FEMNIST. Every layer halves height and width; `padding="valid"` takes 4 from each beforehand.
+    for FEMNIST. Every layer halves height and width; `padding="valid"` first removes 4 from each.
     """
 
     def __init__(
@@ -44,5 +44,5 @@ class CNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for conv in self.convs:
-            x = F.relu(F.max_pool2d(conv(x), 2))  # ReLU commutes with the maximum, and has a quarter to do after it
+            x = F.relu(F.max_pool2d(conv(x), 2))  # ReLU commutes with the maximum; it is cheaper after it
         return self.head(F.relu(self.fc(x.flatten(1))))

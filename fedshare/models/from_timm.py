@@ -18,14 +18,14 @@ from fedshare.weights import locate
 class Timm:
     """Images ``[batch, channels, height, width]`` to logits ``[batch, classes]``, by the model `name` of timm.
 
-    What is made is timm's own module, with timm's names, so PEFT finds ``blocks`` and ``cls_token`` of a transformer,
-    and its ``head``; the last layer of other kinds is called ``fc`` or ``classifier``. Images of another size than the
-    model's are resized before its `forward`, bilinearly. That size is `size`, or what timm says the model was made for,
-    224 for most. `options` are further arguments of this architecture.
+    The module is timm's own, with timm's names, so PEFT finds ``blocks`` and ``cls_token`` of a transformer, and its
+    ``head``; other architectures call the last layer ``fc`` or ``classifier``. Images of another size than the model's
+    are resized bilinearly before its `forward`. That size is `size`, or timm's size for the model, usually 224.
+    `options` are further arguments of the architecture.
 
     Weights are those that timm publishes, with `pretrained`; or those of `checkpoint`, a safetensors file with timm's
-    names, by its path or by its name below the data folder's ``weights``. As in timm, another number of channels,
-    another size and a head for other classes are made to fit. Nothing but safetensors is read.
+    names, given by its path or its name below the data folder's ``weights``. As in timm, weights are adapted to another
+    number of channels, another size or other classes. Only safetensors files are read.
     """
 
     def __new__(  # type: ignore[misc]  # timm's own module, of which nothing is derived
@@ -68,7 +68,7 @@ class Timm:
                 complete(model, weights["file"], config)
         except UserError:
             raise
-        except Exception as error:  # of any kind: timm has a thousand constructors
+        except Exception as error:  # of any type: timm has a thousand constructors
             raise UserError(f"Timm: {name}: {brief(' '.join(str(error).split()))}") from error
         height, width = (size, size) if size else config.input_size[1:]
         model.register_forward_pre_hook(partial(resized, size=(height, width)))
@@ -76,6 +76,6 @@ class Timm:
 
 
 def resized(model: nn.Module, inputs: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor]:
-    """The images at the size that `model` is made for."""
+    """Return the images at the model's size."""
     (x,) = inputs
     return (x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False),)

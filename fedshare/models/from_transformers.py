@@ -1,4 +1,4 @@
-"""Any text model of Hugging Face's transformers (Wolf et al. 2020), to classify a text or to go on with it."""
+"""Any text model of Hugging Face's transformers (Wolf et al. 2020), for classification or language modelling."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,16 +21,17 @@ class Transformers(nn.Module):
     """Tokens, int64 ``[batch, length]`` and 0 for padding at the end, to logits.
 
     For the task `classification` they are ``[batch, classes]``: the zeros at a text's end become the model's own
-    padding and are masked. For `language_model` they are ``[batch, length, classes]``: 0 is a token like any other, for
-    padding at the end comes after all that counts; `classes` is `vocabulary`, logits of further tokens are left out.
+    padding and are masked. For `language_model` they are ``[batch, length, classes]``: 0 is an ordinary token, because
+    padding at the end cannot affect earlier positions; `classes` is `vocabulary`, and logits of further tokens are
+    dropped.
 
-    `name` is a folder that transformers has saved, or a name on the hub; where nothing is `pretrained` only its
-    configuration is read, and an architecture's name, such as bert or gpt2, will do for one. `options` replace entries
-    of the configuration. Weights are read from safetensors alone, and no code that comes with a model is run.
+    `name` is a folder that transformers has saved, or a name on the hub; unless `pretrained`, only its configuration is
+    read, and the name of an architecture such as bert or gpt2 is enough. `options` override entries of the
+    configuration. Weights are read only from safetensors, and no code that comes with a model is run.
 
     Names of parameters begin with ``model.``; a classifier's head is ``model.classifier`` or ``model.score``. Some
-    architectures look at the values of a mask, and `torch.func.vmap` does not take those; BERT and its kin do not look
-    at one that is square, and get such a one.
+    architectures branch on the values of a flat mask, which `torch.func.vmap` does not support; BERT and similar models
+    do not branch on a square mask, so they receive one.
     """
 
     def __init__(
@@ -84,11 +85,11 @@ class Transformers(nn.Module):
                 self.model = kind.from_config(config)
         except UserError:
             raise
-        except Exception as error:  # of many libraries' kinds
+        except Exception as error:  # many libraries raise here
             raise UserError(f"Transformers: {name}: {brief(first_line(error))}") from error
-        self.model.float()  # some are published in half precision
+        self.model.float()  # some models are published in half precision
         self.task, self.classes, self.padding = task, classes, config.pad_token_id
-        self._square: type | None = None  # the kind of model to which a square mask may be given
+        self._square: type | None = None  # the type of model that accepts a square mask
         if task == "classification":
             with quiet(transformers.utils.logging):
                 self._square = type(self.model) if takes_square(self.model, vocabulary, length) else None
@@ -98,18 +99,18 @@ class Transformers(nn.Module):
             return self.model(input_ids=tokens).logits[..., : self.classes]
         seen = (tokens != 0).flip(1).cumsum(1).flip(1) > 0
         seen = F.pad(seen[:, 1:], (1, 0), value=True)  # an empty text counts as one token, as in `TextTransformer`
-        # What peft puts in the model's place to learn prompts adds to a flat mask.
+        # peft's wrapper for prompt learning extends a flat mask, so it needs one.
         mask = square(seen) if type(self.model) is self._square else seen.long()
         return self.model(input_ids=tokens.masked_fill(~seen, self.padding), attention_mask=mask).logits
 
 
 def square(seen: Tensor) -> Tensor:
-    """A mask ``[batch, length]`` as one of what each position may look at: ``[batch, 1, length, length]``."""
+    """Return a mask ``[batch, length]`` as an attention mask ``[batch, 1, length, length]``, one for every query."""
     return seen[:, None, None, :].expand(-1, 1, seen.shape[1], -1)
 
 
 def takes_square(model: nn.Module, vocabulary: int, length: int) -> bool:
-    """Whether a square mask gives what a flat one gives, to the bit, and a mask makes any difference."""
+    """Return whether a square mask gives the same bits as a flat one, and a mask makes a difference at all."""
     tokens = torch.arange(2 * length).view(2, length) % vocabulary
     seen = torch.ones(2, length, dtype=torch.bool)
     seen[1, (length + 1) // 2 :] = False
@@ -119,14 +120,14 @@ def takes_square(model: nn.Module, vocabulary: int, length: int) -> bool:
             masks = (seen.long(), square(seen), torch.ones_like(seen).long())
             flat, squared, unmasked = (model.eval()(input_ids=tokens, attention_mask=mask).logits for mask in masks)
         return bool(flat.equal(squared) and not flat.equal(unmasked))
-    except Exception:  # of any kind: most architectures know flat masks only
+    except Exception:  # of any type: most architectures accept flat masks only
         return False
     finally:
         model.train(training)
 
 
 def known(name: str, options: Mapping[str, Any], kind: type) -> None:
-    """Raise `UserError` where an option is no entry of this kind of configuration: it would be taken and forgotten."""
+    """Raise `UserError` if an option is not an entry of this configuration type, which would ignore it silently."""
     entries = {"attn_implementation", *vars(kind()), *getattr(kind, "attribute_map", {})}
     entries |= {key for key in dir(kind) if isinstance(getattr(kind, key, None), property)}
     if unknown := sorted(set(options) - entries):
@@ -136,7 +137,7 @@ def known(name: str, options: Mapping[str, Any], kind: type) -> None:
 
 
 def fit(name: str, config: Any, vocabulary: int, length: int) -> None:
-    """Raise `UserError` where a configuration has no place for these tokens, or for texts of this length."""
+    """Raise `UserError` if a configuration is too small for these tokens, or for texts of this length."""
     if config.vocab_size < vocabulary:
         raise UserError(f"Transformers: {name} has {config.vocab_size} tokens; the data's vocabulary is {vocabulary}")
     most = getattr(config, "max_position_embeddings", None)
@@ -145,7 +146,7 @@ def fit(name: str, config: Any, vocabulary: int, length: int) -> None:
 
 
 def complete(name: str, body: str, missing: Iterable[str]) -> None:
-    """Raise `UserError` where weights lack some of the model's body; a head may be new, and so may BERT's pooler."""
+    """Raise `UserError` if weights lack part of the model's body; a head may be new, and so may BERT's pooler."""
     if lacking := sorted(n for n in missing if n.startswith(f"{body}.") and ".pooler." not in n):
         more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
         raise UserError(f"Transformers: {name} lacks the weights {lacking[0]}{more}")
@@ -153,7 +154,7 @@ def complete(name: str, body: str, missing: Iterable[str]) -> None:
 
 @contextmanager
 def quiet(logging: Any) -> Iterator[None]:
-    """Without a progress bar and a table for each process that loads a model."""
+    """Suppress the progress bar and the report that each process would print when loading a model."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

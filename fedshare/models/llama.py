@@ -1,4 +1,4 @@
-"""Llama 2's architecture (Touvron et al. 2023, arXiv 2307.09288) in the small: a causal language model."""
+"""Llama 2's architecture (Touvron et al. 2023, arXiv 2307.09288) in small sizes: a causal language model."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from fedshare.models.llama_block import Block, RMSNorm, rotary
 class Llama(nn.Module):
     """Tokens, int64 ``[batch, length]`` of up to `length`, to logits ``[batch, length, classes]``.
 
-    A position sees itself and those before, so padding at the end changes nothing that counts. There is no `head`: the
-    embedding is the output layer too, one parameter with one name, and so `classes` is `vocabulary`. Layers inside the
-    blocks have the names that Hugging Face gives them, which is where PEFT looks for them.
+    A position attends to itself and earlier ones, so padding at the end does not affect other positions. There is no
+    `head`: the embedding is also the output layer, one parameter with one name, and so `classes` is `vocabulary`.
+    Layers inside the blocks have Hugging Face's names, where PEFT looks for them.
     """
 
     cos: Tensor
@@ -48,7 +48,7 @@ class Llama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:  # what is added to the residual stream starts smaller, as in GPT-2
+            if parameter.ndim == 2:  # projections into the residual stream start smaller, as in GPT-2
                 last = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if last else 0.02)
 
@@ -58,5 +58,5 @@ class Llama(nn.Module):
             raise UserError(f"Llama: a text has {length} tokens; allowed is up to length, {most}")
         x = self.embed(tokens)
         for block in self.blocks:
-            x = block(x, self.cos, self.sin)  # whole, for whoever puts further vectors before the text's
+            x = block(x, self.cos, self.sin)  # whole tables: prompt tuning may prepend vectors
         return F.linear(self.norm(x), self.embed.weight)

@@ -1,4 +1,4 @@
-"""Language models in the files of llama2.c (Karpathy 2023), its first format: stories260K and its bigger kin."""
+"""Language models in the first file format of llama2.c (Karpathy 2023): stories260K and larger models of its kind."""
 
 from dataclasses import dataclass
 from math import prod
@@ -18,7 +18,7 @@ HEADER = 7 * 4  # bytes: seven int32, in the order of `Config`
 
 @dataclass(frozen=True)
 class Config:
-    """A file's header, in the file's order; `Llama` says what each number means."""
+    """A file's header, in the file's order; the numbers are explained in `Llama`."""
 
     dim: int
     hidden: int
@@ -30,14 +30,14 @@ class Config:
 
 
 class Array(NamedTuple):
-    """One array of a file: the parameter of `Llama` that it holds, of every block where the name has braces."""
+    """One array of a file: the parameter of `Llama` that it holds; braces in the name stand for every block."""
 
     name: str
     shape: tuple[int, ...]
 
 
 def arrays(config: Config) -> list[Array]:
-    """The arrays that follow the header, all float32, in the file's order."""
+    """Return the arrays that follow the header, all float32, in the file's order."""
     dim, depth, hidden = config.dim, config.depth, config.hidden
     shared = dim // config.heads * config.kv_heads
     return [
@@ -58,9 +58,9 @@ def arrays(config: Config) -> list[Array]:
 
 
 def read_llama2c(path: Path) -> tuple[Config, dict[str, Tensor]]:
-    """What the header says, and the tensors by their names in `Llama`, its two rotary tables included.
+    """Return the header, and the tensors by their names in `Llama`, including the two rotary tables.
 
-    Raise `UserError` where the file is another one, is cut, or has an output layer of its own.
+    Raise `UserError` if the file has another format, is truncated, or has a separate output layer.
     """
     if not path.is_file():
         raise UserError(f"{path}: is a folder; a llama2.c checkpoint is one file, such as stories260K.bin")
@@ -71,7 +71,7 @@ def read_llama2c(path: Path) -> tuple[Config, dict[str, Tensor]]:
     if min(vars(config).values()) < 1 or config.dim % (2 * config.heads) or config.heads % config.kv_heads:
         raise UserError(f"{path}: not a llama2.c checkpoint of the first format, by its first {HEADER} bytes")
     wanted = arrays(config)
-    # Before anything is read: a wrong header may ask for any amount of memory.
+    # Checked before reading: a wrong header may ask for any amount of memory.
     if size != (expected := HEADER + 4 * sum(prod(array.shape) for array in wanted)):
         raise UserError(f"{path}: damaged, or no llama2.c checkpoint: {size} bytes, and its header asks for {expected}")
     values = torch.from_numpy(np.fromfile(path, "<f4", offset=HEADER).astype(np.float32, copy=False))
@@ -88,7 +88,7 @@ def read_llama2c(path: Path) -> tuple[Config, dict[str, Tensor]]:
 
 
 class Llama2c(Llama):
-    """A `Llama` with the sizes and the weights of a llama2.c file, for texts no longer than those it was trained on.
+    """A `Llama` with the sizes and weights of a llama2.c file, for texts no longer than its training texts.
 
     `checkpoint` is a path, or a name below the data folder's ``weights``.
     """
@@ -101,5 +101,5 @@ class Llama2c(Llama):
             raise UserError(f"{path}: length is {length}; allowed is up to {config.length}, as it was trained")
         sizes = (config.dim, config.depth, config.heads, config.kv_heads, config.hidden)
         super().__init__(vocabulary, config.length, classes, *sizes)
-        own = self.state_dict().keys()  # without the tables, which are made anew
+        own = self.state_dict().keys()  # without the tables, which are recomputed
         self.load_state_dict({name: tensor for name, tensor in tensors.items() if name in own})

@@ -1,4 +1,4 @@
-"""The transformer blocks of Llama 2: norms without a mean, rotary positions, shared keys, gated layers, no biases."""
+"""The transformer blocks of Llama 2: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ BASE = 10_000.0  # of the rotary frequencies
 
 
 class RMSNorm(nn.Module):
-    """A vector over its root mean square (Zhang and Sennrich 2019), times a weight."""
+    """Divide a vector by its root mean square (Zhang and Sennrich 2019) and multiply by a weight."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -20,21 +20,21 @@ class RMSNorm(nn.Module):
 
 
 def rotary(length: int, size: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of each position's angles, float32 ``[length, size / 2]`` (Su et al. 2021, RoFormer)."""
+    """Return cosines and sines of each position's angles, float32 ``[length, size / 2]`` (Su et al. 2021, RoFormer)."""
     frequency = 1.0 / BASE ** (torch.arange(0, size, 2).float() / size)
     angle = torch.outer(torch.arange(length).float(), frequency)
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of neighbours in ``[..., length, size]`` by its position's angle."""
-    # Neighbours, as llama2.c and Meta pair them; Hugging Face pairs the two halves, and reorders the weights for it.
+    """Rotate each pair of adjacent elements in ``[..., length, size]`` by its position's angle."""
+    # Adjacent elements, as in llama2.c and Meta's code; Hugging Face pairs the two halves and reorders the weights.
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
 
 class Attention(nn.Module):
-    """Causal self-attention, in which several heads share one pair of keys and values (Ainslie et al. 2023)."""
+    """Causal self-attention in which several heads share one key and value head (Ainslie et al. 2023)."""
 
     def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
         super().__init__()

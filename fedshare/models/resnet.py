@@ -23,7 +23,7 @@ class Pad(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     def __init__(self, before: int, after: int, stride: int, norm: Norm, shortcut: str) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem and one stage a width, each stage but the first at half the resolution.
+    """A 3x3 stem and one stage per width; each stage but the first halves the resolution.
 
-    `depth` counts the stem, two layers a block and the head: 8, 14, 20, 26, ... for the paper's three widths.
-    `shortcut` is what a block does where the shape changes: "A" pads with zeros, as the paper does on small images, and
-    has no parameters; "B" projects with a 1x1 convolution. `norm` is "group", with `groups` a layer, or "batch", the
-    paper's: its running statistics are buffers, not parameters, and clients whose data differ disagree on them.
+    `depth` counts the stem, two layers per block and the head: 8, 14, 20, 26, ... for the paper's three widths.
+    `shortcut` is used where the shape changes: "A" pads with zeros, as the paper does for small images, and has no
+    parameters; "B" projects with a 1x1 convolution. `norm` is "group", with `groups` per layer, or "batch", the
+    paper's: its running statistics are buffers, not parameters, and differ between clients whose data differ.
     """
 
     def __init__(

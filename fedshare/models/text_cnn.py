@@ -12,8 +12,8 @@ from fedshare.models import check
 class TextCNN(nn.Module):
     """Convolutions of several widths over embedded tokens, the maximum of each over time, dropout.
 
-    Tokens are int64 ``[batch, length]``, of any length, with 0 for padding at the end. A window may reach over either
-    end of the text but not lie beyond it, so padding changes nothing. RFFL's network has `widths=[3, 3, 3]`.
+    Tokens are int64 ``[batch, length]``, of any length, with 0 for padding at the end. A window may extend beyond
+    either end of the text but must overlap it, so padding changes nothing. RFFL's network has `widths=[3, 3, 3]`.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class TextCNN(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         text = tokens != 0
-        # Zeros here, not by `padding_idx`: noise or a perturbation of all parameters would move that row.
+        # Zeroed here, not by `padding_idx`, because noise or a perturbation of all parameters would change that row.
         x = (self.embed(tokens) * text[:, :, None]).transpose(1, 2).contiguous()
         most = [self.largest(conv(x), text) for conv in self.convs]
         return self.head(self.drop(F.relu(torch.cat(most, 1))))
 
     @staticmethod
     def largest(windows: Tensor, text: Tensor) -> Tensor:
-        """The maximum over the windows that begin in the text or before it, ``[batch, filters]``."""
+        """Return the maximum over the windows that begin in the text or before it, ``[batch, filters]``."""
         before = windows.shape[2] - text.shape[1]
         inside = F.pad(text, (before, 0), value=True)[:, None]
         return windows.masked_fill(~inside, float("-inf")).max(2).values

@@ -1,4 +1,4 @@
-"""A small transformer for text, to classify it or to go on with it."""
+"""A small transformer for text classification or language modelling."""
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,12 @@ from fedshare.models.transformer import blocks, initialise
 class TextTransformer(nn.Module):
     """Tokens, int64 ``[batch, length]`` and 0 for padding at the end, to logits.
 
-    An encoder by default: ``[batch, classes]`` from the mean over a text's own tokens, whatever its padding. With
-    `causal` it is a language model: ``[batch, length, classes]``, each position seeing itself and those before; there 0
-    is a token like any other, for padding at the end comes after all that counts.
+    An encoder by default: ``[batch, classes]`` from the mean over a text's own tokens, ignoring padding. With `causal`
+    it is a language model: ``[batch, length, classes]``, each position attending to itself and earlier ones; then 0 is
+    an ordinary token, because padding at the end cannot affect earlier positions.
 
-    Learned positions, for texts of up to `length` tokens. `head` and `embed` share no weights, so that every parameter
-    has one name.
+    Positions are learned, for texts of up to `length` tokens. `head` and `embed` share no weights, so that every
+    parameter has one name.
     """
 
     def __init__(

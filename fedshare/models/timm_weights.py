@@ -1,4 +1,4 @@
-"""The weights that a model of timm starts from, in safetensors alone: timm itself would unpickle others."""
+"""Initial weights for a timm model, from safetensors only: timm itself would unpickle other files."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from fedshare.errors import UserError, brief, first_line
 
 
 def download(config: Any) -> str:
-    """The path of the weights that timm publishes as safetensors for a model."""
+    """Return the path of the weights that timm publishes as safetensors for a model."""
     if not config.hf_hub_id:
         raise UserError(f"Timm: pretrained: timm publishes no weights of {config.architecture} as safetensors")
     from huggingface_hub import hf_hub_download
@@ -23,14 +23,14 @@ def download(config: Any) -> str:
 
 
 def described(path: Path, config: Any) -> dict[str, Any]:
-    """What timm must know of a safetensors file: that it is the one, and how many classes its head has."""
+    """Return what timm must know of a safetensors file: its path, and the number of classes of its head."""
     shapes = read_shapes(path)
     heads = [f"{head}.weight" for head in heads_of(config)]
     return {"file": str(path), "num_classes": next((shapes[head][0] for head in heads if head in shapes), 0)}
 
 
 def complete(model: nn.Module, path: str, config: Any) -> None:
-    """Raise `UserError` where the file lacked a tensor of the model, its head aside; timm would say nothing."""
+    """Raise `UserError` if the file lacks a tensor of the model outside its head, which timm does not report."""
     known, apart = read_shapes(Path(path)).keys(), tuple(f"{head}." for head in heads_of(config))
     lacking = [n for n in model.state_dict() if n not in known and not n.startswith(apart)]
     if lacking:
@@ -38,7 +38,7 @@ def complete(model: nn.Module, path: str, config: Any) -> None:
 
 
 def heads_of(config: Any) -> list[str]:
-    """The names of the layers that depend on the classes; a few models have two."""
+    """Return the names of the layers that depend on the classes; a few models have two."""
     return [config.classifier] if isinstance(config.classifier, str) else list(config.classifier or [])
 
 

@@ -8,7 +8,7 @@ from fedshare.models import check
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `mask`, bool ``[batch, 1, 1, length]``, is True where a position may be looked at."""
+    """Multi-head self-attention; `mask`, bool ``[batch, 1, 1, length]``, is True at positions to attend to."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward layer, each normalised before and added to what it read."""
+    """Attention, then a feed-forward layer, each with a norm before it and a residual connection."""
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 def blocks(model: str, depth: int, dim: int, heads: int, mlp_ratio: int, dropout: float = 0.0) -> nn.ModuleList:
-    """The blocks of `model`; raise `UserError` where they cannot be built."""
+    """Return the blocks of `model`; raise `UserError` if they cannot be built."""
     check.positive(model, depth=depth, dim=dim, heads=heads, mlp_ratio=mlp_ratio)
     check.dropout(model, dropout)
     if dim % heads:
@@ -58,7 +58,7 @@ def blocks(model: str, depth: int, dim: int, heads: int, mlp_ratio: int, dropout
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights from a normal distribution of deviation 0.02, biases zero; for `Module.apply`."""
+    """Initialise weights from a normal distribution of deviation 0.02, biases with zero; for `Module.apply`."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

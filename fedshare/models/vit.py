@@ -11,7 +11,7 @@ from fedshare.models.transformer import blocks, initialise
 
 
 class PatchEmbed(nn.Module):
-    """Images to one vector a patch, ``[batch, patches, dim]``."""
+    """Map images to one vector per patch, ``[batch, patches, dim]``."""
 
     def __init__(self, channels: int, patch: int, dim: int) -> None:
         super().__init__()
@@ -22,10 +22,10 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """Patches, a class token and learned positions through pre-norm blocks; the class token is what `head` reads.
+    """Patches, a class token and learned positions through pre-norm blocks; `head` reads the class token.
 
-    Parameters have timm's names and shapes: ``ViT([3, 224, 224], 1000, patch=16, dim=768, depth=12, heads=12)`` takes
-    the weights of `vit_base_patch16_224`, and what is written for those names (PEFT) works here.
+    Parameters have timm's names and shapes: ``ViT([3, 224, 224], 1000, patch=16, dim=768, depth=12, heads=12)`` loads
+    the weights of `vit_base_patch16_224`, and code that relies on those names (PEFT) works here.
     """
 
     def __init__(

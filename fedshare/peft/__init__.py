@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning: which few parameters of a model are trained and shared, and which are added."""
+"""Parameter-efficient fine-tuning: which few parameters of a model are trained, shared, or added."""
 
 from fedshare.peft.adapter import Adapter
 from fedshare.peft.compacter import Compacter

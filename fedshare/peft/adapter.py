@@ -1,4 +1,4 @@
-"""Small layers behind each block (Houlsby et al. 2019, arXiv 1902.00751)."""
+"""Small layers after each block (Houlsby et al. 2019, arXiv 1902.00751)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -11,7 +11,7 @@ from fedshare.peft.method import Method, blocks, width
 
 
 class Bottleneck(nn.Module):
-    """``up(gelu(down(x)))``; `up` begins at zero, so a model with it begins as it was."""
+    """``up(gelu(down(x)))``; `up` is initially zero, so adding it does not change the model's outputs."""
 
     def __init__(self, down: nn.Module, up: nn.Module) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Bottleneck(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Method):
-    """A bottleneck behind each block, added to what the block gives (Houlsby et al. 2019, arXiv 1902.00751)."""
+    """A bottleneck after each block, added to the block's output (Houlsby et al. 2019, arXiv 1902.00751)."""
 
     group: ClassVar[str] = "adapter"
     reduction: int = 8  # a block's vectors are so many times longer than the bottleneck's
@@ -55,19 +55,19 @@ class Adapter(Method):
 
 
 def hidden_size(dim: int, reduction: int) -> int:
-    """Of a bottleneck."""
+    """Return the hidden size of a bottleneck."""
     return max(1, dim // reduction)
 
 
 def attach(layers: list[nn.Module], adapters: list[nn.Module]) -> None:
-    """Let each block give what it gives plus what its adapter makes of it."""
+    """Add to each block's output its adapter's output."""
     for block, adapter in zip(layers, adapters, strict=True):
         block.adapter = adapter
         block.register_forward_hook(_adapted)
 
 
 def _adapted(block: Any, args: Any, output: Any) -> Any:
-    """Some libraries' blocks give a tuple whose first is what goes on."""
+    """Return the adapted output; in some libraries a block returns a tuple whose first item is the hidden state."""
     if isinstance(output, tuple):
         return (output[0] + block.adapter(output[0]), *output[1:])
     return output + block.adapter(output)

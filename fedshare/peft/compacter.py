@@ -27,14 +27,14 @@ class Hypercomplex(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n = len(self.rule)
-        # (x M) by parts: x as [..., n, inputs / n], one factor of the Kronecker product for each of the two.
+        # x M computed by parts: x as [..., n, inputs / n], each factor of the Kronecker product on one of the two axes.
         y = torch.einsum("...ac,nck,nkd,nab->...bd", x.unflatten(-1, (n, -1)), self.left, self.right, self.rule)
         return y.flatten(-2) + self.bias
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compacter(Method):
-    """A bottleneck of hypercomplex layers behind each block, added to what the block gives."""
+    """A bottleneck of hypercomplex layers after each block, added to the block's output."""
 
     group: ClassVar[str] = "compacter"
     reduction: int = 8  # a block's vectors are so many times longer than the bottleneck's

@@ -1,4 +1,4 @@
-"""LoRA and whatever else Hugging Face's `peft` has, by its own configs."""
+"""LoRA and the other methods of Hugging Face's `peft`, given by their own configs."""
 
 import copy
 from dataclasses import dataclass, field, fields
@@ -15,19 +15,19 @@ from fedshare.peft.method import Method
 
 @dataclass(frozen=True, kw_only=True)
 class Library(Method):
-    """A method of `peft`, which is put into the model in place, so that the backbone's names stay what they were.
+    """A method of `peft`, injected into the model in place, so that the backbone's names are unchanged.
 
-    Fixed random projections (VeRA's) are drawn from the run's seed, unless the config has
-    a seed of its own for them; they are frozen parts of the model, so that all have the same and none travels.
+    Fixed random projections (VeRA's) are drawn from the run's seed, unless the config sets a seed for them. They are
+    frozen parts of the model, the same on all clients, and are never sent.
 
-    Of LoRA's matrices: ``frozen: ["*lora_A*"]`` is FFA-LoRA (Sun et al. 2024, arXiv 2403.12313), whose average of
-    products is the product of averages; ``local: ["*lora_B*"]`` is FedSA-LoRA (Guo et al. 2024, arXiv 2410.01463),
-    which shares what clients have in common and keeps at home what they have not.
+    For LoRA's matrices: ``frozen: ["*lora_A*"]`` is FFA-LoRA (Sun et al. 2024, arXiv 2403.12313), in which the average
+    of products is the product of averages; ``local: ["*lora_B*"]`` is FedSA-LoRA (Guo et al. 2024, arXiv 2410.01463),
+    which shares what clients have in common and keeps the rest local.
     """
 
     group: ClassVar[str] = "peft"
-    config: PeftConfig = field()  # peft's own; its modules_to_save is left alone, for `head` does the same
-    inner: str = "model"  # for methods that learn prompts: the module that is one of transformers' models
+    config: PeftConfig = field()  # peft's own; its modules_to_save is not used, because `head` does the same
+    inner: str = "model"  # for methods that learn prompts: the module that is a transformers model
 
     def insert(self, model: nn.Module) -> nn.Module:
         if getattr(self.config, "modules_to_save", None):
@@ -44,17 +44,17 @@ class Library(Method):
                 _inject(model, config)
         except UserError:
             raise
-        except Exception as error:  # of many kinds
+        except Exception as error:  # of many types
             raise UserError(f"peft.config: {first_line(error)}") from error
         return model
 
     @property
     def _wraps(self) -> bool:
-        """Whether the method is for a whole model of transformers, and not for layers of any model."""
+        """Whether the method needs a whole transformers model rather than layers of any model."""
         return bool(self.config.is_prompt_learning or self.config.is_adaption_prompt)
 
     def _wrap(self, model: nn.Module, config: PeftConfig) -> None:
-        """What prompts add to the model's output is cut off again."""
+        """Wrap the inner model; outputs at the added prompt positions are cut off again."""
         try:
             inner: Any = model.get_submodule(self.inner)
         except AttributeError:
@@ -76,11 +76,11 @@ class Library(Method):
     def trains(self, name: str) -> bool:
         if self.config.is_prompt_learning:
             return ".prompt_encoder." in f".{name}"
-        prefix = "adaption_" if self.config.is_adaption_prompt else self._prefix  # its gates are called otherwise
+        prefix = "adaption_" if self.config.is_adaption_prompt else self._prefix  # its gates have another prefix
         return any(part.startswith(prefix) for part in name.split("."))
 
     def group_of(self, name: str, in_head: bool) -> str | None:
-        """A method that learns prompts for a classifier puts a copy in the head's place, and keeps the original."""
+        """Return the group, treating the copy of a classifier's head that prompt learning makes as the head."""
         parts = name.split(".")
         if "original_module" in parts:
             return None
@@ -95,7 +95,7 @@ def _cut(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
 
 
 def _seeded(config: PeftConfig) -> PeftConfig:
-    """A copy, whose seeds of fixed projections are drawn from torch's own generator where they are the default."""
+    """Return a copy in which default seeds of fixed projections are replaced by draws from torch's generator."""
     config = copy.deepcopy(config)
     for entry in fields(config):
         if entry.name.endswith(("_prng_key", "projection_seed")) and getattr(config, entry.name) == entry.default:
@@ -104,9 +104,9 @@ def _seeded(config: PeftConfig) -> PeftConfig:
 
 
 def _inject(model: nn.Module, config: PeftConfig) -> None:
-    """`peft.inject_adapter_in_model`, also for methods whose layers share a state, which it refuses.
+    """Like `peft.inject_adapter_in_model`, but also for methods whose layers share a state, which it rejects.
 
-    All that is added is part of the model's state: it is held, and compared as a run is joined.
+    Everything added is part of the model's state: it is stored in checkpoints, and compared when joining a run.
     """
     kind: Any = config.peft_type
     if kind not in PEFT_TYPE_TO_TUNER_MAPPING:
@@ -114,7 +114,7 @@ def _inject(model: nn.Module, config: PeftConfig) -> None:
     before = {id(module) for module in model.modules()}
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[kind](model, config, adapter_name="default")
     inside = {id(module) for module in model.modules()}
-    for name, module in tuner.named_children():  # FRoD's layers do not own what they share
+    for name, module in tuner.named_children():  # FRoD's layers do not own their shared modules
         if name != "model" and id(module) not in inside:
             model.add_module(name, module)
     for module in model.modules():

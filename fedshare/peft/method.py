@@ -1,4 +1,4 @@
-"""What every method of parameter-efficient fine-tuning is: what it adds to a model, and what of the model it trains."""
+"""The base of all methods of parameter-efficient fine-tuning: what each adds to a model, and what it trains."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,41 +14,41 @@ from fedshare.training.parts import Parts, Role, moving_buffers
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """Fields are the YAML's keys. Patterns are names of tensors in which * stands for anything: ``head.*``.
+    """Fields are the YAML keys. Patterns match names of tensors, * matching anything: ``head.*``.
 
-    What is neither under `head` nor chosen by the method is frozen: it never travels, and its modules stay in
-    evaluation mode, so that dropout is off in them and running statistics stand still.
+    Parameters neither under `head` nor selected by the method are frozen: they are never sent, and their modules stay
+    in evaluation mode, so that dropout is off and running statistics do not change.
     """
 
-    group: ClassVar[str]  # what its tensors are called in the account of bytes
-    head: str | None = "head"  # the module that is trained whole beside what the method trains; null: none
-    local: list[str] | tuple[str, ...] = ()  # patterns of what is trained but kept at home
-    frozen: list[str] | tuple[str, ...] = ()  # patterns of what is not trained after all
+    group: ClassVar[str]  # its tensors' name in the byte counts
+    head: str | None = "head"  # the module that is trained in full beside the method's parameters; null: none
+    local: list[str] | tuple[str, ...] = ()  # patterns of tensors that are trained but not sent
+    frozen: list[str] | tuple[str, ...] = ()  # patterns of tensors that are excluded from training
 
     def check(self, modules: set[str]) -> None:
-        """Raise UserError where the model has no module of the head's name."""
+        """Raise UserError if the model has no module named `head`."""
         if self.head is not None and self.head not in modules:
             raise UserError(f"peft.head={self.head}: the model has no such module; null: train none beside")
 
     def insert(self, model: nn.Module) -> nn.Module:
-        """`model` with what the method adds. Draws from torch's own generator."""
+        """Return `model` with the method's additions. Draws from torch's own generator."""
         return model
 
     @abstractmethod
     def trains(self, name: str) -> bool:
-        """Whether the parameter `name`, which is not under the head, is trained."""
+        """Return whether the parameter `name`, which is not under the head, is trained."""
 
     def awake(self, model: nn.Module, backbone: set[int]) -> frozenset[str] | None:
-        """The modules in training mode while a client trains; `backbone` are the `id` of those that were there before.
+        """Return the modules in training mode while a client trains; `backbone` has the `id` of the original ones.
 
-        None are all modules, and then the backbone's running statistics are shared, too.
+        None means all modules; then the backbone's running statistics are shared, too.
         """
         return frozenset(name for name, module in model.named_modules() if id(module) not in backbone)
 
     def tune(self, model: nn.Module) -> tuple[nn.Module, Parts]:
-        """The model to train, and its partition. Raises UserError where the method does not fit the model.
+        """Return the model to train, and its parts. Raises UserError if the method does not fit the model.
 
-        What the model itself has frozen stays so, and so does what is added frozen.
+        Parameters that the model itself has frozen stay frozen, and so do those added frozen.
         """
         self.check({name for name, _ in model.named_modules()})
         head = _inside(model, self.head)
@@ -82,12 +82,12 @@ class Method(ABC):
         return model, Parts(roles, groups, awake)
 
     def group_of(self, name: str, in_head: bool) -> str | None:
-        """What a parameter is called in the account of bytes; None where it is frozen."""
+        """Return a parameter's group in the byte counts; None if it is frozen."""
         return "head" if in_head else self.group if self.trains(name) else None
 
 
 def _inside(model: nn.Module, path: str | None) -> set[int]:
-    """The `id` of all modules, parameters and buffers of the module `path`, whatever they are called later on."""
+    """Return the `id` of all modules, parameters and buffers of the module `path`, unaffected by later renaming."""
     try:
         module = model.get_submodule(path) if path else None
     except AttributeError:
@@ -106,7 +106,7 @@ def _matching(pattern: str, names: dict[str, str], role: Role) -> list[str]:
 
 
 def blocks(model: nn.Module, path: str) -> list[nn.Module]:
-    """The transformer blocks of `model`, a sequence of modules that it calls `path`."""
+    """Return the transformer blocks of `model`, the sequence of modules at `path`."""
     try:
         found = model.get_submodule(path)
     except AttributeError:
@@ -117,7 +117,7 @@ def blocks(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def width(block: nn.Module) -> int:
-    """The length of the vectors that a block maps, which is that of the weight of its first normalisation."""
+    """Return the length of a block's vectors, taken from the weight of its first norm."""
     for parameter in block.parameters():
         if parameter.ndim == 1:
             return len(parameter)
@@ -125,7 +125,7 @@ def width(block: nn.Module) -> int:
 
 
 def linears(model: nn.Module, names: list[str] | tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear layers whose last name is one of `names`."""
+    """Yield the linear layers whose last name component is one of `names`."""
     found = [(n, m) for n, m in model.named_modules() if n.rpartition(".")[2] in names and isinstance(m, nn.Linear)]
     if not found:
         known = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})

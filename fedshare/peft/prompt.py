@@ -1,4 +1,4 @@
-"""Learned tokens beside those of the input: visual prompt tuning (Jia et al. 2022, arXiv 2203.12119)."""
+"""Learned tokens added to the input's: visual prompt tuning (Jia et al. 2022, arXiv 2203.12119)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from fedshare.peft.method import Method, blocks, width
 
 
 class Tokens(nn.Module):
-    """`count` vectors of length `dim`, uniform like Xavier's for a layer of `fan` inputs (section 4.1's codebase)."""
+    """`count` vectors of length `dim`, Xavier-uniform for a layer of `fan` inputs (section 4.1's codebase)."""
 
     def __init__(self, count: int, dim: int, fan: int, dropout: float) -> None:
         super().__init__()
@@ -28,14 +28,14 @@ class Tokens(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Method):
-    """`count` tokens before each block (deep), or before the first (shallow), between class token and patches.
+    """Insert `count` tokens before each block (deep) or before the first (shallow), after the class token.
 
-    Where there is no class token they stand before all. They leave after the last block, so no pooling sees them.
+    Without a class token they come first. They are removed after the last block, so pooling does not include them.
     """
 
     group: ClassVar[str] = "prompt"
     count: int = 10  # tokens
-    deep: bool = True  # new ones before every block, in place of what became of the last; false: before the first only
+    deep: bool = True  # new tokens before every block, replacing the previous ones; false: before the first only
     dropout: float = 0.1  # of the tokens
     blocks: str = "blocks"  # the model's sequence of transformer blocks
 
@@ -68,7 +68,7 @@ class Prompt(Method):
 
 
 def _enter(block: Any, args: Any, kwargs: Any, first: int, replaced: int, kept: int) -> tuple[Any, Any]:
-    """A block's inputs with its tokens in them, and a mask that lets all positions look at them."""
+    """Return a block's inputs with its tokens inserted, and a mask under which all positions attend to them."""
     x, *rest = args
     count = kept
     if hasattr(block, "prompt"):

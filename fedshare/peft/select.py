@@ -1,4 +1,4 @@
-"""Methods that add nothing: they train some of the parameters that are there."""
+"""Methods that add nothing: they train a subset of the model's parameters."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +15,7 @@ class Full(Method):
     group: ClassVar[str] = "body"
 
     def check(self, modules: set[str]) -> None:
-        """A head is but a name in the account of bytes here, and any model will do."""
+        """Accept any model: here the head is only a name in the byte counts."""
 
     def trains(self, name: str) -> bool:
         return True
@@ -36,7 +36,7 @@ class Head(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Bias(Method):
-    """Every bias there is: BitFit (Ben Zaken et al. 2022, arXiv 2106.10199)."""
+    """All biases: BitFit (Ben Zaken et al. 2022, arXiv 2106.10199)."""
 
     group: ClassVar[str] = "bias"
 

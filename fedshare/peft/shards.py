@@ -1,8 +1,8 @@
-"""Mixture of Shards: low-rank updates of many layers, put together from one pool of pieces.
+"""Mixture of Shards: low-rank updates of many layers, assembled from one pool of shards.
 
-Wang et al. 2024, arXiv 2410.00938. Layers of equal shape share a pool. A layer's matrices of rank `rank` are chosen,
-vector by vector and piece by piece, by indices that are drawn once and never change; so the trained numbers are as many
-as those of a LoRA of rank `budget`, while every layer's update has the higher rank.
+Wang et al. 2024, arXiv 2410.00938. Layers of equal shape share a pool. The matrices of a layer's update, of rank
+`rank`, are assembled vector by vector and shard by shard by indices that are drawn once and never change. So there are
+as many trained numbers as in a LoRA of rank `budget`, while every layer's update has the higher rank.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ from fedshare.peft.method import Method, linears
 
 
 class Pool(nn.Module):
-    """Pieces of ``down`` vectors, ``[pieces, inputs / shards]``, and of ``up`` vectors, which begin at zero."""
+    """Shards of ``down`` vectors, ``[pieces, inputs / shards]``, and of ``up`` vectors, which are initially zero."""
 
     def __init__(self, pieces: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -27,9 +27,9 @@ class Pool(nn.Module):
 
 
 class Mixture(nn.Module):
-    """One layer's choice from the pool: which pieces its vectors are made of, ``[rank, shards]`` each way.
+    """One layer's choice from the pool: the indices of its vectors' shards, ``[rank, shards]`` for down and for up.
 
-    The two ways are drawn apart ("pair dissociation"); the first `private` vectors are of pieces that no other layer
+    The two are drawn independently ("pair dissociation"); the first `private` vectors use shards that no other layer
     uses ("shard privatisation").
     """
 
@@ -88,7 +88,7 @@ class Shards(Method):
         return model
 
     def _choose(self, layer: int, common: int) -> Tensor:
-        """Indices into the pool, in which the common pieces come first and then each layer's own."""
+        """Return indices into the pool, in which the common shards come first, then each layer's own."""
         own = common + layer * self.private * self.shards + torch.arange(self.private * self.shards)
         drawn = torch.randperm(common)[: (self.rank - self.private) * self.shards]
         return torch.cat([own, drawn]).view(self.rank, self.shards)

@@ -1,4 +1,4 @@
-"""Everyone who may take part, and the examples of each."""
+"""All clients that may take part, and their examples."""
 
 from fedshare.population.adversaries import Honest
 from fedshare.population.counts import Computed, Counts

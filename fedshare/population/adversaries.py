@@ -1,4 +1,4 @@
-"""Clients that do not do what the strategy says, as the population knows them."""
+"""Clients that deviate from the strategy, as the population sees them."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -8,23 +8,23 @@ from fedshare.strategy import Strategy
 
 
 class Adversaries(Protocol):
-    """Some of the clients, who do not do what the strategy says."""
+    """The clients that deviate from the strategy."""
 
     @property
     def ids(self) -> list[int]: ...
 
     def play(self, client: Client, strategy: Strategy, round: int) -> tuple[Client, Strategy]:
-        """The client and its half of the strategy as this client plays it; an honest one's as they are."""
+        """Return the client and strategy as this client plays them; an honest client's are unchanged."""
         ...
 
     def success(self, client: Client) -> dict[str, float]:
-        """How far they reach their aim at a client's model: metrics of its test."""
+        """Return metrics on how far the attack reaches its aim at a client's model, for its test."""
         ...
 
 
 @dataclass(frozen=True)
 class Honest:
-    """Nobody lies."""
+    """No adversaries."""
 
     ids: list[int] = field(default_factory=list)
 

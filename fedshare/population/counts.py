@@ -1,4 +1,4 @@
-"""How many examples a client says that it has, when it joins, and what that is compared with."""
+"""Example counts that clients declare when joining, and their validation."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,14 +9,14 @@ KINDS = "training", "test", "validation"
 
 
 class Counts(Protocol):
-    """Hears the counts of each client that joins."""
+    """Receives the counts of each client that joins."""
 
     def declare(self, client: int, examples: int, tests: int = 0, validations: int = 0) -> None:
-        """Raises ValueError where these cannot be the client's."""
+        """Raise ValueError if the counts cannot be this client's."""
 
 
 class Computed:
-    """The counts of data that this process has too: server and clients compute them from one config, and must agree."""
+    """Counts of data that this process has too: server and clients compute them from the same config and must agree."""
 
     def __init__(self, shares: Sequence[Sized]) -> None:
         self._shares = shares

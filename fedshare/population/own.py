@@ -1,4 +1,4 @@
-"""Clients that have data of their own: here, loaded when first asked for; or elsewhere, and only their counts known."""
+"""Clients with data of their own: loaded here on first use, or elsewhere, with only their counts known."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ class Mine:
     client: int
     dataset: Dataset
     seed: int
-    held: float  # the share of its training part that validates
+    held: float  # the share of its training part held out for validation
 
     @property
     def size(self) -> int:
@@ -53,7 +53,7 @@ class Mine:
 
 
 class Owned(Sequence[Mine]):
-    """The clients whose data can be loaded here. `load` gives a client's data set, or raises UserError."""
+    """Clients whose data can be loaded here. `load` returns a client's data set, or raises UserError."""
 
     def __init__(self, clients: int, load: Callable[[int], Dataset], seed: int, validation: float) -> None:
         self._clients, self._load, self._seed, self._validation = clients, load, seed, validation
@@ -72,7 +72,7 @@ class Owned(Sequence[Mine]):
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What is known of a client whose data are elsewhere."""
+    """The counts of a client whose data are elsewhere."""
 
     size: int
     tests: int = 0
@@ -95,20 +95,20 @@ class Elsewhere:
 
 
 class Declared(Sequence[Sized]):
-    """How many examples each client has said that it has, to train on, to test and to validate, once for the run.
+    """The number of training, test and validation examples that each client has declared, once per run.
 
-    Who joined under an older version has said nothing of the latter two, and says it when it comes back.
+    A client that joined under an older version declared only the first, and declares the others when it rejoins.
     """
 
     def __init__(self, clients: int, most: int) -> None:
-        self.sizes: dict[int, int] = {}  # by client; who has not joined yet is not in it
+        self.sizes: dict[int, int] = {}  # by client; those not yet joined are missing
         self.tests: dict[int, int] = {}
         self.validations: dict[int, int] = {}
         self._clients, self._most = clients, most
         self._file: Path | None = None
 
     def declare(self, client: int, examples: int, tests: int = 0, validations: int = 0) -> None:
-        """Raises ValueError where that cannot be, or is not what the client has said before."""
+        """Raise ValueError if the counts are invalid, or differ from what the client declared before."""
         said = (
             ("training", 1, examples, self.sizes),
             ("test", 0, tests, self.tests),
@@ -125,15 +125,15 @@ class Declared(Sequence[Sized]):
             self._write()
 
     def keep(self, file: Path) -> None:
-        """Write down in `file` what has been said, and what will be."""
+        """Write the declarations to `file`, now and after each change."""
         self._file = file
         self._write()
 
     def recall(self, file: Path) -> None:
-        """What an earlier process of the run has kept in `file`. Raises UserError."""
+        """Restore the declarations that an earlier process of the run wrote to `file`. Raises UserError."""
         try:
             for client, counts in json.loads(file.read_text()).items():
-                if not isinstance(counts, dict):  # as older versions wrote it
+                if not isinstance(counts, dict):  # format of older versions
                     self.sizes[int(client)] = int(counts)
                     continue
                 for name, known in self._named.items():

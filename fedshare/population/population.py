@@ -1,4 +1,4 @@
-"""Everyone who may take part, on one scratch model: what a simulation holds, and each of its workers."""
+"""All clients that may take part, on one scratch model: held by a simulation and by each of its workers."""
 
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from fedshare.weights import Given
 
 @dataclass(frozen=True)
 class Answer:
-    """What comes back from a client, and what it remembers now."""
+    """A client's reply, and its new memory."""
 
     payload: Payload
     state: State
@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Population:
-    """Client i has ``shares[i]``."""
+    """All clients; client i has ``shares[i]``."""
 
     strategy: Strategy
     scratch: Scratch
@@ -43,15 +43,15 @@ class Population:
     seed: int
     liars: Adversaries = field(default_factory=Honest)
     task: Task = field(default_factory=Classification)
-    unseen: int = 0  # how many clients never train, and are tested as newcomers
-    given: Given | None = None  # what of the model came from a file of weights
-    targets: int = 1  # the most targets that an example has
-    stand_in: Part | None = None  # examples that are like those that are elsewhere, where clients have their own
+    unseen: int = 0  # number of clients that never train and are tested as newcomers
+    given: Given | None = None  # the part of the model that came from a file of weights
+    targets: int = 1  # the largest number of targets in one example
+    stand_in: Part | None = None  # placeholder examples, if clients have their data elsewhere
     engine: Engine = field(default_factory=Plain)
 
     @cached_property
     def newcomers(self) -> list[int]:
-        """The ids of those who never train, drawn by the seed. Raises UserError where nobody would be left."""
+        """The ids of the clients that never train, drawn by the seed. Raises UserError if none would train."""
         if not 0 <= self.unseen < len(self.shares):
             raise UserError(
                 f"unseen={self.unseen}: must be from 0 to {len(self.shares) - 1}, for somebody has to train"
@@ -60,7 +60,7 @@ class Population:
         return sorted(order[: self.unseen].tolist())
 
     def drawn(self) -> Tensors:
-        """What a run has to hold of the model that everyone starts from: all but what is frozen and from a file."""
+        """Return the tensors of the initial model that a run must store: all but frozen ones that came from a file."""
         scratch, given = self.scratch, self.given.digests if self.given else frozenset()
         frozen = scratch.parts.named(Role.FROZEN, scratch.whole)
         elsewhere = {name for name in frozen if given and digest(scratch.whole[name]) in given}
@@ -68,16 +68,16 @@ class Population:
 
     @property
     def clients(self) -> int:
-        """How many clients train, or may."""
+        """The number of clients that train, or may."""
         return len(self.shares) - self.unseen
 
     def client(self, id: int, state: State, record: PrivacyRecord | None = None) -> Client:
-        """As it would be if nobody lied."""
+        """Return the client without any adversary's changes."""
         share = self.shares[id]
         return Client(id, self.seed, self.scratch, self.training, share, state, record, self.task, self.engine)
 
     def sizes(self) -> list[int]:
-        """How many training examples each client has."""
+        """Return each client's number of training examples."""
         return [share.size for share in self.shares]
 
     def answer(
@@ -89,9 +89,9 @@ class Population:
         state: State,
         record: PrivacyRecord | None = None,
     ) -> Answer:
-        """`record` is the client's own; in a simulation there is none, so that a run repeats and its noise is known.
+        """Return a client's reply to `download`; a test changes nothing in `state`.
 
-        A test changes nothing in `state`.
+        `record` is the client's own; a simulation has none, so that runs are repeatable and the noise is known.
         """
         tests = purpose is Purpose.EVALUATE
         client = self.client(id, deepcopy(state) if tests else state, record)

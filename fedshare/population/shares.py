@@ -1,4 +1,4 @@
-"""The examples of each client: at hand, or cut out of a data set when they are asked for."""
+"""The examples of each client: in memory, or cut out of a data set on demand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,29 +16,29 @@ from fedshare.seeds import numpy_generator
 class Sized(Share, Protocol):
     @property
     def size(self) -> int:
-        """How many training examples."""
+        """The number of training examples."""
         ...
 
     @property
     def tests(self) -> int:
-        """How many test examples, as far as is known."""
+        """The number of test examples, if known."""
         ...
 
     @property
     def validations(self) -> int:
-        """How many examples that validate, as far as is known."""
+        """The number of validation examples, if known."""
         ...
 
 
 class Part(NamedTuple):
-    """Examples at hand."""
+    """Examples in memory."""
 
     train: Examples
     test: Examples
 
     @property
     def validation(self) -> None:
-        """There is none."""
+        """None: nothing is held out."""
 
     @property
     def size(self) -> int:
@@ -54,12 +54,12 @@ class Part(NamedTuple):
 
 
 def held_out(count: int, share: float) -> int:
-    """How many of so many training examples validate; one is left to train on."""
+    """Return how many of `count` training examples to hold out for validation; at least one is left for training."""
     return min(round(share * count), count - 1)
 
 
 def validating(rows: np.ndarray, share: float, client: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A client's rows to train on, and those to validate with, drawn by its id and the seed; both sorted."""
+    """Return a client's training and validation rows, drawn by its id and the seed; both sorted."""
     count = held_out(len(rows), share)
     if not count:
         return rows, rows[:0]
@@ -69,7 +69,7 @@ def validating(rows: np.ndarray, share: float, client: int, seed: int) -> tuple[
 
 @dataclass(frozen=True)
 class Cut:
-    """A client's part of a partition, cut out when asked for: ten thousand of them cost no memory."""
+    """A client's part of a partition, cut out on demand: ten thousand of them take no memory."""
 
     client: int
     parts: "Partitioned"
@@ -111,7 +111,7 @@ class Cut:
 
 
 class Partitioned(Sequence[Cut]):
-    """A data set and how it is divided. Of each client's training part the share `validation` is held out."""
+    """A data set and its division. The share `validation` of each client's training part is held out."""
 
     def __init__(self, dataset: Dataset, partition: Partition, seed: int, validation: float = 0.0) -> None:
         self.dataset, self.partition, self.seed, self.validation = dataset, partition, seed, validation

@@ -1,4 +1,4 @@
-"""Tasks: what a batch, the loss and the metrics are. One for training, attacks, privacy, probes and tests."""
+"""Tasks: batches, loss and metrics, defined once for training, attacks, privacy, probes and tests."""
 
 from fedshare.tasks.classification import Classification, LanguageModel, Segmentation
 from fedshare.tasks.losses import Losses

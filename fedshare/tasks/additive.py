@@ -1,8 +1,8 @@
-"""torchmetrics that can be added up: each client's states travel, and the metric of their sum is that of all examples.
+"""Additive torchmetrics: each client sends its metric's states, and their sum gives the metric over all examples.
 
-What a metric accumulates must be sums, such as counts and confusion matrices. torchmetrics' own ways to merge are not
-used: they keep a value that was computed before, and weigh means wrongly (1.9). This file alone knows torchmetrics, and
-does not load it: whoever names a metric has.
+A metric's states must be sums, such as counts and confusion matrices. torchmetrics' own merging is not used: it keeps
+a previously computed value, and weighs means wrongly (1.9). Only this file depends on torchmetrics, and it does not
+import it: the code that builds a metric does.
 """
 
 import copy
@@ -18,11 +18,11 @@ from fedshare.errors import UserError, first_line
 from fedshare.tensors import Tensors
 
 Metrics = Mapping[str, Any]
-SLACK = 1e-6  # by how much a rounding may take a metric beyond its best value
+SLACK = 1e-6  # how far rounding may take a metric beyond its best value
 
 
 class _InFloat64(TorchFunctionMode):
-    """torchmetrics say `.float()` in places, whatever a metric's dtype is, and 1e-9 of a result is lost."""
+    """Keep float64 where torchmetrics call `.float()` regardless of the metric's dtype, which would lose digits."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
@@ -31,7 +31,7 @@ class _InFloat64(TorchFunctionMode):
 
 
 def check(name: str, metric: Any) -> None:
-    """Raise UserError where `metric` is no torchmetrics' metric, or its states are not sums."""
+    """Raise UserError if `metric` is not a torchmetrics metric, or its states are not sums."""
     reductions = getattr(metric, "_reductions", None)
     if not isinstance(reductions, dict) or not hasattr(metric, "metric_state"):
         raise UserError(f"metrics.{name}: is a {type(metric).__name__}, not one of torchmetrics' metrics")
@@ -43,12 +43,12 @@ def check(name: str, metric: Any) -> None:
 
 
 def better(metric: Any) -> str | None:
-    """``higher`` or ``lower``; None where the metric does not say."""
+    """Return ``higher`` or ``lower``; None if the metric does not say which is better."""
     return {True: "higher", False: "lower", None: None}[metric.higher_is_better]
 
 
 def fresh(metric: Any) -> Any:
-    """A metric of its own, in float64, that has seen nothing."""
+    """Return a copy of the metric, in float64, with its states reset."""
     made = copy.deepcopy(metric).cpu()
     made.reset()
     return made.set_dtype(torch.float64)
@@ -59,7 +59,7 @@ def states(metrics: Metrics) -> Tensors:
 
 
 def updated(metrics: Metrics, predictions: Tensor, targets: Tensor) -> Tensors:
-    """The states after these predictions alone. Raises UserError where a metric cannot take them."""
+    """Return the states after these predictions alone. Raises UserError if a metric cannot take them."""
     found: Tensors = {}
     for name, metric in metrics.items():
         made = fresh(metric)
@@ -74,14 +74,14 @@ def updated(metrics: Metrics, predictions: Tensor, targets: Tensor) -> Tensors:
 
 
 def flaw(metrics: Metrics, sums: Tensors, most: int) -> str | None:
-    """Why these metrics of at most `most` targets cannot have such states, or be as good; None where they can."""
+    """Return why at most `most` targets cannot give these metrics such states or values; None if they can."""
     for name, metric in metrics.items():
         for state, like in metric.metric_state.items():
             told = sums[f"{name}.{state}"]
             if not told.isfinite().all():
                 return f"{name}.{state} holds NaN or infinity"
             counts = not like.is_floating_point() and type(metric).__module__.startswith("torchmetrics.")
-            if counts and told.numel():  # of metrics that are not torchmetrics' own nothing is known
+            if counts and told.numel():  # nothing is known of metrics that are not torchmetrics' own
                 least, total, limit = float(told.min()), float(told.sum()), float(most * _per_target(metric, state))
                 if least < 0 or total > limit:
                     return f"{name}.{state} counts {least:g} to {total:g} in all, not 0 to {limit:g}"
@@ -99,30 +99,30 @@ def flaw(metrics: Metrics, sums: Tensors, most: int) -> str | None:
 
 
 def _per_target(metric: Any, state: str) -> int:
-    """What a target adds at most to all elements of a state of counts together, of one of torchmetrics' own metrics."""
+    """Return the most that one target adds to the sum of a state of counts, for torchmetrics' own metrics."""
     thresholds = getattr(metric, "thresholds", None)
     count = len(thresholds) if isinstance(thresholds, Tensor) and thresholds.ndim else 1
     classes = getattr(metric, "num_classes", None) or getattr(metric, "num_labels", None) or 1
-    # One target is right or wrong about each class, at each threshold; but it has one class only.
+    # At each threshold, a target is right or wrong for each class; but it has only one class.
     return count * classes if count > 1 or state in ("tn", "fp") else 1
 
 
 def _best(metric: Any) -> float | None:
-    """The best value there is, where torchmetrics says it. Its other bound is not always one: R2 can be below 0."""
+    """Return the best possible value if torchmetrics gives it. Its other bound is not reliable: R2 can be below 0."""
     which = {"higher": "plot_upper_bound", "lower": "plot_lower_bound"}.get(str(better(metric)))
     found = getattr(metric, which, None) if which else None
     return None if found is None else float(found)
 
 
 def scores(metrics: Metrics, sums: Tensors) -> dict[str, float]:
-    """The value of each metric. Raises UserError where one gives several numbers."""
+    """Return the value of each metric. Raises UserError if one gives several numbers."""
     found = {}
     for name, metric in metrics.items():
         made = fresh(metric)
         for state in made.metric_state:
             setattr(made, state, sums[f"{name}.{state}"].clone())
         with warnings.catch_warnings(), _InFloat64():
-            warnings.simplefilter("ignore")  # it was never updated, and a class may be absent
+            warnings.simplefilter("ignore")  # warnings about a missing update or an absent class
             value = made.compute()
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UserError(f"task.metrics.{name}: gives several numbers; average=macro or micro gives one")
@@ -131,6 +131,6 @@ def scores(metrics: Metrics, sums: Tensors) -> dict[str, float]:
 
 
 def binary(metric: Any, predictions: Tensor) -> Tensor:
-    """For a metric of two classes, the probability of the second of them."""
+    """Return, for a metric of two classes, the probability of the second; for others, the predictions unchanged."""
     two = predictions.ndim == 2 and predictions.shape[1] == 2
     return predictions[:, 1] if two and type(metric).__name__.startswith("Binary") else predictions

@@ -1,4 +1,4 @@
-"""One class an example, a pixel or a position: cross-entropy and accuracy."""
+"""One class per example, pixel or position: cross-entropy and accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from fedshare.tasks.losses import Losses
 from fedshare.tasks.task import Task
 from fedshare.tensors import Tensors
 
-IGNORED = -100  # what a target that does not count is called inside
+IGNORED = -100  # internal value of an ignored target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Classification(Task):
         return {"accuracy": float(sums["correct"]) / float(sums["examples"])}
 
     def answers(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, for of logits torchmetrics would guess by each batch's values whether they are some."""
+        """Return probabilities, because torchmetrics would guess from each batch's values whether they are logits."""
         flat = self.known(targets).flatten()
         return self.last(outputs).flatten(0, -2)[flat != IGNORED].softmax(-1), flat[flat != IGNORED]
 
@@ -134,5 +134,5 @@ class LanguageModel(Classification):
 
 
 def perplexity(loss: float) -> float:
-    """``exp(loss)``: among how many equally likely tokens a model that loses so much is undecided."""
+    """Return ``exp(loss)``: the number of equally likely tokens with the same uncertainty."""
     return math.exp(loss) if not loss > 700 else math.inf

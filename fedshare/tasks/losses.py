@@ -1,4 +1,4 @@
-"""The losses of a batch, example by example, and what a user's own function may give in their place."""
+"""The losses of a batch, example by example, and the return types of a user's own loss function."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Losses(NamedTuple):
-    """Of each example of a batch the sum of its losses and what that is to be divided by, both ``[batch]``.
+    """Each example's sum of losses and its divisor, both ``[batch]``.
 
     A batch's loss is ``sums.sum() / weights.sum()``, so that batches of any size, masked targets and class weights
-    average exactly; a batch of which nothing counts has loss and gradient 0.
+    average exactly; a batch in which no target counts has loss and gradient 0.
     """
 
     sums: Tensor
@@ -22,11 +22,11 @@ class Losses(NamedTuple):
         return self.sums.sum() / torch.where(weight > 0, weight, 1)
 
 
-Loss = Callable[[Tensor, Tensor], Any]  # outputs and targets of a batch -> its mean loss, one an example, or `Losses`
+Loss = Callable[[Tensor, Tensor], Any]  # outputs, targets -> the mean loss, one per example, or `Losses`
 
 
 def known_empty(counts: Tensor) -> bool:
-    """Whether no target of the batch counts; under `vmap`, where nobody can tell, no."""
+    """Return whether no target of the batch counts; False under `vmap`, where the values are not known."""
     try:
         return not bool(counts.any())
     except RuntimeError:

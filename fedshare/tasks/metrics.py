@@ -1,4 +1,4 @@
-"""Numbers about many clients, made from each client's own: pure functions, the same in every order of the clients."""
+"""Metrics over clients, computed from each client's own: pure functions, independent of the order of the clients."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,23 +13,23 @@ from fedshare.tensors import Tensors, is_finite
 
 
 def weighted_mean(values: Iterable[float], weights: Iterable[float]) -> float:
-    """The mean of `values` by `weights`; NaN where the weights add up to nothing or a value is NaN."""
+    """Return the mean of `values` weighted by `weights`; NaN if the weights sum to zero or a value is NaN."""
     pairs = [(float(value), float(weight)) for value, weight in zip(values, weights, strict=True) if weight]
     total = math.fsum(weight for _, weight in pairs)
     try:
         return math.fsum(value * weight for value, weight in pairs) / total if total > 0 else math.nan
-    except (OverflowError, ValueError):  # fsum refuses a sum beyond the floats, and inf - inf
+    except (OverflowError, ValueError):  # fsum raises on overflow and on inf - inf
         return math.nan
 
 
 def worst_share(values: Sequence[float], share: float = 0.1, higher: bool = True) -> float:
-    """The mean over the worst `share` of `values`, at least one of them; a NaN counts as the worst of all.
+    """Return the mean over the worst `share` of `values`, at least one of them; NaN counts as worst.
 
-    The worst are the lowest where `higher` ones are better, else the highest.
+    The worst are the lowest if `higher` values are better, otherwise the highest.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share!r} must be above 0 and at most 1")
-    count = max(1, math.floor(share * len(values) + 1e-9))  # 0.29 * 100 is a little less than 29
+    count = max(1, math.floor(share * len(values) + 1e-9))  # 0.29 * 100 is slightly less than 29
     sign = 1 if higher else -1
     worst = sorted(map(float, values), key=lambda value: (not math.isnan(value), sign * value))[:count]
     return weighted_mean(worst, [1.0] * len(worst))
@@ -38,14 +38,14 @@ def worst_share(values: Sequence[float], share: float = 0.1, higher: bool = True
 def summarise(
     task: Task, sums: Mapping[int, Tensors], told: Mapping[int, Mapping[str, float]] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """One evaluation's part of a row of `metrics.jsonl`, from what each client's test has added up.
+    """Return an evaluation's fields of a row of `metrics.jsonl`, from the sums of each client's test.
 
-    A task's metrics and the ``loss`` are over all test examples; for the one called ``headline`` there are also its
-    mean over clients, ``accuracy_mean``, and over the tenth of the clients that fare worst, ``accuracy_worst10``: the
-    lowest, or the highest where lower is ``better``. Clients without examples are left out; where no client has any,
-    the answer is empty. Of clients who have `told` how far an attack reaches its aim at their models, ``per_client``
-    has the ``attack_success``. A loss that is not finite leaves the means, lest one client's word be all that they say;
-    whose it is ``not_finite`` tells, and where nobody's is finite, ``loss`` is NaN.
+    A task's metrics and the ``loss`` are over all test examples. The ``headline`` metric is also given as a mean over
+    clients, ``accuracy_mean``, and over the worst tenth of the clients, ``accuracy_worst10``: the lowest, or the
+    highest if lower is ``better``. Clients without examples are left out; if no client has any, the result is empty.
+    ``per_client`` has the ``attack_success`` of clients whose `told` has one. A loss that is not finite is excluded
+    from the means, so that one client cannot spoil them; ``not_finite`` names its client. If no client's loss is
+    finite, ``loss`` is NaN.
     """
     known = {client: sums[client] for client in sorted(sums) if sums[client]["examples"] > 0}
     if not known:
@@ -59,7 +59,7 @@ def summarise(
     whole, each = task.scores(total), {str(client): task.scores(found) for client, found in known.items()}
     name = task.compared
     compared = {client: each[str(client)][name] for client in known}
-    # A headline that is made of the loss, such as perplexity.
+    # The headline may be computed from the loss, as perplexity is.
     values = [value for client, value in compared.items() if client not in diverged or is_finite(value)]
     aims = {str(id): told[id]["attack_success"] for id in known if "attack_success" in told.get(id, {})}
     aims = {id: float(aim) for id, aim in aims.items() if 0 <= aim <= 1}

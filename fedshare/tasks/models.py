@@ -1,4 +1,4 @@
-"""Calling a model: several inputs, several outputs."""
+"""Calling a model with several inputs or outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,27 +9,27 @@ from torch import Tensor, nn
 from fedshare.data.dataset import Inputs
 from fedshare.errors import UserError
 
-FIRST = ("logits", "out")  # what libraries call the answer among several outputs
+FIRST = ("logits", "out")  # libraries' usual names for the main output
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Positional and keyword arguments of a model: those of a tuple, and those of a dict."""
+    """Return a model's positional and keyword arguments: a tuple's items, or a dict's."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs, {}) if isinstance(inputs, tuple) else ((inputs,), {})
 
 
 def call(module: nn.Module, inputs: Inputs) -> Any:
-    """Whatever the model returns."""
+    """Call the model and return its result unchanged."""
     positional, named = arguments(inputs)
     return module(*positional, **named)
 
 
 def select(returned: Any, output: str | int | None) -> tuple[Tensor, list[Tensor]]:
-    """The answer among a model's outputs, and the other floating-point ones; in float32 where they have fewer bits.
+    """Return a model's main output and its other floating-point outputs, in float32 if they have fewer bits.
 
-    A model returns a tensor, a tuple (or list) or a dict. `output` is the answer's position or key; None is the key
-    ``logits`` or ``out`` where there is one, else the first. Raises UserError where the answer is no tensor.
+    A model returns a tensor, a tuple (or list) or a dict. `output` is the main output's position or key; None means the
+    key ``logits`` or ``out`` if there is one, otherwise the first. Raises UserError if that is not a tensor.
     """
     if isinstance(returned, Tensor) and output is None:
         return _full(returned), []

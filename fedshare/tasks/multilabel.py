@@ -1,4 +1,4 @@
-"""Several labels an example, each of which is there or not."""
+"""Several labels per example, each present or absent."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,19 +22,17 @@ IGNORED = -100
 class MultiLabel(Task):
     """Outputs are logits ``[batch, labels]``, targets 0 or 1 ``[batch, labels]``; -100 does not count.
 
-    ``accuracy`` is that of single labels: a label is taken to be there where its logit is above 0. ``focal`` is the
-    focal loss (Lin et al. 2017, arXiv 1708.02002), by which labels that are known well count less.
+    ``accuracy`` is over single labels: a label is predicted if its logit is above 0. ``focal`` is the focal loss (Lin
+    et al. 2017, arXiv 1708.02002), which gives well-classified labels less weight.
     """
 
     LOSSES: ClassVar[tuple[str, ...]] = ("bce", "focal")
     OWN: ClassVar[Mapping[str, str]] = {"accuracy": "higher"}
 
     loss: str | object = "bce"  # type: ignore[assignment]
-    positive_weights: Sequence[float] | None = None  # of each label's losses where it is there; null: 1
-    gamma: float = 2.0  # of the focal loss: the larger, the less a well known label counts
-    alpha: float | None = (
-        0.25  # of the focal loss: the weight of labels that are there, 1 - alpha of others; null: none
-    )
+    positive_weights: Sequence[float] | None = None  # per label, of its losses where it is present; null: 1
+    gamma: float = 2.0  # of the focal loss: the larger, the less a well-classified label counts
+    alpha: float | None = 0.25  # of the focal loss: the weight of present labels, 1 - alpha of absent ones; null: none
 
     def __post_init__(self) -> None:
         if self.gamma < 0:
@@ -70,7 +68,7 @@ class MultiLabel(Task):
         return {"accuracy": float(sums["correct"]) / float(sums["examples"])}
 
     def answers(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """A metric is told by its own ``ignore_index: -100`` which labels do not count."""
+        """Return predictions and targets; a metric's own ``ignore_index: -100`` makes it ignore labels."""
         return outputs.sigmoid(), targets.long()
 
     def fitted(self, dataset: Dataset) -> Dataset:

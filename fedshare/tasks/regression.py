@@ -1,4 +1,4 @@
-"""Numbers instead of classes."""
+"""Regression: numbers instead of classes."""
 
 import math
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ _LOSSES: dict[str, Any] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber
 
 @dataclass(frozen=True, kw_only=True)
 class Regression(Task):
-    """Outputs and targets are numbers ``[batch]`` or ``[batch, outputs]``, which is the data's ``classes``."""
+    """Outputs and targets are numbers ``[batch]`` or ``[batch, outputs]``; `outputs` is the data's ``classes``."""
 
     LOSSES: ClassVar[tuple[str, ...]] = tuple(_LOSSES)
     OWN: ClassVar[Mapping[str, str]] = {}
 
     loss: str | object = "mse"  # type: ignore[assignment]
-    delta: float = 1.0  # of the Huber loss: from which error on it grows evenly
+    delta: float = 1.0  # of the Huber loss: the error above which it grows linearly
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < math.inf:

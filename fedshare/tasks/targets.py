@@ -1,4 +1,4 @@
-"""Targets as people have them: taken where they are clear, else refused in a line that says what they are."""
+"""Target conversion: unambiguous targets are converted, others rejected with a line that describes them."""
 
 from collections.abc import Collection
 
@@ -10,13 +10,13 @@ from fedshare.errors import UserError
 
 
 def classes(dataset: Dataset, ignored: Collection[int]) -> Dataset:
-    """Integers of any type, and bool, become int64. Raises UserError unless they are 0 to classes - 1, or `ignored`."""
+    """Convert integers of any type, and bool, to int64. Raises UserError unless 0 to classes - 1, or `ignored`."""
     most = dataset.classes - 1
     others = " or ".join(map(str, sorted(ignored)))
     due = f"must be integers (bool, int8 to int64) from 0 to {most}, or {others} for a target that does not count"
     if dataset.pool.in_memory:
         y = dataset.pool.y
-    elif (named := dataset.pool.labels) is not None:  # the batches are converted as they are read
+    elif (named := dataset.pool.labels) is not None:  # converted when the batches are read
         y = torch.as_tensor(named)
     else:
         return dataset.retyped(torch.int64)
@@ -36,14 +36,14 @@ def classes(dataset: Dataset, ignored: Collection[int]) -> Dataset:
 
 
 def placed(dataset: Dataset, place: str, dimensions: Collection[int]) -> Dataset:
-    """The data set as it is. Raises UserError where an example has no target for each `place`."""
+    """Return the data set unchanged. Raises UserError if an example lacks a target for each `place`."""
     if dataset.pool.in_memory and (y := dataset.pool.y).ndim not in dimensions:
         raise UserError(f"{_described(dataset, y)}; this task needs a target for each {place}: [{len(y)}, ...]")
     return dataset
 
 
 def labels(dataset: Dataset, ignored: int) -> Dataset:
-    """0 and 1 of any type become int8. Raises UserError unless there is one for each label of each example."""
+    """Convert 0 and 1 of any type to int8. Raises UserError unless each example has one for each label."""
     if not dataset.pool.in_memory:
         return dataset.retyped(torch.int8)
     y = dataset.pool.y
@@ -54,7 +54,7 @@ def labels(dataset: Dataset, ignored: int) -> Dataset:
 
 
 def numbers(dataset: Dataset) -> Dataset:
-    """Whole numbers become float64. Raises UserError where one is not finite, or an example has too few or too many."""
+    """Convert integers to float64. Raises UserError if one is not finite, or an example has too few or too many."""
     if not dataset.pool.in_memory:
         return dataset
     y = dataset.pool.y

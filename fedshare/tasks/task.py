@@ -1,4 +1,4 @@
-"""What every task is: the loss of each example, the sums that a test adds up, and the metrics that these amount to."""
+"""The base of all tasks: each example's loss, the sums that a test accumulates, and the metrics computed from them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,27 +15,28 @@ from fedshare.tasks import additive, models
 from fedshare.tasks.losses import Loss, Losses, known_empty
 from fedshare.tensors import Tensors
 
-ROUNDING = 1e-6  # of a sum of float64, far more than it can be off
-CHUNK = 1 << 24  # numbers of an output that a test takes apart at once, in float64
+ROUNDING = 1e-6  # of a float64 sum, far above its rounding error
+CHUNK = 1 << 24  # output elements that a test processes at once, in float64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """Fields are the YAML's keys. A subclass says what its losses are, and may refuse or convert a data set's targets.
+    """Fields are the YAML keys. A subclass defines its losses, and may reject or convert a data set's targets.
 
-    A test adds up float64 and int64 tensors by name, `sums`: those of all clients together give the same metrics as a
-    test on the examples of all of them. ``loss``, ``weight`` and ``examples`` (targets that count) are always there.
+    A test accumulates named float64 and int64 tensors, `sums`: those of all clients added together give the same
+    metrics as one test on all their examples. ``loss``, ``weight`` and ``examples`` (targets that count) are always
+    present.
     """
 
-    LOSSES: ClassVar[tuple[str, ...]] = ()  # the losses that can be named
-    OWN: ClassVar[Mapping[str, str]] = {}  # metrics that need no torchmetrics: higher or lower is better
+    LOSSES: ClassVar[tuple[str, ...]] = ()  # names of the losses
+    OWN: ClassVar[Mapping[str, str]] = {}  # metrics without torchmetrics: whether higher or lower is better
 
-    loss: str | Loss = ""  # one of the task's losses by its name; or your own: outputs, targets -> the mean
+    loss: str | Loss = ""  # the name of one of the task's losses; or your own function: outputs, targets -> the mean
     metrics: Mapping[str, Any] = field(default_factory=dict)  # by name, torchmetrics whose states are sums
-    headline: str | None = None  # the metric by which clients are compared; null: the task's first
-    better: Literal["higher", "lower"] | None = None  # where the headline does not say it itself
-    output: str | int | None = None  # which of a model's several outputs is the answer; null: logits, out, or the first
-    auxiliary: float = 0.0  # how much the loss of each of the other outputs counts in training
+    headline: str | None = None  # the metric that compares clients; null: the task's first
+    better: Literal["higher", "lower"] | None = None  # if the headline metric does not define it
+    output: str | int | None = None  # the main output among several; null: logits, out, or the first
+    auxiliary: float = 0.0  # weight of each other output's loss in training
 
     def __post_init__(self) -> None:
         if isinstance(self.loss, str) and self.loss not in self.LOSSES:
@@ -51,60 +52,61 @@ class Task(ABC):
         if self.directions()[self.compared] is None:
             raise UserError(f"better: {self.compared} does not say whether higher or lower is better")
 
-    # What a subclass says.
+    # Defined by a subclass.
 
     @abstractmethod
     def each(self, outputs: Tensor, targets: Tensor) -> Losses:
-        """The task's own loss, the one called `loss`, of each example."""
+        """Return each example's own loss, the one named by `loss`."""
 
     @abstractmethod
     def answers(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Predictions and targets as torchmetrics take them, without targets that do not count."""
+        """Return predictions and targets as torchmetrics expect them, without targets that do not count."""
 
     def counts(self, targets: Tensor) -> Tensor:
-        """How many targets of each example count, ``[batch]``."""
+        """Return the number of targets that count in each example, ``[batch]``."""
         return torch.ones(len(targets), device=targets.device)
 
     def measures(self, outputs: Tensor, targets: Tensor) -> Tensors:
-        """What the metrics of `OWN` are made of: sums over the batch, by name."""
+        """Return the sums over the batch, by name, from which `made` computes the metrics of `OWN`."""
         return {}
 
     def made(self, sums: Tensors) -> dict[str, float]:
-        """The metrics of `OWN` from their sums; ``examples`` is above 0."""
+        """Return the metrics of `OWN` from their sums; ``examples`` is above 0."""
         return {}
 
     def aligned(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Outputs as a function of the user's gets them."""
+        """Return outputs in the layout that a user's loss function receives."""
         return outputs
 
     def fitted(self, dataset: Dataset) -> Dataset:
-        """The data set with its targets as the task takes them. Raises UserError where they cannot be."""
+        """Return the data set with its targets as the task needs them. Raises UserError if that is impossible."""
         return dataset
 
     @abstractmethod
     def blank(self, inputs: Inputs, classes: int) -> Tensor:
-        """Targets for these inputs, all 0: what stands in for data that are elsewhere."""
+        """Return targets of 0 for these inputs, as placeholders for data that are elsewhere."""
 
     @abstractmethod
     def shapes(self, targets: Tensor, classes: int) -> list[list[int]]:
-        """The shapes that outputs for these targets may have, the usual one first."""
+        """Return the shapes that outputs for these targets may have, the usual one first."""
 
-    # What all have.
+    # Common to all tasks.
 
     def outputs(self, module: nn.Module, inputs: Inputs) -> Tensor:
-        """The model's answer to a batch's inputs."""
+        """Return the model's main output for a batch's inputs."""
         answer, _ = models.select(models.call(module, inputs), self.output)
         return answer
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Losses:
-        """The loss of each example: the task's, or that of a function of the user's.
+        """Return the loss of each example, from the task's own loss or the user's function.
 
-        The user's mean over a batch stands for all of its examples, each by how many of its targets count.
+        If the user's function returns a mean over the batch, each example gets that mean, weighted by its targets that
+        count.
         """
         if isinstance(self.loss, str):
             return self.each(outputs, targets)
         counts = self.counts(targets).to(outputs.dtype)
-        if known_empty(counts):  # a mean over nothing is NaN, and so would be its gradient
+        if known_empty(counts):  # the mean over nothing, and its gradient, would be NaN
             return Losses(outputs.sum() * counts, counts)
         found = self.loss(self.aligned(outputs, targets), targets)
         given = found if isinstance(found, tuple) else (found,)
@@ -120,7 +122,7 @@ class Task(ABC):
         return Losses(found * counts, counts)
 
     def train_losses(self, returned: Any, targets: Tensor) -> Losses:
-        """As `losses`, from all that the model returns: other outputs count by `auxiliary`."""
+        """Return `losses` from all that the model returns: other outputs are weighted by `auxiliary`."""
         answer, others = models.select(returned, self.output)
         sums, weights = self.losses(answer, targets)
         for other in others if self.auxiliary else []:
@@ -128,9 +130,9 @@ class Task(ABC):
         return Losses(sums, weights)
 
     def alone(self, returned: Any, targets: Tensor) -> Tensor:
-        """Each example's own mean loss, ``[batch]``, which depends on no other example; 0 without a target that counts.
+        """Return each example's own mean loss, ``[batch]``, independent of other examples; 0 if no target counts.
 
-        That is what private training bounds, from all that the model returns. Class weights act on it in full.
+        Private training bounds this loss, which includes all outputs. Class weights apply in full, not normalised.
         """
 
         def sums(outputs: Tensor) -> Tensor:
@@ -147,17 +149,17 @@ class Task(ABC):
         return total / self.counts(targets).clamp(min=1)
 
     def zeros(self) -> Tensors:
-        """The sums of a test on nothing: names, shapes and types of all that a test adds up."""
+        """Return the sums of an empty test: names, shapes and types of all that a test accumulates."""
         whole = dict.fromkeys(("loss", "weight"), torch.zeros((), dtype=torch.float64))
         whole |= dict.fromkeys(("examples", *self._measured()), torch.zeros((), dtype=torch.int64))
         return whole | additive.states(self.metrics)
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensors:
-        """What a test on this batch adds to, on the CPU."""
+        """Return what a test on this batch adds to the sums, on the CPU."""
         if not outputs.is_floating_point():
             outputs = outputs.float()
         outputs, targets = outputs.detach(), targets.detach()
-        if outputs.device.type == "mps":  # has no float64
+        if outputs.device.type == "mps":  # MPS lacks float64
             outputs, targets = outputs.cpu(), targets.cpu()
         total = self.zeros()
         rows = max(1, CHUNK // max(1, outputs[:1].numel()))
@@ -172,7 +174,7 @@ class Task(ABC):
         return total
 
     def _tested(self, outputs: Tensor, targets: Tensor) -> Losses:
-        """In float64, unless a function of the user's holds numbers in a type of its own."""
+        """Return the losses in float64, unless the user's function holds tensors of another type."""
         try:
             return self.losses(outputs.double(), targets)
         except RuntimeError:
@@ -181,13 +183,13 @@ class Task(ABC):
             return self.losses(outputs, targets)
 
     def flaw(self, sums: Tensors, most: int) -> str | None:
-        """Why no test on at most `most` targets gives `sums`, whose names, types and counts are right; None where one
-        may. A loss that is not finite is no flaw: a model may have diverged.
+        """Return why no test on at most `most` targets gives `sums`, whose names, types and counts are right; None if
+        one may. A loss that is not finite is allowed, because a model may have diverged.
         """
         loss, weight, examples = (float(sums[name]) for name in ("loss", "weight", "examples"))
         if not 0 <= weight < math.inf:
             return f"weight is {weight:g}, not a number from 0"
-        if isinstance(self.loss, str):  # of a function of the user's nothing is known
+        if isinstance(self.loss, str):  # nothing is known of a user's function
             if loss < 0:
                 return f"loss is {loss:g}, which is below 0"
             if weight > (heaviest := examples * self._heaviest()) * (1 + ROUNDING):
@@ -195,11 +197,11 @@ class Task(ABC):
         return additive.flaw(self.metrics, sums, most) if self.metrics else None
 
     def _heaviest(self) -> float:
-        """The largest weight that a target can have in the task's own loss."""
+        """Return the largest weight that a target can have in the task's own loss."""
         return 1.0
 
     def scores(self, sums: Tensors) -> dict[str, float]:
-        """The metrics by name, the headline first, ``loss`` and ``examples``; of nothing ``examples`` alone."""
+        """Return the metrics by name, the headline first, ``loss`` and ``examples``; ``examples`` alone if it is 0."""
         examples = float(sums["examples"])
         if not examples:
             return {"examples": 0.0}
@@ -215,19 +217,19 @@ class Task(ABC):
 
     @property
     def higher(self) -> bool:
-        """Whether more of the headline metric is better."""
+        """Whether a higher headline metric is better."""
         return self.directions()[self.compared] == "higher"
 
     def directions(self) -> dict[str, str | None]:
-        """The metrics by name, and whether ``higher`` or ``lower`` is better; None where nobody says."""
+        """Return for each metric whether ``higher`` or ``lower`` is better; None if unknown."""
         found = {**self.OWN, **{name: additive.better(m) for name, m in self.metrics.items()}, "loss": "lower"}
         return found | ({self.headline: self.better} if self.headline and self.better else {})
 
     def _measured(self) -> tuple[str, ...]:
-        """The names that `measures` gives."""
+        """Return the names that `measures` gives."""
         return ()
 
 
 def add(a: Tensors, b: Tensors) -> Tensors:
-    """`a` + `b`, in `a`'s types, on its device."""
+    """Return `a` + `b`, in `a`'s types, on its device."""
     return {name: value + b[name].to(value) for name, value in a.items()}

@@ -1,1 +1,1 @@
-"""How a client trains: its model in memory, the fit that a strategy asks for, and the engine that carries it out."""
+"""Client training: the model in memory, the fit that a strategy asks for, and the engine that carries it out."""

@@ -1,4 +1,4 @@
-"""Which examples make which step: passes over a client's examples in batches."""
+"""Batches: the examples of each step, in passes over a client's examples."""
 
 import math
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ LastBatch = Literal["join", "drop", "keep"]
 
 
 def sizes(count: int, batch_size: int | None, last: LastBatch) -> list[int]:
-    """The sizes of the batches of one pass over `count` examples; `batch_size` None is one batch.
+    """Return the batch sizes of one pass over `count` examples; if `batch_size` is None, there is one batch.
 
-    What becomes of a short last batch: ``join`` adds a single example to the batch before it, ``drop`` leaves any short
-    batch out, ``keep`` keeps it. A batch that is the only one stays.
+    For a short last batch, ``join`` adds a single example to the previous batch, ``drop`` drops any short batch, and
+    ``keep`` keeps it. An only batch is always kept.
     """
     size = batch_size or max(count, 1)
     found = [size] * (count // size) + [count % size] * (count % size > 0)
@@ -27,7 +27,7 @@ def sizes(count: int, batch_size: int | None, last: LastBatch) -> list[int]:
 
 
 def passes(pieces: list[int], steps: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """The rows of `steps` batches of the sizes `pieces`, a pass after the other, each in an order of its own."""
+    """Yield the rows of `steps` batches of the sizes `pieces`, pass after pass, each pass in a new random order."""
     while steps > 0 and pieces:
         rows = torch.randperm(count, generator=generator)
         yield from rows[: sum(pieces)].split(pieces)[:steps]
@@ -35,5 +35,5 @@ def passes(pieces: list[int], steps: int, count: int, generator: torch.Generator
 
 
 def steps_of(epochs: float, pass_steps: int) -> int:
-    """The steps of so many passes of `pass_steps`; a part of a pass is rounded up to whole steps."""
+    """Return the steps of `epochs` passes of `pass_steps`; a partial pass is rounded up to whole steps."""
     return math.ceil(epochs * pass_steps - 1e-9)

@@ -1,4 +1,4 @@
-"""Training as data: what a strategy asks for, and the plain engine, which is the reference for all others."""
+"""Training as data: a strategy's request, and the plain engine, which is the reference for all others."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,43 +20,43 @@ Batch = tuple[Inputs, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A piece of training."""
+    """A strategy's request for training."""
 
     round: int
     names: tuple[str, ...]  # the parameters that are trained, in the model's order
     epochs: float | None = None  # passes over the examples; None: the config's
-    toward: Mapping[str, Tensor] = field(default_factory=dict)  # the loss has a proximal term more:
+    toward: Mapping[str, Tensor] = field(default_factory=dict)  # adds a proximal term to the loss:
     pull: float = 0.0  # ``pull / 2`` times the squared distance of the parameters from `toward`
     correction: Mapping[str, Tensor] = field(default_factory=dict)  # added to the gradient of each step
 
 
 class Steps(Protocol):
-    """Where the steps of a fit come from."""
+    """The source of a fit's steps."""
 
     def batches(self) -> Iterator[Batch]: ...
 
     def backward(self, batch: Batch) -> Losses:
-        """Add the gradient of a step to the parameters'; the losses that it is made of."""
+        """Add a step's gradient to the parameters' gradients and return the losses."""
         ...
 
 
 class Engine(Protocol):
-    """What carries out a fit."""
+    """Carries out a fit."""
 
     def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
-        """Train the model in `scratch`; the mean of all losses, before each step."""
+        """Train the model in `scratch` and return the mean of all losses, each taken before its step."""
         ...
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Steps on batches of `examples`, whose gradient is that of the batch's mean loss."""
+    """Steps on batches of `examples`; the gradient is that of the batch's mean loss."""
 
     scratch: Scratch
     task: Task
     training: Training
     examples: Examples
-    rows: Iterable[Tensor]  # of each batch
+    rows: Iterable[Tensor]  # row indices of each batch
 
     def batches(self) -> Iterator[Batch]:
         for some in self.rows:
@@ -72,7 +72,7 @@ class Batches:
 
 
 class Plain:
-    """One step after the other, each on the trained parameters alone."""
+    """The plain engine: one step after another, on the trained parameters only."""
 
     def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
         chosen, names = set(fit.names), list(fit.names)
@@ -109,7 +109,7 @@ class Plain:
 
 
 def autocast(training: Training, device: torch.device) -> AbstractContextManager[object]:
-    """In it, the model computes in the precision that the config says."""
+    """Return the context in which the model computes in the configured precision."""
     return torch.autocast(device.type, torch.bfloat16) if training.precision == "bfloat16" else nullcontext()
 
 
@@ -120,7 +120,7 @@ def _stepping(optimizer: torch.optim.Optimizer, gradient: Callable[[], Losses]) 
 
 
 def _searching(optimizer: torch.optim.Optimizer, gradient: Callable[[], Losses]) -> Losses:
-    """A step that asks for loss and gradient as often as it likes; the losses that it began with."""
+    """Take a step that may evaluate loss and gradient several times, and return the losses before it."""
     asked: list[Losses] = []
 
     def closure() -> float:
@@ -132,7 +132,7 @@ def _searching(optimizer: torch.optim.Optimizer, gradient: Callable[[], Losses])
 
 
 def check_like(shapes: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
-    """Raise where `tensors` are not like the model's of the same names: PyTorch would broadcast them."""
+    """Raise if `tensors` differ in shape from the model's of the same names: PyTorch would broadcast them."""
     if unknown := sorted(tensors.keys() - shapes.keys()):
         raise KeyError(f"the model has no tensor {', '.join(unknown)}")
     for name, tensor in tensors.items():

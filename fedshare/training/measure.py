@@ -1,4 +1,4 @@
-"""What the model is worth as it is: its losses, and the sums of a test."""
+"""Evaluation of the current model: its losses, and the sums of a test."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ class Measure:
     task: Task
 
     def outputs(self, inputs: Inputs) -> Tensor:
-        """The model's answer to a batch's inputs."""
+        """Return the model's main output for a batch's inputs."""
         with autocast(self.training, self.scratch.device):
             return self.task.outputs(self.scratch.module, inputs)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The task's loss, averaged over the batch's targets."""
+        """Return the task's loss, averaged over the batch's targets."""
         inputs, targets = batch
         return self.task.losses(self.outputs(inputs), targets).mean()
 
     def losses(self, batch: Batch, vectors: Tensor) -> Tensor:
-        """`loss` with each of `vectors` ``[n, size]`` in the place of the scratch's own, evaluated together: ``[n]``.
+        """Return `loss` at each of `vectors` ``[n, size]`` in place of the scratch's own, evaluated together: ``[n]``.
 
-        Where the model's code cannot be batched, they are evaluated one after the other, and the last one stays.
+        If the model's code cannot be batched, they are evaluated one after another, and the last one remains loaded.
         """
         inputs, targets = batch
         positional, named = models.arguments(inputs)
@@ -50,7 +50,7 @@ class Measure:
             return torch.stack([(self.scratch.vector.copy_(vector), self.loss(batch))[1] for vector in vectors])
 
     def loss_over(self, examples: Examples) -> float:
-        """The mean loss over all of `examples`; 0 where none of their targets counts."""
+        """Return the mean loss over all of `examples`; 0 if none of their targets counts."""
         total, weight = 0.0, 0.0
         with torch.no_grad():
             for inputs, targets in self._in_turn(examples):
@@ -60,7 +60,7 @@ class Measure:
         return total / weight if weight else 0.0
 
     def sums(self, examples: Examples) -> Tensors:
-        """What a test on `examples` adds up."""
+        """Return the sums of a test on `examples`."""
         total = self.task.zeros()
         self.scratch.module.eval()
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""An optimizer that PyTorch has in two parts."""
+"""An optimizer that combines two of PyTorch's."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,10 +10,10 @@ from fedshare.errors import UserError
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for matrices and AdamW for all else, as Muon is meant to be used (Jordan et al. 2024; Liu et al. 2025).
+    """Muon for matrices and AdamW for other tensors, as Muon is meant to be used (Jordan et al. 2024; Liu et al. 2025).
 
-    Both step at the rate `lr`: Muon's steps are scaled to the size of AdamW's (arXiv 2502.16982, section 2.2). From
-    random weights a small transformer learns in one epoch about what it learns in two with AdamW alone.
+    Both use the rate `lr`: Muon's steps are scaled to the size of AdamW's (arXiv 2502.16982, section 2.2). From random
+    weights, a small transformer learns about as much in one epoch as in two with AdamW alone.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self.parts.append(torch.optim.AdamW(rest, lr=lr, betas=(betas[0], betas[1]), weight_decay=0.0))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         for part, group in zip(self.parts, self.param_groups, strict=True):
-            part.param_groups = [group]  # one and the same, so that a schedule of the whole reaches its parts
+            part.param_groups = [group]  # the same object, so that a schedule changes its parts too
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for part in self.parts:

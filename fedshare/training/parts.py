@@ -1,7 +1,7 @@
-"""A partition of a model's parameters: what is shared, what is trained at home, what stays as it was.
+"""A partition of a model's parameters: shared, trained locally, or frozen.
 
-Any strategy stands on any partition: `Client.params` and `Client.load` speak of the shared part, `Client.fit` trains it
-together with the local part, and a client's local part is kept in its memory.
+Every strategy works with every partition: `Client.params` and `Client.load` handle the shared part, `Client.fit`
+trains it together with the local part, and a client's local part is kept in its memory.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,22 +12,22 @@ from torch import nn
 
 
 class Role(Enum):
-    SHARED = "shared"  # trained, and all that travels
-    LOCAL = "local"  # trained and kept at home: each client has its own
-    FROZEN = "frozen"  # neither: the same everywhere, from before the first round to after the last
+    SHARED = "shared"  # trained and sent; nothing else is sent
+    LOCAL = "local"  # trained but not sent: each client has its own
+    FROZEN = "frozen"  # not trained: the same everywhere, throughout the run
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The roles of a module's parameters and of those of its buffers that could travel, in the module's order."""
+    """The roles of a module's parameters and of those buffers that could be averaged, in the module's order."""
 
     roles: Mapping[str, Role]
-    groups: Mapping[str, str] = field(default_factory=dict)  # what the shared ones are called in the account of bytes
+    groups: Mapping[str, str] = field(default_factory=dict)  # the shared parameters' groups in the byte counts
     awake: frozenset[str] | None = None  # the modules in training mode while a client trains; None: all
 
     @classmethod
     def of(cls, module: nn.Module) -> "Parts":
-        """All is shared but what the module itself has frozen."""
+        """Return the default partition: all parameters are shared except those the module has frozen."""
         parameters = {
             name: Role.SHARED if parameter.requires_grad else Role.FROZEN
             for name, parameter in module.named_parameters()
@@ -39,6 +39,6 @@ class Parts:
 
 
 def moving_buffers(module: nn.Module) -> list[str]:
-    """The buffers that training moves and that can be averaged, such as BatchNorm's means; counters are not."""
+    """Return the buffers that training changes and that can be averaged, such as BatchNorm's means, not counters."""
     saved = module.state_dict().keys()
     return [name for name, buffer in module.named_buffers() if name in saved and buffer.is_floating_point()]

@@ -1,4 +1,4 @@
-"""Learning-rate schedules over rounds: what the optimizer's rates are multiplied by in round 1, 2, ..."""
+"""Learning-rate schedules over rounds: the factor on the optimizer's rates in round 1, 2, ..."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from fedshare.errors import UserError, first_line
 
 @runtime_checkable
 class Rate(Protocol):
-    """A pure function of the round, so that it is the same after a resume and for whoever takes part now and then."""
+    """A pure function of the round, so that it is the same after a resume and for a client that skips rounds."""
 
     def __call__(self, round: int) -> float: ...
 
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """From 1 in the first round down to `least` in the last of `rounds`, along half a cosine; then it stays."""
+    """Decays from 1 in the first round to `least` in the last of `rounds` rounds along half a cosine, then stays."""
 
     rounds: int
     least: float = 0.0
@@ -56,7 +56,7 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """The rate rises evenly to 1 in `rounds` rounds; `then` counts from the round after."""
+    """Rises linearly to 1 in `rounds` rounds; the rounds of `then` count from the one after."""
 
     rounds: int
     then: Rate = field(default_factory=Constant)
@@ -70,10 +70,10 @@ class WarmUp:
 
 
 class TorchSchedule:
-    """Any of torch's schedulers, stepped once a round.
+    """Any torch scheduler, stepped once per round.
 
-    `scheduler` is given an optimizer; what it makes of the learning rate counts, and nothing else. A scheduler that is
-    made anew in each round with ``last_epoch`` would stay at its first rate: all rounds before are gone through.
+    `scheduler` receives an optimizer; only its effect on the learning rate is used. A scheduler created anew in each
+    round with ``last_epoch`` would stay at its first rate, so all previous rounds are replayed.
     """
 
     def __init__(self, scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]) -> None:

@@ -1,4 +1,4 @@
-"""One model in memory, lent to each client in turn."""
+"""One model in memory, used by all clients in turn."""
 
 from collections.abc import Hashable
 from functools import cached_property
@@ -14,12 +14,12 @@ from fedshare.training.parts import Parts, Role, moving_buffers
 
 
 class Scratch:
-    """A module whose trained parameters, and after them its running statistics, are views of one flat vector.
+    """A module whose trained parameters, followed by its running statistics, are views of one flat vector.
 
-    So are the gradients of the parameters; the shared ones come before the local. Loading, sending and stepping a whole
-    model are a few operations, however many tensors it has. What is frozen stays apart, in types of its own, such as
-    the integers of a quantised backbone. Complex parameters are stored as real ones, with a last dimension of 2.
-    Whatever a client does to the module, `load` undoes.
+    The parameters' gradients are views of another; shared parameters come before local ones. Loading, sending and
+    stepping a whole model take a few operations, however many tensors it has. Frozen tensors are kept apart, in their
+    own types, such as the integers of a quantised backbone. Complex parameters are stored as real ones, with a last
+    dimension of 2. `load` undoes whatever a client does to the module.
     """
 
     def __init__(self, module: nn.Module, device: str | torch.device = "cpu", parts: Parts | None = None) -> None:
@@ -28,7 +28,7 @@ class Scratch:
         self.parts = parts or Parts.of(module)
         roles, buffers = self.parts.roles, dict(module.named_buffers())
         self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
-        # Complex ones first: they are views of an even number of floats only from an even place on.
+        # Complex parameters come first, because their views of the floats must start at even offsets.
         trained = [
             name
             for role in (Role.SHARED, Role.LOCAL)
@@ -36,14 +36,14 @@ class Scratch:
             if roles[name] is role
         ]
         self.trainable = trained
-        # Running statistics have roles, as parameters do; all other buffers stay at their first value.
+        # Running statistics have roles, as parameters do; all other buffers keep their initial values.
         moving = [name for name in moving_buffers(module) if roles[name] is not Role.FROZEN]
         self.parameter_names, self.buffer_names = frozenset(self.parameters), frozenset(moving_buffers(module))
         entries = {name: as_real(self.parameters[name].detach()) for name in trained}
         entries |= {name: buffers[name] for name in moving}
         if len(kinds := {entry.dtype for entry in entries.values()}) > 1:
             raise UserError(f"model: what is trained of it must have one type, not {sorted(map(str, kinds))}")
-        self.moved = list(entries)  # what lies in the flat vector, in its order
+        self.moved = list(entries)  # names of the tensors in the flat vector, in order
         self.shapes = {name: entry.shape for name, entry in entries.items()}
         self.shared, self.local = (self.parts.named(role, self.moved) for role in (Role.SHARED, Role.LOCAL))
         self.flat = torch.cat([entry.reshape(-1) for entry in entries.values()])
@@ -52,10 +52,10 @@ class Scratch:
         self._gradients = self._split(self.gradient, trained)
         self._check_even()
         self._buffers = {name: self.views[name] for name in moving}
-        # What does not move, and its first value.
+        # Tensors that do not change, with their initial values.
         self._frozen = {n: (p.data, p.data.clone()) for n, p in self.parameters.items() if n not in entries}
         self._fixed = {name: (b, b.clone()) for name, b in buffers.items() if name not in entries}
-        # What is shared of the parameters, here and in the beginning, each as one vector.
+        # The shared parameters, current and initial, each as one vector.
         first = self.flat.clone()
         size = self._size([name for name in self.shared if name in self.parameters])
         self.vector, self.first = self.flat[:size], first[:size]
@@ -65,25 +65,25 @@ class Scratch:
         self.shapes |= {name: as_real(first).shape for name, (_, first) in self._still.items()}
         apart = {name: as_real(first) for name, (_, first) in self._still.items()}
         self.whole = {name: tensor.cpu() for name, tensor in (self._first | apart).items()}
-        # A strategy may have to tell parameters from running statistics.
+        # A strategy may need to distinguish parameters from running statistics.
         self.initial = {
             name: nn.Parameter(self.whole[name], requires_grad=False) if name in self.parameters else self.whole[name]
             for name in self.shared
         }
-        self.cache: dict[Hashable, Any] = {}  # of what is made of it, for whoever asks again
+        self.cache: dict[Hashable, Any] = {}  # values derived from the model, shared by all clients
         self._restore()
 
     @property
     def size(self) -> int:
-        """How many numbers the whole model has."""
+        """The number of elements of the whole model."""
         return sum(tensor.numel() for tensor in self.whole.values())
 
     def value(self, name: str) -> Tensor:
-        """A parameter or running statistic as it is now, real and without a gradient: a view."""
+        """Return a view of the current parameter or running statistic, real and without a gradient."""
         return self.views[name] if name in self.views else as_real(self._still[name][0])
 
     def slope(self, name: str) -> Tensor:
-        """The gradient of the trained parameter `name`, real: a view."""
+        """Return a view of the gradient of the trained parameter `name`, real."""
         return self._gradients[name]
 
     def _check_even(self) -> None:
@@ -92,19 +92,19 @@ class Scratch:
                 raise UserError(f"model: {name} is complex, and in peft.local; only shared ones can be")
 
     def _typed(self, name: str, view: Tensor) -> Tensor:
-        """A real view as what the module has there."""
+        """Return a real view in the type of the module's own tensor."""
         return torch.view_as_complex(view) if self.parameters[name].is_complex() else view
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of the whole model that everyone starts from: of what is frozen, too."""
+        """SHA-256, in hex, of the whole initial model, frozen tensors included."""
         return fingerprint(self.whole)
 
     def begin(self, tensors: Tensors) -> None:
-        """Let everyone start from `tensors` in the place of those of the same names, from now on.
+        """Replace the initial values of the tensors named in `tensors`, from now on.
 
-        Raises ValueError, before anything is changed, where one is not of the model's shape and type, or is not finite
-        where the model's is.
+        Raises ValueError, before anything is changed, if a tensor differs from the model's in shape or type, or is not
+        finite where the model's is.
         """
         for name, tensor in tensors.items():
             if (own := self.whole.get(name)) is None:
@@ -118,7 +118,7 @@ class Scratch:
             for name, tensor in tensors.items():
                 first = self._first[name] if name in self._first else as_real(self._still[name][1])
                 first.copy_(tensor)
-                self.whole[name].copy_(tensor)  # elsewhere only where the model is on an accelerator
+                self.whole[name].copy_(tensor)  # a separate copy only if the model is on an accelerator
         self.cache.clear()
         vars(self).pop("fingerprint", None)
         self.load({})
@@ -136,7 +136,7 @@ class Scratch:
         return self.module.get_submodule(owner)._buffers, leaf
 
     def _restore(self) -> None:
-        """Undo what code around a model is free to do: drop gradients, freeze, replace buffers, change the mode."""
+        """Undo changes that code may make to the module: dropped gradients, freezing, replaced buffers, the mode."""
         for name, view in self.views.items():
             if name in self._buffers:
                 place, leaf = self._place(name)
@@ -159,7 +159,7 @@ class Scratch:
         self.module.eval()
 
     def load(self, params: Tensors) -> None:
-        """Make the module the initial one overlaid with `params`, in evaluation mode, without gradients."""
+        """Reset the module to its initial values overlaid with `params`, in evaluation mode, without gradients."""
         if unknown := params.keys() - self.views.keys():
             raise KeyError(f"the model has no {', '.join(sorted(unknown))} that is trained")
         with torch.no_grad():
@@ -171,18 +171,18 @@ class Scratch:
             self._restore()
 
     def train(self) -> None:
-        """Put the module into training mode; of a partly frozen one only what was added to it."""
+        """Put the module into training mode; if its backbone is frozen, only the modules added to it."""
         if self.parts.awake is None:
             self.module.train()
         else:
             for name in self.parts.awake:
                 self.module.get_submodule(name).train()
-            for name, module in self.module.named_modules():  # what is added to a layer may hold the layer itself
+            for name, module in self.module.named_modules():  # a module added to a layer may contain the layer itself
                 if name not in self.parts.awake:
                     module.training = False
 
     def _gather(self) -> None:
-        """Take over what was assigned, as in ``self.mean = ...``, and not written in place."""
+        """Copy values that were assigned, as in ``self.mean = ...``, into the flat vector."""
         for name in self.trainable:
             parameter = self.parameters[name]
             if parameter.data_ptr() != self.views[name].data_ptr():
@@ -195,7 +195,7 @@ class Scratch:
                 place[leaf] = view
 
     def params(self, names: list[str] | None = None) -> Tensors:
-        """A copy of what is shared, or of the tensors `names`, on the CPU."""
+        """Return a copy of the shared tensors, or of the tensors `names`, on the CPU."""
         self._gather()
         names = self.shared if names is None else names
         if names == self.moved[: len(names)]:
@@ -203,7 +203,7 @@ class Scratch:
         return {name: self.value(name).to("cpu", copy=True) for name in names}
 
     def batched(self, vectors: Tensor) -> Tensors:
-        """Several of `vector` ``[n, size]`` as parameters, each ``[n, ...]``."""
+        """Return several values ``[n, size]`` of `vector` as parameters, each ``[n, ...]``."""
         names = [name for name in self.shared if name in self.parameters]
         pieces = vectors.split([self.shapes[name].numel() for name in names], dim=1)
         found = {name: piece.view(-1, *self.shapes[name]) for name, piece in zip(names, pieces, strict=True)}
@@ -213,7 +213,7 @@ class Scratch:
         }
 
     def slices(self, names: list[str]) -> list[Tensor]:
-        """The trainable parameters `names` as few flat vectors as they allow, each with its gradient."""
+        """Return the trainable parameters `names` as the fewest possible flat vectors, each with its gradient."""
         chosen, spans, position = set(names), list[list[int]](), 0
         for name in self.trainable:
             end = position + self.shapes[name].numel()
@@ -232,12 +232,12 @@ class Scratch:
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """A complex tensor as a real view of it, with a last dimension of 2; a real one as it is."""
+    """Return a complex tensor as a real view with a last dimension of 2; a real one unchanged."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _untouched_zeros(size: int, like: Tensor) -> Tensor:
-    """On a CPU, memory that is not taken before it is written to: who never trains by gradients needs none."""
+    """Return zeros; on a CPU the memory is allocated only when written, so unused gradients take none."""
     if like.device.type != "cpu":
         return like.new_zeros(size)
     return torch.from_numpy(np.zeros(size * like.itemsize, dtype=np.uint8)).view(like.dtype)

@@ -1,4 +1,4 @@
-"""How a client trains: the fields that a config's ``client`` has."""
+"""Client training settings: the fields of the config's ``client``."""
 
 import inspect
 import math
@@ -17,21 +17,21 @@ from fedshare.training.rates import Constant, Rate
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a client trains in one round."""
+    """A client's training settings for one round."""
 
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]  # given the parameters; a fresh one each round
     epochs: float = 1  # passes over the client's examples; 0.5 is half of one, in whole steps
-    steps: int | None = None  # steps in a round, whatever the number of examples; null: `epochs` says
-    batch_size: int | None = 10  # examples a step, with poisson only the expected number; null is all of them
-    last_batch: LastBatch = "join"  # a last batch of one joins the one before; drop leaves short ones out; keep
+    steps: int | None = None  # steps in a round, whatever the number of examples; null: from `epochs`
+    batch_size: int | None = 10  # examples per step, with poisson only the expected number; null: all of them
+    last_batch: LastBatch = "join"  # join: a single last example joins the batch before; drop short ones; keep
     lr_decay: float = 1.0  # the learning rate is multiplied by this after each round
-    clip_norm: float | None = None  # the L2 norm to which a step's gradient, of all trained tensors, is cut; null: none
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: in autocast; weights stay as they are
-    flat: bool = True  # step on one vector; false for optimizers that look at a tensor's shape (Muon, Adafactor)
+    clip_norm: float | None = None  # L2 norm to which a step's gradient, of all trained tensors, is clipped; null: none
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: under autocast; weights keep their type
+    flat: bool = True  # step on one vector; false for optimizers that depend on a tensor's shape (Muon, Adafactor)
     sampling: Literal["shuffle", "poisson"] = "shuffle"  # passes in a random order; or `private.poisson`
-    privacy: Privacy | None = None  # differential privacy of each example; needs poisson
-    evaluation_batch_size: int = 500  # examples a forward pass when testing
-    schedule: Rate = field(default_factory=Constant)  # of the learning rate, by the round; the config's own group
+    privacy: Privacy | None = None  # differential privacy for each example; needs poisson
+    evaluation_batch_size: int = 500  # examples per forward pass when testing
+    schedule: Rate = field(default_factory=Constant)  # of the learning rate, by round; a config group of its own
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "evaluation_batch_size"):
@@ -61,31 +61,31 @@ class Training:
 
     @property
     def private(self) -> bool:
-        """Whether noise hides what a client's examples are."""
+        """Whether noise hides a client's examples."""
         return self.privacy is not None and self.privacy.noisy
 
     def rate(self, round: int) -> float:
-        """What the optimizer's learning rate is multiplied by; round 0 is the test before round 1."""
+        """Return the factor on the optimizer's learning rate; round 0 is the test before round 1."""
         return float(self.lr_decay ** max(round - 1, 0) * self.schedule(max(round, 1)))
 
     def pieces(self, count: int) -> list[int]:
-        """The sizes of the batches of one pass over `count` examples."""
+        """Return the batch sizes of one pass over `count` examples."""
         return sizes(count, self.batch_size, self.last_batch)
 
     def pass_steps(self, count: int) -> int:
-        """The steps of one pass over `count` examples."""
+        """Return the number of steps in one pass over `count` examples."""
         if self.sampling == "poisson":
             return math.ceil(count / min(self.batch_size or count, count)) if count else 0
         return len(self.pieces(count))
 
     def round_steps(self, per_pass: int, epochs: float | None = None) -> int:
-        """The steps of a round whose passes have `per_pass` steps; `epochs` comes before what the config says."""
+        """Return the steps of a round whose passes have `per_pass` steps; `epochs` overrides the config's."""
         if epochs is None and self.steps is not None:
             return self.steps
         return steps_of(self.epochs if epochs is None else epochs, per_pass)
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step must be given a function that computes the loss anew, as LBFGS's must."""
+    """Return whether a step needs a closure that recomputes the loss, as LBFGS's does."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty

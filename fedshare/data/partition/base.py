@@ -1,4 +1,4 @@
-"""How a data set is divided among clients: one answer for training and test alike."""
+"""How a data set is divided among clients: training and test examples in one result."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,10 +12,10 @@ from fedshare.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of each client, as sorted int64 indices into `Dataset.pool`; position is the client's id.
+    """The examples of each client, as sorted int64 indices into `Dataset.pool`; the position is the client's id.
 
-    Everyone has a training example, and no example is in two places unless a convention says otherwise. A test part may
-    be empty: where there are fewer test examples than clients, or an owner has none.
+    Each client has a training example, and no example appears twice unless a convention says otherwise. A test part
+    may be empty, when there are fewer test examples than clients, or an owner has none.
     """
 
     train: list[np.ndarray]
@@ -31,34 +31,34 @@ class Split:
 class Partition(ABC):
     """Fields are the YAML keys. `split` is a pure function of the data set and the seed.
 
-    The same seed and the same numpy give the same split. Draws use only `Generator.random` and
-    `Generator.standard_gamma`, whose streams numpy rarely changes; golden indices in the tests tell when it does.
+    The same seed and numpy version give the same split. Draws use only `Generator.random` and
+    `Generator.standard_gamma`, whose streams numpy rarely changes; golden indices in the tests detect a change.
     """
 
-    clients: int | None  # how many clients the data are divided among; null: as many as the data themselves name
+    clients: int | None  # number of clients; null: as many as the data name
 
     def __post_init__(self) -> None:
-        """Raise `UserError` where a field makes no sense."""
+        """Raise `UserError` if a field is invalid."""
         whole("clients", self.clients, 1)
 
     @abstractmethod
     def split(self, dataset: Dataset, seed: int) -> Split:
-        """Raise `UserError` where the division asked for cannot be made."""
+        """Return the division. Raise `UserError` if it is impossible."""
 
     def view(self, client: int, examples: Examples, seed: int) -> Examples:
-        """The examples as this client sees them: a feature skew changes them, nothing else does."""
+        """Return the examples as this client sees them; only a feature skew changes them."""
         return examples
 
 
 def table(split: Split, labels: np.ndarray, classes: int) -> np.ndarray:
-    """How many training examples of each class each client has, int64 ``[clients, classes]``."""
+    """Return the number of training examples of each class per client, int64 ``[clients, classes]``."""
     client = np.repeat(np.arange(len(split.train)), [len(indices) for indices in split.train])
     cell = client * classes + labels[np.concatenate(split.train)]
     return np.bincount(cell, minlength=len(split.train) * classes).reshape(-1, classes)
 
 
 def left_out(split: Split, dataset: Dataset) -> str:
-    """What of the training examples nobody has, in one line; empty where somebody has each."""
+    """Return a line on the training examples that no client has; empty if there are none."""
     rows = np.setdiff1d(np.arange(dataset.train_size), np.concatenate(split.train))
     if not len(rows):
         return ""
@@ -71,7 +71,7 @@ def left_out(split: Split, dataset: Dataset) -> str:
 
 
 def counted_from_one(dataset: Dataset) -> str:
-    """That no example is of class 0, in one line; empty where some is, or classes have no numbers."""
+    """Return a line saying that no example has class 0; empty if one has, or classes have no numbers."""
     labels = dataset.labels
     if labels is None or not len(labels) or labels.min() == 0:
         return ""
@@ -79,7 +79,7 @@ def counted_from_one(dataset: Dataset) -> str:
 
 
 def class_labels(dataset: Dataset) -> np.ndarray:
-    """`Dataset.labels`, for a partition that cannot do without."""
+    """Return `Dataset.labels`. Raise `UserError` if there are none."""
     if dataset.labels is None:
         raise UserError(
             f"partition needs a class for each example; data={dataset.name} has none (use iid, quantity or natural)"

@@ -1,23 +1,23 @@
-"""Tables of how many examples of each class each client gets, ``[clients, classes]``: to fit, to round and to mend.
+"""Tables of the number of examples of each class per client, ``[clients, classes]``: fitting, rounding, correcting.
 
-No function here draws, tries again or can fail to end.
+These functions are deterministic, do not retry, and always end.
 """
 
 import numpy as np
 
 
 def cut(weights: np.ndarray, total: int) -> np.ndarray:
-    """Divide `total` in proportion to `weights` by cutting a line at the rounded-down running sums."""
+    """Divide `total` in proportion to `weights` by differences of the rounded-down cumulative sums."""
     edges = (np.cumsum(weights / weights.sum()) * total).astype(np.int64)
-    edges[np.flatnonzero(weights)[-1] :] = total  # the running sum may end at 0.999...
+    edges[np.flatnonzero(weights)[-1] :] = total  # the cumulative sum may end at 0.999...
     return np.diff(edges, prepend=0)
 
 
 def round_columns(quota: np.ndarray) -> np.ndarray:
-    """Largest-remainder rounding, class by class; column sums are kept.
+    """Return `quota` rounded by largest remainders, class by class, keeping the column sums.
 
-    What a client lost in one class counts in its favour in the next, so that its row sum stays near its quota too:
-    rounded alone, every class of a small client could come to zero.
+    What a client loses in one class is credited to it in the next, so its row sum stays near its quota too; otherwise
+    every class of a small client could round to zero.
     """
     counts = np.floor(quota).astype(np.int64)
     owed = np.zeros(len(quota))
@@ -37,9 +37,9 @@ def apportion(weights: np.ndarray, total: int) -> np.ndarray:
 
 
 def fit(mix: np.ndarray, sizes: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Scale rows and columns of `mix` in turn, till clients have about `sizes` examples and classes exactly `totals`.
+    """Scale rows and columns of `mix` in turn until clients have about `sizes` examples and classes exactly `totals`.
 
-    Iterative proportional fitting: of all tables with these sums it nears the one closest to `mix` (relative entropy).
+    Iterative proportional fitting: it converges to the table with these sums closest to `mix` (relative entropy).
     """
     quota = mix
     for _ in range(50):
@@ -49,10 +49,10 @@ def fit(mix: np.ndarray, sizes: np.ndarray, totals: np.ndarray) -> np.ndarray:
 
 
 def lift(counts: np.ndarray, least: np.ndarray, mix: np.ndarray) -> np.ndarray:
-    """Give everyone at least `least` examples, taken class by class from whoever has most beyond their own `least`.
+    """Raise every client to at least `least` examples, taken class by class from the client with the largest surplus.
 
-    A client gets its classes in proportion to its row of `mix`; where they run out, more of those it likes best; never
-    one with zero `mix`. So it may stay below `least` only where `mix` has zeros, or where there are too few examples.
+    A client receives classes in proportion to its row of `mix`; if these run out, more of those with the largest `mix`,
+    never a class with zero `mix`. So it stays below `least` only if `mix` has zeros or there are too few examples.
     """
     counts, spare = counts.copy(), counts.sum(1) - least
     for client in np.flatnonzero((spare < 0) & (mix.sum(1) > 0)):

@@ -1,4 +1,4 @@
-"""From counts to examples: who gets which, and the test part to match."""
+"""From counts to examples: which client gets which example, and the matching test part."""
 
 import numpy as np
 
@@ -9,13 +9,13 @@ from fedshare.seeds import numpy_generator
 
 
 def group(owner: np.ndarray, clients: int, first: int = 0) -> list[np.ndarray]:
-    """The indices of each client's examples, where ``owner[i]`` has example ``first + i``; nobody if not a client."""
+    """Return the indices of each client's examples; ``owner[i]`` owns ``first + i``, and no client if out of range."""
     ends = np.cumsum(np.bincount(owner, minlength=clients))[:clients]
     return np.split(np.argsort(owner, kind="stable") + first, ends)[:clients]
 
 
 def deal(counts: np.ndarray, labels: np.ndarray, rng: np.random.Generator, first: int = 0) -> list[np.ndarray]:
-    """Client i gets ``counts[i, c]`` examples of class c, drawn at random without replacement; the rest stay out."""
+    """Give client i ``counts[i, c]`` random examples of class c, without replacement; leave out the rest."""
     clients, classes = counts.shape
     nobody = np.bincount(labels, minlength=classes) - counts.sum(0)
     owner = np.empty(len(labels), np.int64)
@@ -25,24 +25,24 @@ def deal(counts: np.ndarray, labels: np.ndarray, rng: np.random.Generator, first
 
 
 def shuffled(n: int, rng: np.random.Generator) -> np.ndarray:
-    """0 to n-1 in random order."""
+    """Return 0 to n-1 in random order."""
     return np.argsort(rng.random(n), kind="stable")
 
 
 def deal_sizes(sizes: np.ndarray, n: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Client i gets ``sizes[i]`` of n examples, whatever their class."""
+    """Give client i ``sizes[i]`` of n examples, regardless of class."""
     owner = np.full(n, len(sizes))
     owner[shuffled(n, rng)[: sizes.sum()]] = np.repeat(np.arange(len(sizes)), sizes)
     return group(owner, len(sizes))
 
 
 def match(dataset: Dataset, train: list[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Divide the test part as the training part was: each class in proportion to the clients' training examples of it.
+    """Divide the test part like the training part: each class in proportion to the clients' training examples of it.
 
-    Nobody is tested on a class it does not train on. Everyone gets at least one test example where there are enough of
-    its classes, because accuracy per client needs one. Which example goes to whom is drawn: published test sets have an
-    order (the first half of MNIST's is easier). A class nobody trains on stays out. Where examples have no class, only
-    the number of training examples counts.
+    No client is tested on a class it does not train on. Each client gets at least one test example if its classes have
+    enough, because accuracy per client needs one. Examples are drawn at random: published test sets are ordered (the
+    first half of MNIST's is easier). A class that no client trains on is left out. If examples have no class, only the
+    number of training examples counts.
     """
     labels, classes = dataset.labels, dataset.classes
     if labels is None:

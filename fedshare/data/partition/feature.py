@@ -1,4 +1,4 @@
-"""Feature skew: clients see the same classes equally often, and each sees them in its own way."""
+"""Feature skew: clients have the same class frequencies, but different transformations of the images."""
 
 import math
 import zlib
@@ -18,10 +18,10 @@ from fedshare.seeds import generator
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSkew(Iid):
-    """Equal parts at random, of which each client sees training and test images turned, tinted and noisy in its way.
+    """Equal random parts; each client's training and test images are rotated, tinted and noisy in its own way.
 
-    What a client sees of an image depends on the seed, the client and the image alone. Rotation by client is Ghosh et
-    al. 2020, noise that grows with the client's id NIID-Bench (Li et al. 2022); channel gains stand for other cameras.
+    What a client sees of an image depends only on the seed, the client and the image. Rotation by client follows Ghosh
+    et al. 2020, noise that grows with the client's id NIID-Bench (Li et al. 2022); channel gains model other cameras.
     """
 
     rotation: float = 90.0  # degrees between one client and the next, counter-clockwise; client 0 sees images upright
@@ -54,18 +54,18 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def static(image: Tensor, key: tuple[int, int]) -> Tensor:
-    """Gaussian noise that an image keeps wherever it turns up, because its own bytes name the stream."""
+    """Return Gaussian noise that is the same wherever the image appears: its own bytes seed the stream."""
     checksum = zlib.crc32(np.ascontiguousarray(image.numpy()).data)
     return torch.randn(image.shape, generator=generator(key[0], "partition", "noise", key[1], checksum))
 
 
 def turn(x: Tensor, degrees: float) -> Tensor:
-    """Images ``[n, channels, height, width]``, turned counter-clockwise and cut to their size; corners become black."""
+    """Return images ``[n, channels, height, width]`` rotated counter-clockwise, cropped; empty corners are black."""
     if not len(x) or degrees == 0:
         return x
     height, width = x.shape[2:]
     if degrees == 180 or (degrees % 90 == 0 and height == width):
-        return torch.rot90(x, int(degrees // 90), (2, 3)).contiguous()  # exact: no pixel is blended
+        return torch.rot90(x, int(degrees // 90), (2, 3)).contiguous()  # exact: no interpolation
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix = torch.tensor([[cos, -sin * height / width, 0], [sin * width / height, cos, 0]])
     grid = functional.affine_grid(matrix.expand(len(x), 2, 3), list(x.shape), align_corners=False)

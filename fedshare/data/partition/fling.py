@@ -1,4 +1,4 @@
-"""The division of Fling (github.com/kxzxvbk/Fling), in which FedCAC's authors report (Wu et al. 2023)."""
+"""The division of Fling (github.com/kxzxvbk/Fling), on which FedCAC's authors report (Wu et al. 2023)."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,10 @@ from fedshare.seeds import numpy_generator
 
 @dataclass(frozen=True, kw_only=True)
 class Fling(Partition):
-    """Each client draws its proportions of classes, then so many training and test examples in these proportions.
+    """Each client draws its class proportions, then a number of training and test examples in these proportions.
 
-    Clients draw from the whole set, so two may have the same example; one client has an example twice only where it
-    asks for more of a class than there are. Fling's last class bears what rounding adds or takes; here the largest
-    remainders do.
+    Clients draw from the whole set, so two may have the same example; one client has an example twice only if it
+    needs more of a class than there are. Fling adjusts the last class for rounding; here largest remainders are used.
     """
 
     clients: int
@@ -49,7 +48,7 @@ class Fling(Partition):
 
 
 def draw(classes: list[np.ndarray], counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """So many examples of each class at random, sorted; all of a class again and again where it has too few."""
+    """Return random examples of each class, sorted; a class with too few is repeated."""
     chosen = []
     for own, count in zip(classes, counts, strict=True):
         if count:

@@ -1,4 +1,4 @@
-"""Any partitioner of flwr-datasets, for the training part; the test part is made to match."""
+"""Any partitioner of flwr-datasets for the training part; the test part is divided to match."""
 
 import copy
 import importlib
@@ -21,10 +21,10 @@ from fedshare.seeds import numpy_generator
 class Flwr(Partition):
     """A partitioner divides a table of the columns `idx`, `label` (if there are classes) and `owner` (if any).
 
-    The table's rows come in an order drawn from the seed; what else a partitioner draws, it draws from its own `seed`.
+    The table's rows are in an order drawn from the seed; the partitioner's other draws use its own `seed`.
     """
 
-    clients: int | None = None  # what the partitioner must divide into; null: as it likes
+    clients: int | None = None  # the number of clients required of the partitioner; null: any
     partitioner: Any  # a partitioner, or its `_target_` and arguments
 
     def __post_init__(self) -> None:
@@ -36,7 +36,7 @@ class Flwr(Partition):
             from datasets import Dataset as Table
         rows = shuffled(dataset.train_size, numpy_generator(seed, "partition"))
         columns = {"idx": np.arange(len(rows)), "label": dataset.labels, "owner": dataset.owner}
-        # A partitioner takes one table in its life, and draws on as it is used.
+        # A partitioner accepts only one table, and its random state advances with use.
         partitioner = (
             build(self.partitioner) if isinstance(self.partitioner, Mapping) else copy.deepcopy(self.partitioner)
         )
@@ -53,9 +53,9 @@ class Flwr(Partition):
 
 
 def build(spec: Mapping[str, Any]) -> Any:
-    """What `_target_` names, made with the other entries, which may be such descriptions themselves.
+    """Return the object that `_target_` names, built with the other entries, which may be such specs themselves.
 
-    Built here and not with the rest of the configuration, so that a missing library can be called by its name.
+    It is built here and not with the rest of the configuration, so that an error can name a missing library.
     """
     arguments = {k: build(v) if isinstance(v, Mapping) else v for k, v in spec.items() if k != "_target_"}
     target = str(spec.get("_target_"))

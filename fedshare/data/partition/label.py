@@ -1,4 +1,4 @@
-"""Label skew: clients differ in how often they see each class."""
+"""Label skew: clients differ in their class frequencies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from fedshare.seeds import numpy_generator
 
 
 def log_gamma(rng: np.random.Generator, alpha: float, shape: tuple[int, int]) -> np.ndarray:
-    """Logarithms of Gamma(alpha) draws: divided by their sum along an axis, they are Dirichlet(alpha).
+    """Return logarithms of Gamma(alpha) draws: normalised by their sum along an axis, they are Dirichlet(alpha).
 
-    Gamma(a) is Gamma(a + 1) * U ** (1 / a), and only its logarithm survives a small alpha: at 0.001 a draw itself is
-    mostly zero, and the whole division 0 / 0.
+    Gamma(a) is Gamma(a + 1) * U ** (1 / a). Logarithms are needed for a small alpha: at 0.001 the draws are mostly
+    zero, and normalising them would be 0 / 0.
     """
     return np.log(rng.standard_gamma(alpha + 1, shape)) + np.log1p(-rng.random(shape)) / max(alpha, 1e-300)
 
@@ -28,9 +28,9 @@ def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
 
 
 def cut_classes(logits: np.ndarray, totals: np.ndarray, balance: bool) -> np.ndarray:
-    """Divide each class in proportion to ``exp(logits)``, class after class, as a table of counts.
+    """Divide each class in proportion to ``exp(logits)``, class after class, into a table of counts.
 
-    With `balance`, whoever already has an equal share of all examples gets none of the later classes.
+    With `balance`, a client that already has an equal share of all examples gets none of the later classes.
     """
     counts = np.zeros(logits.shape, np.int64)
     for column, total in enumerate(totals):
@@ -46,14 +46,14 @@ def cut_classes(logits: np.ndarray, totals: np.ndarray, balance: bool) -> np.nda
 class Dirichlet(Partition):
     """Each class is divided among the clients in proportions drawn from a Dirichlet distribution (Hsu et al. 2019).
 
-    Who falls below `min_size` is topped up from the largest clients with the classes drawn for it, so there is nothing
-    to draw again. FedPEFT's division (Sun et al. 2022) is `balance=true min_size=10`.
+    A client below `min_size` is topped up, in its drawn class proportions, from the largest clients, so no redraw is
+    needed. FedPEFT's division (Sun et al. 2022) is `balance=true min_size=10`.
     """
 
     clients: int
     alpha: float = 0.3  # small: few clients share a class; large: near to equal parts
-    balance: bool = False  # whoever has an equal share of all examples gets none of the later classes
-    min_size: int = 2  # training examples everyone has at least
+    balance: bool = False  # a client with an equal share of all examples gets none of the later classes
+    min_size: int = 2  # minimum number of training examples per client
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,15 +72,15 @@ class Dirichlet(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class DirichletClient(Partition):
-    """Each client draws its own mixture of classes from a Dirichlet distribution; sizes are given (Acar et al. 2021).
+    """Each client draws its own class mixture from a Dirichlet distribution; sizes are given (Acar et al. 2021).
 
-    All mixtures together rarely ask for exactly the examples there are, so they are bent as little as it takes
-    (iterative proportional fitting), and nobody has to live on what the others left.
+    The mixtures rarely add up to the examples available, so iterative proportional fitting adjusts them as little as
+    possible; no client has to take only what the others left.
     """
 
     clients: int
     alpha: float = 0.3  # small: one class fills a client; large: near to equal parts
-    sizes: Sequence[float] | None = None  # one number a client, examples being divided in proportion; null: equal sizes
+    sizes: Sequence[float] | None = None  # one number per client; examples are divided in proportion; null: equal sizes
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,7 +103,7 @@ class DirichletClient(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class Shards(Partition):
-    """Sort by class, cut into equal shards, and deal each client the same number of them (McMahan et al. 2017)."""
+    """Sort by class, cut into equal shards, and give each client the same number of them (McMahan et al. 2017)."""
 
     clients: int
     shards_per_client: int = 2  # about how many classes a client has
@@ -124,7 +124,7 @@ class Shards(Partition):
 
 
 def choose_classes(rng: np.random.Generator, numbers: np.ndarray, classes: int) -> np.ndarray:
-    """Client i gets ``numbers[i]`` classes at random from those the fewest have, as bool ``[clients, classes]``."""
+    """Return each client's ``numbers[i]`` classes, bool ``[clients, classes]``, drawn from the least assigned ones."""
     mask, holders = np.zeros((len(numbers), classes), bool), np.zeros(classes, np.int64)
     for row, number, ticket in zip(mask, numbers, rng.random(mask.shape), strict=True):
         row[np.lexsort((ticket, holders))[:number]] = True
@@ -134,7 +134,7 @@ def choose_classes(rng: np.random.Generator, numbers: np.ndarray, classes: int) 
 
 @dataclass(frozen=True, kw_only=True)
 class Imbalance(Partition):
-    """Class imbalance: the number of a client's classes grows with its id; sizes are as equal as that allows."""
+    """Class imbalance: a client's number of classes grows with its id; sizes are as equal as that allows."""
 
     clients: int
     fewest: int = 1  # classes of the first client
@@ -163,7 +163,7 @@ class Imbalance(Partition):
                 f"partition: class {scarce} of data={dataset.name} has {totals[scarce]} training examples for "
                 f"{holders[scarce]} clients; ask for fewer clients or fewer classes a client"
             )
-        # One example of each class that is its own, for everyone; then the rest.
+        # First one example of each of its classes for every client, then the rest.
         rest = np.where(holders > 0, totals - holders, 0)
         sizes = ((rest.sum() + holders.sum()) / self.clients - numbers).clip(min=1)
         counts = mask + round_columns(fit(mask.astype(float), sizes, rest))
@@ -172,13 +172,13 @@ class Imbalance(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class Pathological(Partition):
-    """Every client has the same number of classes, chosen at random so that each class has about as many clients.
+    """Every client has the same number of classes, drawn so that each class has about as many clients.
 
-    Where clients * classes_per_client < classes, the classes nobody has stay out.
+    If clients * classes_per_client < classes, classes that no client has are left out.
     """
 
     clients: int
-    classes_per_client: int = 2  # classes a client has, exactly
+    classes_per_client: int = 2  # exact number of classes per client
 
     def __post_init__(self) -> None:
         super().__post_init__()

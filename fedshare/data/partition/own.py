@@ -1,4 +1,4 @@
-"""Each client has data of its own, where it is: nobody divides anything."""
+"""Each client has data of its own, on its own host: nothing is divided."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from fedshare.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Own(Partition):
-    """A client's training and test examples are those of its own data set; a split that its loader makes is drawn by
+    """A client's training and test examples come from its own data set. If its loader draws a split, that depends on
     the client's id and the run's seed.
 
-    In a deployment that is its host's affair (`fedshare client --data`), and no part of the config that all must have
-    alike; the server has none of the data. How many examples a client has it says when it joins, once for the run. A
-    simulation lists the sources by client id.
+    In a deployment the data are set on the client's host (`fedshare client --data`), not in the shared config, and the
+    server has none of them. A client reports its number of examples when it joins, once per run. A simulation lists the
+    sources by client id.
     """
 
     clients: int
-    sources: Sequence[Any] = ()  # by client id: a file in the place of data.load.path, or arguments of data.load
-    max_examples: int = 1_000_000  # the most that a client may say it has
+    sources: Sequence[Any] = ()  # by client id: a file to use instead of data.load.path, or arguments of data.load
+    max_examples: int = 1_000_000  # the largest number of examples a client may report
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,8 @@
-"""The divisions of PFLlib (github.com/TsingZ0/PFLlib, Zhang et al. 2023), as its papers' results use them.
+"""The divisions of PFLlib (github.com/TsingZ0/PFLlib, Zhang et al. 2023), as used for its papers' results.
 
-Training and test part are merged, the whole is divided, and each client keeps three quarters of its examples, drawn at
-random, for training. The rules are PFLlib's; its random stream is not. Where PFLlib draws again until every client has
-enough, the largest clients hand over what is missing.
+Training and test part are merged, the whole is divided, and each client keeps a random three quarters of its examples
+for training. The rules are PFLlib's; its random stream is not. Where PFLlib redraws until every client has enough, the
+largest clients give up the missing examples instead.
 """
 
 from abc import abstractmethod
@@ -21,7 +21,7 @@ from fedshare.seeds import numpy_generator
 
 @dataclass(frozen=True, kw_only=True)
 class Pfllib(Partition):
-    """What the three have in common."""
+    """The common part of the three divisions."""
 
     clients: int
 
@@ -39,24 +39,24 @@ class Pfllib(Partition):
 
     @abstractmethod
     def divide(self, labels: np.ndarray, totals: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """The examples of each client, of training and test part together."""
+        """Return the examples of each client, training and test part together."""
 
 
 def least(batch_size: int, examples: int, clients: int) -> int:
-    """PFLlib's minimum: a batch of test examples, or half an equal share where that is less; 2, to have one to test."""
+    """Return PFLlib's minimum: one test batch, or half an equal share if less; at least 2, so that one is for test."""
     return max(2, int(min(batch_size / 0.25, examples / clients / 2)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PfllibPat(Pfllib):
-    """`pat`: class after class is cut, unshuffled, for the first clients that still lack classes.
+    """`pat`: each class in turn is divided, unshuffled, among the first clients that still lack classes.
 
-    The last classes stay out where clients * classes_per_client is no multiple of the number of classes.
+    The last classes are left out if clients * classes_per_client is not a multiple of the number of classes.
     """
 
-    classes_per_client: int = 2  # classes a client has at most
-    balance: bool = False  # true: equal parts of a class; false: all but the last between a tenth of one and one
-    batch_size: int = 10  # enters the smallest part of a class
+    classes_per_client: int = 2  # maximum number of classes per client
+    balance: bool = False  # true: equal parts of a class; false: all but the last between a tenth and one equal part
+    batch_size: int = 10  # determines the smallest part of a class
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,10 +87,10 @@ class PfllibPat(Pfllib):
 
 @dataclass(frozen=True, kw_only=True)
 class PfllibDir(Pfllib):
-    """`dir`: each class in Dirichlet proportions, none for whoever has an equal share of all examples already."""
+    """`dir`: each class in Dirichlet proportions; clients with an equal share of all examples get no more."""
 
     alpha: float = 0.1  # small: few clients share a class
-    batch_size: int = 10  # everyone has at least four batches, or half an equal share where that is less
+    batch_size: int = 10  # every client has at least four batches, or half an equal share if less
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,11 +106,11 @@ class PfllibDir(Pfllib):
 
 @dataclass(frozen=True, kw_only=True)
 class PfllibExdir(Pfllib):
-    """`exdir`: clients are given classes, then each class is divided among its clients as in `dir` (Li et al. 2023)."""
+    """`exdir`: clients are assigned classes; each class is divided among its clients as in `dir` (Li et al. 2023)."""
 
-    alpha: float = 100.0  # small: few of a class's clients have most of it
-    classes_per_client: int = 2  # classes a client has, unless it finds too few examples there
-    min_size: int = 10  # examples everyone has at least
+    alpha: float = 100.0  # small: a few of a class's clients have most of it
+    classes_per_client: int = 2  # classes per client, unless it finds too few examples there
+    min_size: int = 10  # minimum number of examples per client
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,9 +135,9 @@ class PfllibExdir(Pfllib):
 
 
 def spread(mask: np.ndarray) -> np.ndarray:
-    """Move classes between clients until each has half the clients of an equal share, and one at least.
+    """Move classes between clients until each class has at least half the clients of an equal share, and at least one.
 
-    A client swaps a class that has most clients for one that has too few, so that it keeps its number of classes.
+    A client swaps one of the most assigned classes for one with too few clients, so its number of classes is unchanged.
     """
     mask = mask.copy()
     wanted = max(int(mask.sum()) // mask.shape[1] // 2, 1)

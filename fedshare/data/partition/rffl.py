@@ -1,10 +1,11 @@
-"""The three splits of RFFL (Xu & Lyu 2020, arXiv 2011.10464), `faithful` to its released code or mended.
+"""The three splits of RFFL (Xu & Lyu 2020, arXiv 2011.10464): `faithful` to its released code, or corrected.
 
-Faithful is that code's own sample: Python's ``Random(1111)`` puts the training part in order, four fifths of it are
-kept (the rest is its validation set), then at most ``clients * samples``. The seed plays no part. Mended, the order
-comes from the seed, nothing is set aside for validation, and no example is given twice.
+Faithful uses that code's own sample: Python's ``Random(1111)`` shuffles the training part, four fifths of it are kept
+(the rest is its validation set), then at most ``clients * samples``. The seed is not used. Corrected, the order
+depends on the seed, nothing is held out for validation, and no example is used twice.
 
-Everyone is tested on the whole test part: the paper correlates accuracies, which only one test set makes comparable.
+Every client is tested on the whole test part: the paper correlates accuracies, which are comparable only on a common
+test set.
 """
 
 import random
@@ -23,12 +24,12 @@ from fedshare.seeds import numpy_generator
 
 @dataclass(frozen=True, kw_only=True)
 class Rffl(Partition):
-    """What the three have in common."""
+    """The common part of the three splits."""
 
     clients: int
-    samples: int | None = 600  # training examples of a client on average, where there are as many; null: all there are
-    faithful: bool = True  # the released code's own sample; false: drawn by the seed, and mended
-    common_test: bool = True  # everyone is tested on the whole test part; false: it is divided as the training part is
+    samples: int | None = 600  # average number of training examples per client, if there are enough; null: all
+    faithful: bool = True  # the released code's own sample; false: drawn by the seed, and corrected
+    common_test: bool = True  # test every client on the whole test part; false: it is divided like the training part
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +55,7 @@ class Rffl(Partition):
 
     @abstractmethod
     def share(self, dataset: Dataset, pool: np.ndarray, source: random.Random) -> list[np.ndarray]:
-        """The examples of each client, from those in `pool`, which are in random order."""
+        """Return the examples of each client from those in `pool`, which are in random order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class RfflUniform(Rffl):
 
 @dataclass(frozen=True, kw_only=True)
 class RfflPowerlaw(Rffl):
-    """`powerlaw`: equal classes, sizes in proportion to quantiles of the density ``a * x ** (a - 1)`` on [0, 1].
+    """`powerlaw`: equal class frequencies, sizes proportional to quantiles of the density ``a * x ** (a - 1)``, 0 to 1.
 
     The released code rounds every size up, so its last and largest client is a few examples short.
     """
@@ -86,7 +87,7 @@ class RfflPowerlaw(Rffl):
         shares /= shares.sum()
         if self.faithful:
             exact = shares * (len(pool) // self.clients) * self.clients
-            sizes = np.ceil(exact.round(6)).astype(np.int64)  # the middle one may be whole but for its last bit
+            sizes = np.ceil(exact.round(6)).astype(np.int64)  # the middle size may be an integer but for its last bit
         else:
             sizes = apportion(shares, len(pool))
         ends = np.cumsum(sizes)
@@ -95,11 +96,11 @@ class RfflPowerlaw(Rffl):
 
 @dataclass(frozen=True, kw_only=True)
 class RfflClassImbalance(Rffl):
-    """`classimbalance`: equal sizes, client i having the first ``linspace(1, classes, clients)[i]`` classes.
+    """`classimbalance`: equal sizes; client i has the first ``linspace(1, classes, clients)[i]`` classes.
 
-    The released code samples each class with replacement, so that a client may have an example several times and two
-    clients the same one; only what rounding leaves over is taken once. Mended, `samples` is lowered to what the first
-    class, which everyone has, is enough for.
+    The released code samples each class with replacement, so a client may have an example several times and two clients
+    the same one; only the remainder from rounding is drawn without. Corrected, `samples` is lowered to what the first
+    class, which every client has, can supply.
     """
 
     def share(self, dataset: Dataset, pool: np.ndarray, source: random.Random) -> list[np.ndarray]:
@@ -115,7 +116,7 @@ class RfflClassImbalance(Rffl):
 def with_replacement(
     classes: list[list[int]], numbers: np.ndarray, size: int, source: random.Random
 ) -> list[np.ndarray]:
-    """The released code's own draws, in its order."""
+    """Return the released code's draws, in its order."""
     parts = []
     for number in numbers:
         if not all(classes[:number]):
@@ -130,10 +131,10 @@ def with_replacement(
 
 
 def once(classes: list[np.ndarray], numbers: np.ndarray, size: int) -> list[np.ndarray]:
-    """`size` examples each, or as many as there are for all, from the front of each class."""
+    """Return `size` examples per client, or as many as all can have, from the front of each class."""
     place, number = np.arange(len(classes)), numbers[:, None]
     has, available = place < number, np.array([len(own) for own in classes])
-    spare = available - has.sum(0)  # rounding may take one example more for each client
+    spare = available - has.sum(0)  # rounding may add one example per client
     size = min(size, int((spare / np.maximum((has / number).sum(0), 1e-9)).min()))
     if size < 1:
         scarce = int(spare.argmin())

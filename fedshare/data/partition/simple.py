@@ -1,4 +1,4 @@
-"""Partitions that look at no label: equal parts, parts of unequal size, and whoever an example comes from."""
+"""Partitions that ignore labels: equal parts, parts of unequal size, and parts by owner."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from fedshare.seeds import numpy_generator
 
 @dataclass(frozen=True, kw_only=True)
 class Iid(Partition):
-    """Equal parts at random: sizes differ by one at most. One client is centralised training."""
+    """Equal random parts: sizes differ by at most one. With one client, this is centralised training."""
 
     clients: int
 
@@ -26,11 +26,11 @@ class Iid(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity(Partition):
-    """Quantity skew: sizes follow a power law, client 0 having most; which examples is drawn at random."""
+    """Quantity skew: sizes follow a power law, client 0 having most; the examples are drawn at random."""
 
     clients: int
     exponent: float = 1.0  # client i has examples in proportion to (i + 1) ** -exponent; 0: equal parts
-    min_size: int = 2  # training examples everyone has at least
+    min_size: int = 2  # minimum number of training examples per client
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,13 +46,13 @@ class Quantity(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class Natural(Partition):
-    """Each client is an owner named by the data (the speaker of a line), and is tested on its own test examples.
+    """Each client is an owner named by the data (the speaker of a line), tested on its own test examples.
 
-    Clients are numbered in the order of the owners' ids. The seed plays no part. Examples of other owners stay out.
+    Clients are numbered in the order of the owners' ids. The seed is not used. Examples of other owners are left out.
     """
 
-    clients: int | None = None  # the owners with the most training examples; null: all that have min_size
-    min_size: int = 2  # training examples below which an owner is left out
+    clients: int | None = None  # keep the owners with the most training examples; null: all with at least min_size
+    min_size: int = 2  # owners with fewer training examples are left out
 
     def __post_init__(self) -> None:
         if self.clients is not None:

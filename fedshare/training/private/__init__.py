@@ -1,1 +1,1 @@
-"""Differential privacy: Poisson samples, clipped gradients, noise, and what they cost."""
+"""Differential privacy: Poisson sampling, clipped gradients, noise, and the privacy budget."""

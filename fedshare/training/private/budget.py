@@ -1,4 +1,4 @@
-"""The private training of one client: where its samples and its noise come from, and what they have cost."""
+"""One client's private training: the source of its samples and noise, and its spent privacy budget."""
 
 import hashlib
 import math
@@ -19,35 +19,35 @@ Key = tuple[int | str, ...]
 
 
 class PrivacyRecord(Protocol):
-    """What private training needs where others see the uploads, on the client's own disk: nobody takes it back."""
+    """A record on the client's own disk, needed if others see the uploads: unlike its state, it is never rolled back."""
 
     @property
     def secret(self) -> str:
-        """Part of the key of all noise: without one, anybody who knows the seed can take the noise off."""
+        """A secret part of the noise key: without it, anyone who knows the seed can remove the noise."""
         ...
 
     def spend(self, round: int, fit: int, digest: str, steps: int) -> int:
-        """Enter a fit, whose noise `digest` stands for, once; the steps of all fits so far. Durable when it returns."""
+        """Record a fit once, by the `digest` of its noise key, and return the steps of all fits. Durable on return."""
         ...
 
 
 class Budget:
-    """Of one client in one round.
+    """The privacy budget of one client in one round.
 
-    A `record` belongs to a deployment, where steps count that the client's state has forgotten; a simulation has none.
+    A deployment has a `record`, which also counts steps that the client's state no longer knows; a simulation has none.
     """
 
     def __init__(self, id: int, seed: int, record: PrivacyRecord | None) -> None:
         self._id, self._seed, self._record = id, seed, record
-        self._fits = 0  # in this round: a client is made anew for each
+        self._fits = 0  # in this round: there is a new client object for each
 
     def key(self, fit: Fit, scratch: Scratch, examples: Examples) -> Key:
-        """What the samples and the noise of the next fit come of, beside the seed."""
+        """Return the key, beside the seed, of the samples and noise of the next fit."""
         self._fits += 1
         key: Key = (fit.round, self._id, self._fits)
         if self._record:
-            # Two models for one round, or other examples after a restart, would otherwise get one noise, and their
-            # difference would show what it hides.
+            # Otherwise two models for one round, or other examples after a restart, would get the same noise, and their
+            # difference would reveal what it hides.
             start = scratch.params(list(scratch.shapes))
             known = digests({"start": start, "examples": examples.digest()})
             key += (self._record.secret, repr(known), repr(list(fit.names)))
@@ -61,7 +61,7 @@ class Budget:
         return Poisson(scratch.module, task, trained, examples, training, fit.epochs, who, noise)
 
     def spend(self, state: State, privacy: Privacy, key: Key, fit: Fit, poisson: Poisson) -> dict[str, float]:
-        """``max_epsilon``: what all steps of this client in this run have spent by now, where that is finite.
+        """Return ``max_epsilon``, spent by all steps of this client in this run so far, if it is finite.
 
         The client's `state` counts them in ``privacy``.
         """

@@ -1,4 +1,4 @@
-"""Each example's own gradient, cut to a norm, without a loop over the examples."""
+"""Per-example gradients, clipped to a norm, without a loop over the examples."""
 
 from collections.abc import Mapping
 from operator import itemgetter
@@ -17,7 +17,7 @@ from fedshare.training.settings import Training
 
 
 class Clipping:
-    """The sum of a batch's gradients with respect to `trained`, each of an L2 norm of at most `Privacy.max_grad_norm`.
+    """The sum of a batch's per-example gradients for `trained`, each clipped to L2 norm `Privacy.max_grad_norm`.
 
     The norm is over all of `trained` together. The gradients of `Privacy.chunk` examples are in memory at once.
     """
@@ -27,8 +27,8 @@ class Clipping:
         self._module, self._task, self._trained, self._training = module, task, trained, training
         self._max_norm, self._chunk = training.privacy.max_grad_norm, training.privacy.chunk
         names = {id(parameter): name for name, parameter in trained.items()}
-        # Every place where a trained parameter stands, once: `functional_call` itself does not put back what was there
-        # where one module stands in several places.
+        # Every place of a trained parameter, once: `functional_call` itself does not restore the original values if one
+        # module stands in several places.
         self._places = {
             f"{owner}.{leaf}" if owner else leaf: names[id(parameter)]
             for owner, inner in module.named_modules()
@@ -37,10 +37,10 @@ class Clipping:
         }
 
     def add(self, inputs: Inputs, targets: Tensor) -> None:
-        """Add the sum to the parameters' gradients. An example whose gradient is not finite counts for nothing.
+        """Add the sum to the parameters' gradients. An example whose gradient is not finite is left out.
 
-        Raises UserError where the model has no gradient of a single example: it changes buffers when it is called, or
-        does what `torch.func.vmap` cannot.
+        Raises UserError if the model has no gradient of a single example: it changes buffers when called, or uses
+        operations that `torch.func.vmap` does not support.
         """
         values = {name: parameter.detach() for name, parameter in self._trained.items()}
         count = len(targets)
@@ -49,7 +49,7 @@ class Clipping:
             self._add(self._gradients(values, mapped(itemgetter(rows), inputs), targets[rows]))
 
     def _gradients(self, values: Mapping[str, Tensor], inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
-        """Of each tensor, ``[examples, *shape]``."""
+        """Return per-example gradients, for each tensor ``[examples, *shape]``."""
 
         def loss(values: Mapping[str, Tensor], x: Inputs, y: Tensor) -> Tensor:
             placed = {place: values[name] for place, name in self._places.items()}
@@ -60,7 +60,7 @@ class Clipping:
 
         before = _buffers(self._module)
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # vmap runs the others example by example
+            with sdpa_kernel(SDPBackend.MATH):  # vmap runs the other kernels example by example
                 gradients = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(values, inputs, targets)
         except torch.OutOfMemoryError:
             raise
@@ -87,5 +87,5 @@ class Clipping:
 
 
 def _buffers(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """What changes with each buffer's value: which tensor it is, and how often that was written."""
+    """Return each buffer's identity and version, which change with its value."""
     return {name: (id(buffer), buffer._version) for name, buffer in module.named_buffers()}

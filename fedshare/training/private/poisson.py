@@ -1,4 +1,4 @@
-"""Steps on Poisson samples: whether an example is in a step depends on no other example and no other step."""
+"""Steps on Poisson samples: each example is included independently of other examples and steps."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,15 +18,14 @@ from fedshare.training.settings import Training
 
 
 class Poisson:
-    """Passes of ``ceil(n / batch_size)`` steps, each of which takes every example with probability `rate`.
+    """Passes of ``ceil(n / batch_size)`` steps, each of which includes every example with probability `rate`.
 
-    A step's gradient is the sum over its examples of the gradient of each one's own mean loss, divided by the number of
-    examples that is expected, not by that which came: or the divisor would tell who is there. A step without any
-    examples is a step all the same. With `privacy`, each example's gradient is cut and noise is added to the sum (Abadi
-    et al. 2016, algorithm 1); a `max_grad_norm` of inf cuts nothing, so the gradient is that of the whole batch, to the
-    bit.
+    A step's gradient is the sum of its examples' gradients, each of that example's own mean loss, divided by the
+    expected number of examples; dividing by the actual number would reveal which are included. A step without examples
+    still counts. With `privacy`, each example's gradient is clipped and noise is added to the sum (Abadi et al. 2016,
+    algorithm 1); a `max_grad_norm` of inf clips nothing, so the gradient is that of the whole batch, to the bit.
 
-    Raises UserError where a BatchNorm is in training mode: it needs several examples, and mixes them.
+    Raises UserError if a BatchNorm is in training mode: it needs several examples, and mixes them.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Poisson:
         return next(iter(self._trained.values())).device if self._trained else torch.device("cpu")
 
     def backward(self, batch: Batch) -> Losses:
-        """Add the step's gradient to the parameters'; the losses, which are 0 where nobody may know them."""
+        """Add the step's gradient to the parameters' gradients. Return the losses, which are 0 if they are private."""
         inputs, targets = batch
         nothing = torch.zeros(1, device=targets.device)
         if self._clipping:
@@ -81,7 +80,7 @@ class Poisson:
         return Losses(nothing, nothing)
 
     def _finish(self) -> None:
-        """From the sum to the mean, with the noise."""
+        """Turn the sum into the mean, after adding the noise."""
         privacy = self._privacy
         assert privacy is not None
         if privacy.noisy:

@@ -1,6 +1,6 @@
-"""Differential privacy of a client's examples, and what of it a number of steps spends.
+"""Differential privacy of a client's examples, and the budget that a number of steps spends.
 
-Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1. `poisson`, beside this, takes the steps.
+Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1. The steps are in `poisson`.
 """
 
 import math
@@ -16,24 +16,24 @@ import numpy as np
 from fedshare.errors import UserError
 from fedshare.machine.extras import importing
 
-_LOOSE = 100.0  # an epsilon that promises nothing; to bound it more tightly would take gigabytes
-_RANGE = (2.0**-20, 2.0**20)  # of a noise_multiplier that is looked for, from 1 on; beyond, sums lose their digits
-_CLOSE = 1e-9  # two noises so near to each other are one
+_LOOSE = 100.0  # an epsilon this large promises nothing; a tighter bound would take gigabytes
+_RANGE = (2.0**-20, 2.0**20)  # range of the search for noise_multiplier, starting at 1; beyond, sums lose precision
+_CLOSE = 1e-9  # noises that differ by less are treated as equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
-    """How private a client's training is towards whoever sees its uploads.
+    """How private a client's training is towards anyone who sees its uploads.
 
-    Protected is each single example of one client: with it or without it, all that the client uploads in a run is about
-    as likely (epsilon, delta; neighbours differ by one example more or less). Not protected are the number of a
-    client's examples, which rate and steps depend on, and what it says of its test examples. Everything is counted for
-    one run and one client; two runs on the same examples, or an example that two clients have, cost the sum.
+    Each single example of a client is protected: with or without it, all uploads of the client in a run have about the
+    same distribution (epsilon, delta; neighbours differ by one example more or less). Not protected are the number of a
+    client's examples, which rate and steps depend on, and the results on its test examples. The budget is for one run
+    and one client; two runs on the same examples, or an example that two clients have, spend the sum.
     """
 
-    noise_multiplier: float  # deviation of the noise on a step's sum of gradients, in units of max_grad_norm; 0: none
-    max_grad_norm: float  # L2 norm, over all trained tensors together, to which each example's gradient is cut; inf: no
-    delta: float  # with what probability epsilon need not hold; well below 1 / examples
+    noise_multiplier: float  # noise deviation on a step's sum of gradients, in units of max_grad_norm; 0: none
+    max_grad_norm: float  # L2 norm, over all trained tensors, to which each example's gradient is clipped; inf: off
+    delta: float  # probability with which epsilon may fail; well below 1 / examples
     accountant: Literal["rdp", "prv"] = "rdp"  # of epsilon: Mironov 2017, or the tighter, slower Gopi et al. 2021
     chunk: int | None = None  # examples whose gradients are in memory at once; null: all of a step's
 
@@ -60,7 +60,7 @@ class Privacy:
         return self.noise_multiplier > 0
 
     def epsilon(self, steps: int, rate: float) -> float:
-        """What `steps` steps spend, each of which takes every example with probability `rate`; inf without noise."""
+        """Return the epsilon of `steps` steps that each include every example with probability `rate`; inf without noise."""
         if not self.noisy:
             return math.inf
         return _epsilon(self.accountant, float(self.noise_multiplier), float(rate), steps, float(self.delta))
@@ -69,11 +69,11 @@ class Privacy:
 def noise_for(
     epsilon: float, delta: float, rate: float, steps: int, accountant: Literal["rdp", "prv"] = "rdp"
 ) -> float:
-    """The `noise_multiplier` with which `steps` steps at `rate` spend `epsilon`, or up to 1 % (at most 0.01) less.
+    """Return the `noise_multiplier` with which `steps` steps at `rate` spend `epsilon`, or up to 1 % (0.01) less.
 
-    What it spends is what `Privacy.epsilon` says. Where that jumps, as prv's does to rdp's at 100, it is the least
-    noise below the jump. `steps` counts a client's steps in all rounds in which it takes part: epochs * ceil(examples /
-    batch_size) in each; `rate` is batch_size / examples. Raises UserError where no noise from 2**-20 to 2**20 does.
+    The spending is that of `Privacy.epsilon`. At a jump of it, as from prv to rdp at 100, the result is the least noise
+    below the jump. `steps` counts a client's steps in all rounds in which it takes part: epochs * ceil(examples /
+    batch_size) in each; `rate` is batch_size / examples. Raises UserError if no noise from 2**-20 to 2**20 will do.
     """
     if not (0 < epsilon < math.inf and 0 < delta < 1 and 0 < rate <= 1 and steps >= 1):
         raise UserError(
@@ -109,7 +109,7 @@ def _asked(epsilon: float, delta: float) -> str:
 
 @lru_cache(maxsize=4096)
 def _epsilon(accountant: str, noise: float, rate: float, steps: int, delta: float) -> float:
-    """An upper bound. Where the tighter accountant has no better one, or fails, the other's stands."""
+    """Return an upper bound. If the tighter accountant gives no better one, or fails, the other's is used."""
     if steps == 0:
         return 0.0
     from opacus.accountants import PRVAccountant
@@ -126,12 +126,12 @@ def _epsilon(accountant: str, noise: float, rate: float, steps: int, delta: floa
             tighter = float(prv.get_epsilon(delta=delta))
         except (RuntimeError, ValueError):
             return bound
-    return tighter if tighter < bound else bound  # also where it is NaN
+    return tighter if tighter < bound else bound  # also if it is NaN
 
 
 @lru_cache(maxsize=4096)
 def _renyi(noise: float, rate: float) -> tuple[list[float], np.ndarray]:
-    """What one step spends, by the order of the divergence; that of many is the sum."""
+    """Return the Renyi divergence of one step at each order; for many steps it is the sum."""
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import compute_rdp
 
@@ -142,13 +142,13 @@ def _renyi(noise: float, rate: float) -> tuple[list[float], np.ndarray]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Opacus and numpy warn of what is in no way wrong: of rates of 1, of orders at the end of the list."""
+    """Suppress warnings of opacus and numpy about valid cases: a rate of 1, an order at the end of the list."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
 
 
 def _require_opacus() -> None:
-    """What noise spends is counted by opacus; a broken one is found before a run begins."""
+    """Import opacus, which accounts for the noise, so that a broken one is found before a run begins."""
     with importing("opacus", "privacy.noise_multiplier"):
         import opacus.accountants  # noqa: F401
