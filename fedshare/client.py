@@ -1,4 +1,4 @@
-"""A participant: its model, its data, what it remembers, and how it trains and is tested."""
+"""A participant: its model, data and memory, and how it is trained and tested."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cached_property
@@ -26,10 +26,10 @@ Made = TypeVar("Made")
 
 
 class Client:
-    """What a strategy sees of a participant. `state` is all it remembers from round to round.
+    """A strategy's view of a participant. `state` is its whole memory between rounds.
 
-    Two keys of `state` are this class's own: ``local``, the local part of the model, and ``privacy``, how many private
-    steps it has taken. A strategy leaves them where they are, or the local part is lost and epsilon too small.
+    Two keys of `state` belong to this class: ``local``, the local part of the model, and ``privacy``, the number of
+    private steps taken. A strategy must not change them, or the local part is lost and epsilon too small.
     """
 
     def __init__(
@@ -78,66 +78,66 @@ class Client:
 
     @property
     def parameters(self) -> frozenset[str]:
-        """The names of the model's parameters, frozen ones too."""
+        """The names of the model's parameters, frozen ones included."""
         return self._scratch.parameter_names
 
     @property
     def buffers(self) -> frozenset[str]:
-        """The names of its running statistics, which training changes and no gradient does."""
+        """The names of the model's running statistics, which training changes without gradients."""
         return self._scratch.buffer_names
 
     @property
     def local(self) -> list[str]:
-        """The names of what is trained here and never sent: the model's local part (`fedshare.training.parts`)."""
+        """The names of the model's local part, trained here and never sent (`fedshare.training.parts`)."""
         return self._scratch.local
 
     @property
     def initial(self) -> Tensors:
-        """What is shared of the model that everyone starts from. Read only."""
+        """The shared part of the initial model. Read only."""
         return self._scratch.initial
 
     @property
     def size(self) -> int:
-        """How many numbers the whole model has."""
+        """The number of elements of the whole model."""
         return self._scratch.size
 
     @property
     def vector(self) -> Tensor:
-        """What the model shares of its parameters, as one vector in their order: a view, to be written in place."""
+        """The model's shared parameters as one vector, in their order: a view, to be written in place."""
         return self._scratch.vector
 
     @property
     def first(self) -> Tensor:
-        """`vector` of the model that everyone starts with. Read only."""
+        """`vector` of the initial model. Read only."""
         return self._scratch.first
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gave for `key` when first asked: a cache for all clients of this process, and no memory."""
+        """Return the cached result of `make` for `key`, shared by all clients of this process; not part of `state`."""
         cache: dict[Hashable, Made] = self._scratch.cache
         if key not in cache:
             cache[key] = make()
         return cache[key]
 
     def params(self, names: list[str] | None = None) -> Tensors:
-        """A copy of what the model shares (`fedshare.training.parts`), or of the parameters and buffers `names`."""
+        """Return a copy of the model's shared part (`fedshare.training.parts`), or of the tensors `names`."""
         return self._scratch.params(names)
 
     def load(self, params: Tensors) -> None:
-        """Make the model the initial one, overlaid with this client's local part and with `params`.
+        """Reset the model to the initial one, overlaid with this client's local part and with `params`.
 
         Nothing of another client remains in it. It is then in evaluation mode, as it is after `fit`.
         """
         self._scratch.load(self.state.get("local", {}) | params)
 
     def batches(self, round: int, epochs: float | None = None) -> Iterator[Batch]:
-        """The batches of this round: `epochs` passes, by default the config's, each in an order of its own.
+        """Yield the batches of this round: `epochs` passes, by default the config's, each in a new random order.
 
-        Raises UserError where training is private, for what a strategy makes of them has no noise.
+        Raises UserError if training is private, because a strategy's use of the batches would not be noised.
         """
         return self._steps(round, epochs).batches()
 
     def steps(self, epochs: float | None = None) -> int:
-        """How many steps a round's training has: `epochs` passes, by default the config's."""
+        """Return the number of steps in a round: `epochs` passes, by default the config's."""
         return self.training.round_steps(self.training.pass_steps(len(self.train_examples)), epochs)
 
     def _steps(self, round: int, epochs: float | None) -> Batches:
@@ -152,22 +152,22 @@ class Client:
         return Batches(self._scratch, self.task, self.training, self.train_examples, rows)
 
     def outputs(self, inputs: Inputs) -> Tensor:
-        """The model's answer to a batch's inputs."""
+        """Return the model's main output for a batch's inputs."""
         return self._measure.outputs(inputs)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The task's loss, averaged over the batch's targets."""
+        """Return the task's loss, averaged over the batch's targets."""
         return self._measure.loss(batch)
 
     def losses(self, batch: Batch, vectors: Tensor) -> Tensor:
-        """`loss` with each of `vectors` ``[n, size]`` in the place of `vector`, evaluated together: ``[n]``.
+        """Return `loss` at each of `vectors` ``[n, size]`` in place of `vector`, evaluated together: ``[n]``.
 
-        Where the model's code cannot be batched, they are evaluated one after the other, and `vector` is the last.
+        If the model's code cannot be batched, they are evaluated one after another, and `vector` is the last.
         """
         return self._measure.losses(batch, vectors)
 
     def loss_over(self, examples: Examples) -> float:
-        """The mean loss of the model as it is over all of `examples`; 0 where none of their targets counts."""
+        """Return the mean loss of the current model over all of `examples`; 0 if none of their targets counts."""
         return self._measure.loss_over(examples)
 
     def fit(
@@ -181,17 +181,17 @@ class Client:
         correction: Tensors | None = None,
         keep_local: bool = True,
     ) -> dict[str, float]:
-        """Train the model on the client's examples, only the parameters `names` where given.
+        """Train the model on the client's examples; with `names`, only these parameters.
 
-        It makes `epochs` passes over them, by default the config's. Frozen ones among `names` stay as they are. With
-        `toward`, the loss has a proximal term more: ``pull / 2`` times the squared distance of the parameters from
-        those. `correction` is added to the gradient of each step, before clipping (SCAFFOLD's control variates). The
-        model's local part is kept in ``state["local"]``, unless `keep_local` is false. Raises KeyError where a name is
-        no parameter's, or in `toward` or `correction` none of the model's, and ValueError where a shape is another.
+        Training makes `epochs` passes, by default the config's. Frozen parameters in `names` are not trained. `toward`
+        adds a proximal term to the loss: ``pull / 2`` times the squared distance of the parameters from it. The
+        `correction` is added to the gradient of each step, before clipping (SCAFFOLD's control variates). The model's
+        local part is kept in ``state["local"]``, unless `keep_local` is false. Raises KeyError if a name is not a
+        parameter's, or one in `toward` or `correction` is not in the model, and ValueError if a shape differs.
 
-        Returns ``examples`` (how many the client has) and ``train_loss`` (averaged over the steps, before each). With
-        `Training.privacy` there is no ``train_loss``, which would tell of the examples what the noise is to hide, but
-        ``max_epsilon``: what all steps of this client in this run have spent by now, where that is finite.
+        Returns ``examples`` (the client's number of examples) and ``train_loss`` (averaged over steps, before each).
+        With `Training.privacy`, ``train_loss`` would reveal what the noise hides; instead there is ``max_epsilon``, the
+        budget spent by all steps of this client in this run so far, if it is finite.
         """
         scratch, training = self._scratch, self.training
         chosen = set(scratch.trainable if names is None else names)
@@ -213,7 +213,7 @@ class Client:
             steps: Steps = self._steps(round, epochs)
             metrics["train_loss"] = self._engine.run(scratch, training, asked, steps)
         else:
-            scratch.train()  # or its BatchNorms would not be seen
+            scratch.train()  # otherwise its BatchNorms would go unnoticed
             key = self._budget.key(asked, scratch, self.train_examples)
             poisson = self._budget.steps(key, asked, scratch, self.task, training, self.train_examples)
             loss = self._engine.run(scratch, training, asked, poisson)
@@ -226,17 +226,17 @@ class Client:
         return metrics
 
     def evaluate(self) -> Payload:
-        """Test the model: the task's sums over the test examples, and over those for validation where there are some.
+        """Test the model and return the task's sums over the test and, if any, the validation examples.
 
-        `Task.scores` makes the metrics of them.
+        `Task.scores` computes the metrics from them.
         """
         parts = {"sums": self.test_examples, "validation": self.validation_examples}
         return Payload({name: self.sums(part) for name, part in parts.items() if part is not None})
 
     def sums(self, examples: Examples) -> Tensors:
-        """What a test on `examples` adds up."""
+        """Return the sums of a test on `examples`."""
         return self._measure.sums(examples)
 
     def scores(self) -> dict[str, float]:
-        """The metrics on the test examples, and ``examples``: how many targets those are."""
+        """Return the metrics on the test examples, and ``examples``: their number of targets."""
         return self.task.scores(self.sums(self.test_examples))

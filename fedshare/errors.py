@@ -1,28 +1,28 @@
-"""Errors that a person can act on: the command line prints their one line and no traceback."""
+"""Errors that a user can act on: the command line prints one line for them and no traceback."""
 
 import errno
 from unicodedata import category, name
 
-NAME = 80  # characters of a name that somebody else has chosen, where it is shown
-SYSTEM = 1  # the exit status of what the system did not do: it may do it when the command is started again
-# What an OSError says of a file that was named; any other is the system's.
+NAME = 80  # maximum characters shown of a name chosen by someone else
+SYSTEM = 1  # exit status of a system failure: running the command again may succeed
+# OSErrors about a named file; all others are system failures.
 _NAMED = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY),
     *(errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.ENOEXEC, errno.ENODEV),
 }
-# And what it says when something is used up, in whatever was being done.
+# OSErrors about an exhausted resource, whatever was being done.
 _SPENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-# What an operator mends at the disk: full, over its quota, read-only, a file beyond the limit, broken.
+# OSErrors that an operator fixes at the disk: full, over quota, read-only, a file beyond the limit, broken.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
-# Characters that Python calls printable and that show as nothing: of Unicode's Default_Ignorable_Code_Point those that
-# are no format characters, the blank patterns of Braille and music, and the blanks of Egyptian and of Khitan.
+# Characters that Python calls printable but that are invisible: those of Unicode's Default_Ignorable_Code_Point that
+# are not format characters, the blank patterns of Braille and music, and the blanks of Egyptian and of Khitan.
 _BLANKS = (
     *(range(0x34F, 0x350), range(0x115F, 0x1161), range(0x17B4, 0x17B6), range(0x180B, 0x1810), range(0x2800, 0x2801)),
     *(range(0x3164, 0x3165), range(0xFE00, 0xFE10), range(0xFFA0, 0xFFA1), range(0x13441, 0x13443)),
     *(range(0x16FE4, 0x16FE5), range(0x1D159, 0x1D15A), range(0xE0000, 0xE1000)),
 )
-_MARKS = 4  # on one letter: as many as languages need, and too few to cover other lines
+_MARKS = 4  # per letter: as many as languages need, and too few to cover other lines
 
 
 class UserError(Exception):
@@ -32,28 +32,28 @@ class UserError(Exception):
 
 
 class RunHalted(UserError):
-    """A run that cannot go on. The message says in which round, and why."""
+    """A run that cannot continue. The message says in which round, and why."""
 
     exit_code = 3
 
 
 class DiskError(UserError):
-    """A disk that is full, read-only or broken. The message says what is safe there, and how to go on."""
+    """A full, read-only or broken disk. The message says what is safe on it, and how to continue."""
 
     exit_code = 3
 
 
 def printable(text: str) -> str:
-    """`text` as one line in which every character shows, whoever has written it; the others are escaped.
+    """Return untrusted `text` as one line in which every character is visible; the others are escaped.
 
-    Escaped are control and format characters, line ends, all spaces but the plain one, what Unicode has not assigned,
-    what shows as nothing, and marks that do not belong to the script of the letter before them, which accents of all
-    scripts never do: with these one name could be made to look like another. Letters of all scripts stay, also where
-    one looks like another's.
+    Escaped are control and format characters, line ends, all spaces but the plain one, code points that Unicode has
+    not assigned, invisible characters, and marks that do not belong to the script of the letter before them, unlike
+    accents in any script: these could make one name look like another. Letters of all scripts stay, even if one looks
+    like another's.
     """
     if text.isascii() and text.isprintable():
         return text
-    shown, script, marks = list[str](), "", 0  # script: of the letter to which marks may be added
+    shown, script, marks = list[str](), "", 0  # script of the letter to which marks may be added
     for char in text:
         kind, own = category(char)[0], name(char, "").partition(" ")[0]
         marks = marks + 1 if kind == "M" else 0
@@ -66,23 +66,23 @@ def printable(text: str) -> str:
 
 
 def brief(text: str, most: int = 200) -> str:
-    """The same, and not endless."""
+    """Return `printable` text, cut to at most `most` characters."""
     line = printable(text[: 2 * most].strip())
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def first_line(error: BaseException) -> str:
-    """What `error` says, in one line; its type where it says nothing."""
+    """Return the first line of an error's message, or its type if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def of_the_disk(error: BaseException) -> bool:
-    """Whether an error is one that space, or a disk that can be written, mends."""
+    """Return whether free space, or a writable disk, would fix the error."""
     return isinstance(error, OSError) and error.errno in _OF_THE_DISK
 
 
 def exit_status(error: UserError | OSError) -> int:
-    """Of a command that ends with `error`: `SYSTEM` where the fault is the system's, not of what was asked for."""
+    """Return a command's exit status for `error`: `SYSTEM` if the system is at fault, not the input."""
     if isinstance(error, OSError):
         if of_the_disk(error):
             return DiskError.exit_code

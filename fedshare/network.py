@@ -1,4 +1,4 @@
-"""Where the clients are."""
+"""The interfaces to the clients."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,45 +13,45 @@ from fedshare.strategy import Purpose, Strategy
 __all__ = ["LATE", "Exchange", "Heard", "Memories", "Network", "NotAwaited", "Peers", "Purpose", "Quotas", "answer"]
 
 
-LATE = "late: "  # how the reason begins why an answer is missing that nobody waited for, in a row
+LATE = "late: "  # begins the reason, in a round's row, for a missing answer that was not waited for
 
 
 class NotAwaited(str):
-    """Why an answer is missing: enough others had answered. That is nobody's fault, and halts no run."""
+    """The reason for a missing answer when enough others had answered. It is not a failure, and halts no run."""
 
 
-Heard = Callable[[Purpose, int, int, int], None]  # of a purpose and a round: how many have answered, of how many
-Quotas = Callable[[int], Quota]  # by client: how much its answer may hold
+Heard = Callable[[Purpose, int, int, int], None]  # called with purpose, round, and how many of how many have answered
+Quotas = Callable[[int], Quota]  # by client: the limit on its answer
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What has come of a round's downloads."""
+    """The results of a round's downloads."""
 
     answers: dict[int, Payload]  # by client id, sorted
-    absent: dict[int, str] = field(default_factory=dict)  # why the others did not answer, where it is known
-    digests: dict[int, dict[str, str]] = field(default_factory=dict)  # what clients remember now (`state.digests`)
-    suspended: dict[int, str] = field(default_factory=dict)  # whom `client_ids` has left out for a while, and why
+    absent: dict[int, str] = field(default_factory=dict)  # by client: why it did not answer, if known
+    digests: dict[int, dict[str, str]] = field(default_factory=dict)  # of clients' new memories (`state.digests`)
+    suspended: dict[int, str] = field(default_factory=dict)  # clients that `client_ids` leaves out for a while, and why
 
 
 class Memories(Protocol):
-    """What clients remember: held here, or by the clients themselves."""
+    """The clients' memories, held here or by the clients themselves."""
 
     @property
     def remote(self) -> bool:
-        """Whether clients keep their memories themselves: a checkpoint then holds the round of each, and no more."""
+        """Whether clients keep their memories themselves; a checkpoint then holds only each one's round."""
         ...
 
     def remember(self) -> dict[int, State]:
-        """What a checkpoint must hold of each client: all it remembers, or the ``round`` after which it last did."""
+        """Return what a checkpoint must hold per client: its memory, or the ``round`` after which it last changed."""
         ...
 
     def recall(self, memories: dict[int, State], round: int) -> None:
-        """Go on from what `remember` returned at the checkpoint of `round`."""
+        """Restore what `remember` returned at the checkpoint of `round`."""
         ...
 
     def keep(self, round: int) -> None:
-        """Keep what is needed to go on from `round`, which is that of the oldest checkpoint, and later ones."""
+        """Keep what is needed to continue from `round`, that of the oldest checkpoint, and from later rounds."""
         ...
 
 
@@ -60,7 +60,7 @@ class Network(Protocol):
     def memories(self) -> Memories: ...
 
     def client_ids(self) -> list[int]:
-        """Everyone who may be asked now, as stable small integers, sorted. Raises RunHalted where they are too few."""
+        """Return the available clients, as stable small integers, sorted. Raises RunHalted if there are too few."""
         ...
 
     def exchange(
@@ -73,31 +73,31 @@ class Network(Protocol):
     ) -> Exchange:
         """Send each client its download and collect the answers.
 
-        An answer that is larger than its quota is refused unread, where a network takes answers from outside. `heard`
-        is called at the beginning and for each answer or failure. Digests come after training only.
+        A network that takes answers from outside rejects an answer beyond its quota unread. `heard` is called at the
+        beginning and for each answer or failure. Digests are returned after training only.
         """
         ...
 
 
 class Peers(Protocol):
-    """Where the others are, when there is no server."""
+    """The other participants, when there is no server."""
 
     def ids(self) -> list[int]:
-        """Everyone, as stable small integers, sorted."""
+        """Return all peers, as stable small integers, sorted."""
         ...
 
     def gather(self, round: int, upload: Payload | None) -> dict[int, Payload]:
-        """What all have for this round, by id, including one's own; None: one has nothing. Everybody gets the same.
+        """Return all peers' uploads for this round, by id, this peer's included; None sends nothing. All get the same.
 
-        Raises RunHalted, naming who is waited for, where somebody is silent for too long.
+        Raises RunHalted, naming the missing peers, if one does not answer in time.
         """
         ...
 
 
 def answer(strategy: Strategy, client: Client, purpose: Purpose, round: int, download: Payload) -> Payload:
-    """The client's side of an exchange, in every mode.
+    """Carry out the client's side of an exchange and return its answer, in every mode.
 
-    Dropout, and everything else that uses torch's global generator, gets a stream of this client, round and purpose.
+    Torch's global generator, used by dropout and others, gets a stream for this client, round and purpose.
     """
     with seeds.scope(client.seed, purpose.value, round, client.id):
         strategy.apply(client, download)

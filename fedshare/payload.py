@@ -1,4 +1,4 @@
-"""What crosses the network: named groups of named tensors, and metrics. Nothing else travels."""
+"""Everything that is sent: named groups of named tensors, and metrics."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedshare.tensors import Tensors, all_finite, is_finite
 
-UNKNOWN = 10**12  # the most test examples of a client of whom nobody knows how many it has
+UNKNOWN = 10**12  # maximum number of test examples of a client that has not declared it
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors, without any framing."""
+        """The tensors' size in bytes, without framing."""
         return sum(size for *_, size in self.sizes())
 
     def sizes(self) -> Iterator[tuple[str, str, int]]:
-        """Group, name and bytes of each tensor; an upload may hold other things, which are nobody's tensors."""
+        """Yield group, name and bytes of each tensor; an untrusted upload's other values are skipped."""
         for group, tensors in self.tensors.items():
             for name, tensor in tensors.items() if isinstance(tensors, dict) else ():
                 if isinstance(tensor, Tensor):
@@ -31,7 +31,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Quota:
-    """How much an answer is expected to hold. Anyone may make it, and what is taken of it is bounded by this."""
+    """The expected size of an answer, which limits how much of an untrusted answer is accepted."""
 
     nbytes: int = 0  # of tensors
     tensors: int = 0
@@ -45,7 +45,7 @@ class Quota:
 
 
 def same_tensors(a: Payload, b: Payload) -> bool:
-    """Whether two payloads hold the same tensors, not only equal ones: one global model goes to many clients."""
+    """Return whether two payloads hold the same tensor objects, as when one global model goes to many clients."""
     return a.tensors.keys() == b.tensors.keys() and all(
         group.keys() == b.tensors[name].keys() and all(group[key] is b.tensors[name][key] for key in group)
         for name, group in a.tensors.items()
@@ -53,10 +53,10 @@ def same_tensors(a: Payload, b: Payload) -> bool:
 
 
 def flaw(upload: Payload, expected: dict[str, Tensors], max_examples: int) -> str | None:
-    """Why `upload` cannot be used; None where it can. Anyone may have made it, so nothing is taken for granted.
+    """Return why an untrusted `upload` is invalid; None if it is valid.
 
-    It must hold exactly the groups, names, shapes and types of `expected`, only finite numbers, and a whole number of
-    examples in 1..max_examples. An upload of another shape is not broadcast: it would pass unseen into the average.
+    It must hold exactly the groups, names, shapes and types of `expected`, only finite numbers, and an integer number
+    of examples in 1..max_examples. Other shapes are not broadcast, which would distort the average unnoticed.
     """
     if wrong := _names("groups", set(upload.tensors), set(expected)):
         return wrong
@@ -77,11 +77,11 @@ def flaw(upload: Payload, expected: dict[str, Tensors], max_examples: int) -> st
 def evaluation_flaw(
     answer: Payload, zeros: Tensors, max_examples: int = UNKNOWN, max_validation: int | None = None
 ) -> str | None:
-    """Why what a client says of its own test cannot be used; None where it can.
+    """Return why the results of a client's own test are invalid; None if they are valid.
 
-    It must hold the names, shapes and types of `zeros`, no more than `max_examples` examples (targets that count), and
-    counts from 0 to that number; a loss may be NaN: that is a finding. The group ``validation`` may be there beside
-    ``sums``, and is held to the same, or to `max_validation`.
+    They must have the names, shapes and types of `zeros`, at most `max_examples` examples (targets that count), and
+    counts from 0 to that number; a loss may be NaN, which is a valid result. The optional group ``validation`` is
+    checked like ``sums``, or against `max_validation`.
     """
     if wrong := _names("groups", set(answer.tensors) - {"validation"}, {"sums"}):
         return wrong

@@ -1,4 +1,4 @@
-"""Training on all data in one place, as before there was anything federated: it makes the weights others start from."""
+"""Centralised training on all data: it makes the weights that federated runs start from."""
 
 import math
 import time
@@ -19,22 +19,22 @@ from fedshare.tasks import Classification, Task, models
 from fedshare.tensors import Tensors
 from fedshare.training.scratch import Scratch
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]  # a batch's inputs, to inputs of the same shape
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # a batch's inputs and a generator -> inputs of the same shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to train. The learning rate rises to the optimizer's, then falls to zero along half a cosine, by the step."""
+    """How to train. The learning rate rises to the optimizer's, then falls to zero along half a cosine, per step."""
 
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]  # given the parameters
+    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]  # called with the parameters
     epochs: int
-    batch_size: int = 128  # examples a step
-    warmup_epochs: float = 0.0  # of the rise
+    batch_size: int = 128  # examples per step
+    warmup_epochs: float = 0.0  # epochs of the rise
     label_smoothing: float = 0.0  # how much of each target goes to all classes alike
-    augment: Augment | None = None  # of training batches
-    task: Task = field(default_factory=Classification)  # what the loss and the metrics are
-    precision: str = "float32"  # or bfloat16, for what torch deems safe in it; weights stay as they are
-    test_every: int = 1  # epochs; and after the last
+    augment: Augment | None = None  # applied to training batches
+    task: Task = field(default_factory=Classification)  # defines loss and metrics
+    precision: str = "float32"  # or bfloat16, under autocast; weights keep their type
+    test_every: int = 1  # every so many epochs, and after the last
 
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
@@ -46,17 +46,17 @@ class Plan:
         self.training()
 
     def training(self) -> Training:
-        """One epoch, to a client. Raises UserError where the optimizer or the batch size cannot be."""
+        """One epoch as client training. Raises UserError if the optimizer or the batch size is invalid."""
         return Training(optimizer=self.optimizer, batch_size=self.batch_size, flat=False)
 
     def _smoothed(self) -> Task:
-        """The task in training; a test is without label smoothing."""
+        """The task in training; tests are without label smoothing."""
         if isinstance(self.task, Classification) and self.label_smoothing:
             return replace(self.task, label_smoothing=self.label_smoothing)
         return self.task
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate at a step counted from 0, of `steps` an epoch, in parts of the optimizer's own."""
+        """Return the rate at a step counted from 0, with `steps` per epoch, relative to the optimizer's own."""
         warmup, last = self.warmup_epochs * steps, self.epochs * steps
         if step < warmup:
             return min(1.0, (step + 1) / warmup)
@@ -67,13 +67,13 @@ class Plan:
         if self.precision == "float32":
             yield
             return
-        # On a CPU the fused attention's way back in bfloat16 takes longer than all the rest.
+        # On a CPU, the backward pass of fused attention in bfloat16 takes longer than everything else.
         plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
         with plain, torch.autocast(device.type, torch.bfloat16):
             yield
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss summed over the batch, and what that is to be divided by."""
+        """Return the loss summed over the batch, and its divisor."""
         inputs, targets = batch
         with self.autocast(targets.device):
             returned = models.call(model, inputs)
@@ -83,7 +83,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What came of an epoch. `memory` is where to go on from: the model's own tensors, so save it before the next."""
+    """The result of an epoch. `memory` is where to resume; it holds the model's own tensors, so save it at once."""
 
     number: int
     record: dict[str, Any]
@@ -91,11 +91,11 @@ class Epoch:
 
 
 def pretrain(scratch: Scratch, share: Share, plan: Plan, seed: int, memory: State | None = None) -> Iterator[Epoch]:
-    """Train the model on `share`, from its first weights or from the `memory` of an earlier epoch, to the same bits.
+    """Train the model on `share`, from its initial weights or from an earlier epoch's `memory`, with the same bits.
 
     A record holds ``epoch``, ``train_loss`` (over the epoch, before each step), ``lr`` (of the last step), ``seconds``,
-    ``examples_per_second`` (in training) and, where the epoch was tested, ``accuracy`` and ``loss``. Raise RunHalted
-    when a loss or a parameter is no longer finite.
+    ``examples_per_second`` (in training) and, if the epoch was tested, ``accuracy`` and ``loss``. Raise RunHalted when
+    a loss or a parameter is no longer finite.
     """
     client = Client(0, seed, scratch, plan.training(), share, {}, task=plan.task)
     client.load({})
@@ -118,7 +118,7 @@ def pretrain(scratch: Scratch, share: Share, plan: Plan, seed: int, memory: Stat
 
 
 def _train(client: Client, plan: Plan, optimizer: torch.optim.Optimizer, rates: list[float], epoch: int) -> float:
-    """One pass over the training examples; the mean loss."""
+    """Make one pass over the training examples and return the mean loss."""
     steps = len(client.training.pieces(len(client.train_examples)))
     random = seeds.generator(client.seed, "augment", epoch)
     total, count = torch.zeros(2, device=client.device)
@@ -134,7 +134,7 @@ def _train(client: Client, plan: Plan, optimizer: torch.optim.Optimizer, rates: 
         optimizer.step()
         total += loss.detach()
         count += weight
-        if step % 50 == 0:  # not in each: it waits for the device
+        if step % 50 == 0:  # not at each step, because it waits for the device
             _check_finite(epoch, total)
     _check_finite(epoch, total)
     client.model.eval()

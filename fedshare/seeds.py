@@ -1,7 +1,7 @@
-"""Named random streams: every random choice says what it is for, and nothing else can move it.
+"""Named random streams: every random choice has a named purpose, and no other choice affects it.
 
 A key is a tuple such as ``(seed, "batches", round, client)``. Equal keys give equal streams on every worker and in
-every mode; different keys give different, unrelated ones. No global generator, wall clock or process id takes part.
+every mode; different keys give different, unrelated ones. No global generator, wall clock or process id is used.
 """
 
 import hashlib
@@ -18,30 +18,30 @@ from fedshare.errors import UserError
 
 Key = int | float | str
 
-# In the bytes of a state of torch's CPU generator, an mt19937: the seed, and the 624 words, each in 8 bytes.
+# Layout of a state of torch's CPU generator, an mt19937: the seed, and the 624 words, each in 8 bytes.
 _WORDS = 624
 _SEED, _STATE = slice(0, 8), slice(24, 24 + 8 * _WORDS)
 _earlier: ContextVar[bool] = ContextVar("earlier", default=False)
 
 
 def number(*key: Key) -> int:
-    """A 63-bit number that stands for `key`."""
+    """Return a 63-bit number derived from `key`."""
     return int.from_bytes(hashlib.sha256(_text(key)).digest()[:8], "little") >> 1
 
 
 def generator(*key: Key) -> torch.Generator:
-    """The torch generator named `key`, on the CPU."""
+    """Return the torch generator named `key`, on the CPU."""
     return _named(torch.Generator(), key)
 
 
 def numpy_generator(*key: Key) -> np.random.Generator:
-    """The numpy generator named `key`, for what torch cannot draw (Dirichlet, choices with weights)."""
+    """Return the numpy generator named `key`, for what torch cannot draw (Dirichlet, choices with weights)."""
     return np.random.Generator(np.random.PCG64(number(*key)))
 
 
 @contextmanager
 def scope(*key: Key) -> Iterator[None]:
-    """Inside, torch's own generator is the stream named `key`; outside, it is as if nothing had happened.
+    """Set torch's own generator to the stream named `key` inside this context, and restore it afterwards.
 
     For code that takes no generator: a module's initialisation, dropout.
     """
@@ -49,15 +49,15 @@ def scope(*key: Key) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         _named(torch.default_generator, key)
         for device in devices:
-            torch.cuda.default_generators[device].manual_seed(number(*key))  # of which CUDA's takes all bits
+            torch.cuda.default_generators[device].manual_seed(number(*key))  # CUDA's uses all bits
         yield
 
 
 @contextmanager
 def earlier() -> Iterator[None]:
-    """Inside, torch's streams are those of fedshare 0.1, by which the folders of its runs can be read.
+    """Use the torch streams of fedshare 0.1 inside this context, to read the folders of its runs.
 
-    They came of 32 bits of `number`, so that different keys could have one stream.
+    They used 32 bits of `number`, so different keys could have the same stream.
     """
     token = _earlier.set(True)
     try:
@@ -67,7 +67,7 @@ def earlier() -> Iterator[None]:
 
 
 def _named(stream: torch.Generator, key: tuple[Key, ...]) -> torch.Generator:
-    """Make `stream` the one of `key`: torch takes 32 bits of a seed, so the key is hashed into the whole state."""
+    """Set `stream` to that of `key`: torch uses 32 bits of a seed, so the key is hashed into the whole state."""
     if _earlier.get():
         return stream.manual_seed(number(*key))
     words = hashlib.shake_256(_text(key)).digest(4 * _WORDS)
@@ -85,20 +85,20 @@ def _text(key: tuple[Key, ...]) -> bytes:
 
 def _state(words: bytes, seed: int) -> Tensor:
     state = _blank().copy()
-    state[_SEED].view(np.uint64)[0] = seed  # what it says that it began with
+    state[_SEED].view(np.uint64)[0] = seed  # the seed that the generator reports
     state[_STATE].view(np.uint64)[:] = np.frombuffer(words, "<u4")
     return torch.from_numpy(state)
 
 
 @cache
 def _blank() -> np.ndarray:
-    """The state of a CPU generator that has drawn nothing. Raises UserError where this torch lays it out otherwise.
+    """Return the initial state of a CPU generator. Raises UserError if this torch has another layout.
 
-    Tried out: a generator with some words must draw what numpy's, which is the same machine, draws with them.
+    Verified by a test: a generator with some words must draw what numpy's mt19937 draws with them.
     """
     there, numpys = torch.Generator().manual_seed(0), np.random.MT19937(1)
     blank: np.ndarray = there.get_state().numpy()
-    with suppress(RuntimeError, ValueError):  # a state that is shorter, or that it does not take
+    with suppress(RuntimeError, ValueError):  # a state that is shorter, or that torch rejects
         words = numpys.state["state"]["key"]
         blank[_STATE].view(np.uint64)[:] = words
         there.set_state(torch.from_numpy(blank))

@@ -1,7 +1,7 @@
-"""What a server or a client remembers: plain nested data and tensors, saved and digested to the bit.
+"""The memory of a server or client: plain nested data and tensors, saved and digested to the bit.
 
-A state is a dict of dicts, lists, tensors, str, int, float, bool and None; dict keys are str or int. It becomes one
-safetensors file whose metadata hold the nesting as JSON. Nothing is pickled.
+A state is a dict of dicts, lists, tensors, str, int, float, bool and None; dict keys are str or int. It is stored as
+one safetensors file whose metadata hold the nesting as JSON. Nothing is pickled.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ State = dict[str, Any]
 
 
 def pack(state: State) -> bytes:
-    """`state` as the bytes of a safetensors file."""
+    """Return `state` as the bytes of a safetensors file."""
     tensors: dict[str, Tensor] = {}
-    places: dict[int, str] = {}  # one tensor that stands in two places is stored once
+    places: dict[int, str] = {}  # a tensor that appears twice is stored once
     memories: set[int] = set()
 
     def outline(value: Any, path: str) -> Any:
@@ -29,7 +29,7 @@ def pack(state: State) -> bytes:
             if id(value) not in places:
                 places[id(value)] = str(len(places))
                 whole = value.detach().cpu().contiguous()
-                # safetensors refuses tensors that share memory, as views do.
+                # safetensors rejects tensors that share memory, as views do.
                 memory = whole.untyped_storage()
                 viewed = memory.nbytes() > whole.nbytes or memory.data_ptr() in memories
                 memories.add(memory.data_ptr())
@@ -38,7 +38,7 @@ def pack(state: State) -> bytes:
         if isinstance(value, dict):
             if wrong := [key for key in value if type(key) not in (str, int)]:
                 raise TypeError(f"{path}: a key of a state is a str or an int, not {wrong[0]!r}")
-            # Pairs, not a JSON object: it would turn int keys to str and is not promised to keep its order.
+            # Pairs instead of a JSON object, which would turn int keys to str and does not guarantee their order.
             return {"dict": [[key, outline(item, f"{path}/{key}")] for key, item in value.items()]}
         if isinstance(value, list):
             return [outline(item, f"{path}/{position}") for position, item in enumerate(value)]
@@ -51,7 +51,7 @@ def pack(state: State) -> bytes:
 
 
 def unpack(data: bytes) -> State:
-    """The state that `pack` made `data` of. Raises ValueError, saying what is wrong, on any other bytes."""
+    """Return the state that `pack` encoded. Raises ValueError, saying what is wrong, on any other bytes."""
     try:
         tensors = load_tensors(data)
         length = int.from_bytes(data[:8], "little")
@@ -75,21 +75,21 @@ def _restore(outline: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """The same tensors in dicts and lists of its own."""
+    """Return new dicts and lists with the same tensors."""
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
     return [copied(item) for item in value] if isinstance(value, list) else value
 
 
 def nbytes(value: Any) -> int:
-    """Bytes of all tensors in it."""
+    """Return the bytes of all tensors in it."""
     if isinstance(value, dict | list):
         return sum(map(nbytes, value.values() if isinstance(value, dict) else value))
     return value.nbytes if isinstance(value, Tensor) else 0
 
 
 def digests(state: State) -> dict[str, str]:
-    """SHA-256 of each leaf of `state` by its path, sorted: ``params/w``, ``#3/w`` (an int), ``log/@0`` (a list)."""
+    """Return the SHA-256 of each leaf by its path, sorted: ``params/w``, ``#3/w`` (an int), ``log/@0`` (a list)."""
     leaves: dict[str, str] = {}
 
     def visit(value: Any, path: str) -> None:
@@ -111,7 +111,7 @@ def digests(state: State) -> dict[str, str]:
 
 
 def _named(key: str | int) -> str:
-    """A key's part of a path, of which no two keys share one."""
+    """Return a key's part of a path, unique among keys."""
     return f"#{key}" if isinstance(key, int) else key.translate(_ESCAPES)
 
 

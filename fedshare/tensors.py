@@ -12,13 +12,13 @@ _HUGE = 1e300
 
 
 def add(a: Tensors, b: Tensors, alpha: float = 1.0) -> Tensors:
-    """``a + alpha * b``, name by name."""
+    """Return ``a + alpha * b``, name by name."""
     _same_names(a, b)
     return {name: torch.add(a[name], b[name], alpha=alpha) for name in a}
 
 
 def subtract(a: Tensors, b: Tensors) -> Tensors:
-    """``a - b``, name by name."""
+    """Return ``a - b``, name by name."""
     _same_names(a, b)
     return {name: a[name] - b[name] for name in a}
 
@@ -32,9 +32,9 @@ def zeros_like(a: Tensors) -> Tensors:
 
 
 def mean(items: Sequence[Tensors], weights: Sequence[float] | None = None) -> Tensors:
-    """The average of `items`, weighted by `weights` (equal by default), summed in the order given.
+    """Return the average of `items`, weighted by `weights` (equal by default), summed in the order given.
 
-    The order is part of the result's last bits: give items in client order.
+    The order affects the result's last bits: pass items in client order.
     """
     if not items:
         raise ValueError("the mean of nothing")
@@ -51,18 +51,18 @@ def mean(items: Sequence[Tensors], weights: Sequence[float] | None = None) -> Te
 
 
 def parameters(tensors: Tensors) -> Tensors:
-    """The model's parameters among `tensors`, which are as a strategy's `init` gets them; the rest are buffers."""
+    """Return the model's parameters among `tensors`, given as to a strategy's `init`; the rest are buffers."""
     return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
 
 
 def flatten(tensors: Tensors) -> Tensor:
-    """All of them as one vector, in their order."""
+    """Return all tensors as one vector, in order."""
     pieces = [tensor.detach().reshape(-1) for tensor in tensors.values()]
     return torch.cat(pieces) if pieces else torch.empty(0)
 
 
 def dot(a: Tensors, b: Tensors) -> float:
-    """The inner product over all tensors, in float64."""
+    """Return the inner product over all tensors, in float64."""
     return sum(float(torch.dot(a[name].double().reshape(-1), b[name].double().reshape(-1))) for name in a)
 
 
@@ -71,32 +71,32 @@ def norm(a: Tensors) -> float:
 
 
 def cosine(a: Tensors, b: Tensors) -> float:
-    """0 where one of them is zero."""
+    """Return the cosine similarity, in float64; 0 if one of them is zero."""
     length = math.sqrt(dot(a, a) * dot(b, b))
     return dot(a, b) / length if length > 0 else 0.0
 
 
 def is_finite(value: object) -> bool:
-    """Whether it is a number that can be computed with: sums of many such numbers are finite, too."""
-    return isinstance(value, float | int) and -_HUGE < value < _HUGE  # of ints, those beyond the floats are not
+    """Return whether it is a finite number, small enough that sums of many such numbers are finite, too."""
+    return isinstance(value, float | int) and -_HUGE < value < _HUGE  # excludes ints too large for a float
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether it holds neither NaN nor infinity."""
-    if tensor.is_floating_point() and tensor.numel():  # in one pass and without a copy: both ends are NaN where any is
+    """Return whether it holds neither NaN nor infinity."""
+    if tensor.is_floating_point() and tensor.numel():  # one pass without a copy: both ends are NaN if any element is
         return all(math.isfinite(float(end)) for end in tensor.detach().aminmax())
     return bool(tensor.isfinite().all())
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256, in hex, of a tensor's type, shape and bits."""
+    """Return the SHA-256, in hex, of a tensor's type, shape and bits."""
     whole = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
     whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
 def fingerprint(tensors: Tensors) -> str:
-    """SHA-256, in hex, of named tensors, in whatever order they come."""
+    """Return the SHA-256, in hex, of named tensors, independent of their order."""
     leaves = [(name, digest(tensor)) for name, tensor in sorted(tensors.items())]
     return hashlib.sha256(repr(leaves).encode()).hexdigest()
 

@@ -1,6 +1,7 @@
-"""Weights that a model starts from: where they lie, reading them, laying them over a model.
+"""Initial weights of a model: finding them, reading them, and overlaying them on a model.
 
-A file of weights is one .safetensors file; a folder that `fedshare pretrain` left stands for its ``model.safetensors``.
+A file of weights is one .safetensors file; a folder written by `fedshare pretrain` stands for its
+``model.safetensors``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +19,15 @@ from fedshare.machine.files import data_folder
 from fedshare.tensors import Tensors, digest, fingerprint
 
 FILE = "model.safetensors"
-HEAD = "head"  # the module that depends on the classes, and so is not taken over where it does not fit
+HEAD = "head"  # the module that depends on the classes, and is skipped if it does not fit
 SHOWN = 3
 
 
 def locate(name: str, key: str = "weights") -> Path:
-    """The weights called `name`: a path, or what lies at ``weights/<name>`` in the folder of all data.
+    """Return the path of the weights called `name`: a path, or ``weights/<name>`` in the folder of all data.
 
-    Give the file, or the folder if that is what it is and no ``model.safetensors`` is in it. Raise UserError, with the
-    config's `key` that said so, where neither place has anything.
+    This is a file, or a folder without a ``model.safetensors``. Raise UserError, naming the config's `key`, if neither
+    place has anything.
     """
     if not name:
         raise UserError(f"{key}: must be a path, or a name in the folder of weights; it is empty")
@@ -39,7 +40,7 @@ def locate(name: str, key: str = "weights") -> Path:
 
 
 def read(name: str) -> Tensors:
-    """The tensors of the weights called `name`, on the CPU. Raise UserError where there are none, or damaged ones."""
+    """Return the weights called `name`, on the CPU. Raise UserError if they are missing or damaged."""
     path = locate(name)
     if path.is_dir():
         raise UserError(f"{path}: holds no {FILE}, which `fedshare pretrain` leaves at its end")
@@ -51,20 +52,20 @@ def read(name: str) -> Tensors:
 
 @dataclass(frozen=True)
 class Given:
-    """What of a model came from the weights called `name`, and in which types it is held there."""
+    """The weights called `name` that a model was given, and the types of its tensors."""
 
     name: str
     read: Callable[[], Tensors]
-    types: Mapping[str, torch.dtype]  # by the names of the weights
+    types: Mapping[str, torch.dtype]  # by the names in the file
 
     @cached_property
     def digests(self) -> frozenset[str]:
-        """Of each of the tensors, its bits: a model may have given it another name since."""
+        """Digests of the tensors' bits, without names, because a model may have renamed them since."""
         return frozenset(map(digest, self._tensors.values()))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all of them, with their names."""
+        """The digest of all tensors with their names."""
         return fingerprint(self._tensors)
 
     @property
@@ -74,12 +75,11 @@ class Given:
 
 
 def overlay(model: nn.Module, tensors: Tensors, name: str, head: str = HEAD) -> list[str]:
-    """Copy `tensors`, which errors call `name`, into `model`, in its own types; non-float buffers too.
+    """Copy `tensors`, which errors call `name`, into `model`, in its own types, including non-float buffers.
 
-    Of names that the model ties to one tensor, one is enough. Below the module `head` a tensor that is lacking on
-    either side, or has another shape there, is left out. Return the names of the model's tensors that stayed as they
-    were. Raise UserError, before anything is copied, where any other tensor does not fit, or one that would be copied
-    is not finite.
+    Of names that the model ties to one tensor, one is enough. Below the module `head`, a tensor that is missing on
+    either side, or has another shape there, is skipped. Return the names of the model's tensors that were not changed.
+    Raise UserError, before anything is copied, if any other tensor does not fit, or one to be copied is not finite.
     """
     own, given = model.state_dict(), tensors
     tensors = {n: _typed(tensor, own.get(n)) for n, tensor in given.items()}
@@ -107,14 +107,14 @@ def overlay(model: nn.Module, tensors: Tensors, name: str, head: str = HEAD) -> 
 
 
 def _typed(tensor: Tensor, own: Tensor | None) -> Tensor:
-    """A run's model holds complex tensors as real ones, with a last dimension of 2."""
+    """Return a tensor in the model's format: a run stores complex tensors as real ones, with a last dimension of 2."""
     if own is None or not own.is_complex() or tensor.is_complex() or tensor.shape != (*own.shape, 2):
         return tensor
     return torch.view_as_complex(tensor)
 
 
 def _tied(own: Tensors) -> list[list[str]]:
-    """The names that stand for one and the same tensor, where there are several."""
+    """Return the groups of names that refer to the same tensor."""
     places: dict[object, list[str]] = {}
     for name, tensor in own.items():
         if tensor.numel():
@@ -123,7 +123,7 @@ def _tied(own: Tensors) -> list[list[str]]:
 
 
 def _some(names: Sequence[str], own: Tensors, tensors: Tensors) -> str:
-    """The first names, with both shapes where there are two, and how many more there are."""
+    """Return the first names, with both shapes if there are two, and the number of further ones."""
 
     def shown(n: str) -> str:
         return f"{n} ({list(tensors[n].shape)}, not {list(own[n].shape)})" if n in own and n in tensors else n

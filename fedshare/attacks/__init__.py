@@ -1,4 +1,4 @@
-"""Adversaries, for any strategy: what they do to their examples, to their updates, and when they see everyone's."""
+"""Adversaries, for any strategy: attacks on their examples, on their updates, and with sight of honest updates."""
 
 from fedshare.attacks.attack import Attack, Sight
 

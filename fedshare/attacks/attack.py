@@ -1,4 +1,4 @@
-"""An adversary: a participant that lies about its examples or about what it has learnt from them."""
+"""An adversary: a participant that lies about its examples or about its update."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ from fedshare.tensors import Tensors
 
 @dataclass(frozen=True)
 class Sight:
-    """What an adversary that lies about its own update sees."""
+    """What is visible to an adversary that forges its own update."""
 
     round: int
     seed: int
     client: int
-    memory: State  # what it remembers between rounds, to be changed in place
-    start: Tensors  # the model's shared part before training, as it was downloaded
+    memory: State  # its memory between rounds, to be changed in place
+    start: Tensors  # the model's shared part before training, as downloaded
 
     def generator(self, *key: Key) -> torch.Generator:
         return seeds.generator(self.seed, "attack", *key, self.round, self.client)
@@ -29,13 +29,13 @@ class Sight:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Who lies. A subclass overrides what the lie is about; this one's adversaries are honest.
+    """The base of all attacks: it chooses the adversaries, and a subclass overrides their behaviour; here it is honest.
 
-    Updates are flat: named as `fedshare.attacks.update` has it, floating point, all that the client uploads of a model
-    or of a change. What is no such thing (a mask, a number of examples) stays what honest training gave.
+    Updates are flat: named as in `fedshare.attacks.update`, floating point, everything that the client uploads of a
+    model or a change. Other parts of an upload (a mask, a number of examples) stay as honest training made them.
     """
 
-    adversaries: int | list[int] = 0  # who: their ids, or how many, drawn by the seed
+    adversaries: int | list[int] = 0  # their ids, or their number, drawn by the seed
 
     def __post_init__(self) -> None:
         listed = self.adversaries if isinstance(self.adversaries, list) else [self.adversaries]
@@ -44,16 +44,16 @@ class Attack:
 
     @property
     def lies(self) -> bool:
-        """Whether anybody ever does what an honest client does not: with this class itself nobody is an adversary."""
+        """Whether the attack ever differs from honest behaviour; with this base class there are no adversaries."""
         return type(self) is not Attack
 
     @property
     def trains(self) -> bool:
-        """Whether they learn anything from their examples: free-riders do not."""
+        """Whether adversaries train on their examples; free-riders do not."""
         return True
 
     def who(self, clients: int, seed: int) -> list[int]:
-        """The adversaries' ids among so many clients, sorted."""
+        """Return the sorted ids of the adversaries among `clients` clients."""
         if isinstance(self.adversaries, list):
             if unknown := [id for id in self.adversaries if id >= clients]:
                 raise UserError(f"attack.adversaries: there are {clients} clients, so there is no client {unknown[0]}")
@@ -64,29 +64,29 @@ class Attack:
         return sorted(order[: self.adversaries].tolist())
 
     def suits(self, example: Examples, classes: int) -> None:
-        """Raise UserError where examples of this kind, of so many classes, cannot be poisoned so."""
+        """Raise UserError if this attack cannot poison examples of this kind with so many classes."""
 
     def at(self, round: int) -> "Attack":
-        """What the adversaries are up to in this round."""
+        """Return the attack that the adversaries use in this round."""
         return self
 
     def poison(self, examples: Examples, generator: torch.Generator) -> Examples:
-        """The examples that an adversary trains on, from its own."""
+        """Return the examples that an adversary trains on, made from its own."""
         return examples
 
     def forge(self, update: Tensors, sight: Sight) -> Tensors:
-        """What an adversary claims to have learnt, from what training gave."""
+        """Return the update that an adversary claims, made from its trained one."""
         return update
 
     def collude(
         self, honest: dict[int, Tensors], own: dict[int, Tensors], generator: torch.Generator
     ) -> dict[int, Tensors]:
-        """What the adversaries claim, of whom `own` has what they would, who see what the `honest` have uploaded.
+        """Return the updates that the adversaries claim, given their `own` updates and those of the `honest` clients.
 
-        Neither is empty, both are in client order. `generator` is the round's.
+        Both are nonempty, and in client order. `generator` is the round's.
         """
         return own
 
     def success(self, client: Client) -> dict[str, float]:
-        """How far the attack reaches its aim at this client's model, where it has one: ``attack_success``, 0 to 1."""
+        """Return how far the attack reaches its aim at this client's model, if any: ``attack_success``, 0 to 1."""
         return {}

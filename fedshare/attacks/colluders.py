@@ -1,4 +1,4 @@
-"""Adversaries who see what all honest clients have uploaded before they agree on what they claim.
+"""Colluding adversaries: they see all honest uploads before they agree on their own.
 
 Below, m is the mean of the honest updates, and s their standard deviation, element by element.
 """
@@ -27,9 +27,9 @@ Direction = Literal["std", "unit", "sign"]
 
 @dataclass(frozen=True, kw_only=True)
 class ALIE(Attack):
-    """``m - z * s``: a little is enough, where honest clients differ more than that."""
+    """``m - z * s``: a small shift is enough if honest clients differ by more."""
 
-    z: float | None = None  # null: as large as leaves a majority with some honest clients; below 0 it goes beyond m
+    z: float | None = None  # null: the largest that leaves a majority with honest clients; below 0 it goes beyond m
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +43,7 @@ class ALIE(Attack):
 
 
 def largest_z(honest: int, liars: int) -> float:
-    """Such that enough of the honest lie farther from the mean to make, with the liars, a majority. At least 0."""
+    """Return the largest z at which enough honest updates lie farther from the mean for a majority with the liars."""
     needed = max((honest + liars) // 2 + 1 - liars, 1)
     share = max((honest - needed) / honest, 0.5)
     return NormalDist().inv_cdf(share)
@@ -51,9 +51,9 @@ def largest_z(honest: int, liars: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class IPM(Attack):
-    """``-factor * m``, so that the inner product of the true mean and the average is below 0."""
+    """``-factor * m``, so that the inner product of the true mean and the average is negative."""
 
-    factor: float = 1.0  # from about 0.1, which robust means let pass, to 10, which turns a plain mean round
+    factor: float = 1.0  # from about 0.1, which passes robust means, to 10, which reverses a plain mean
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,10 +65,10 @@ class IPM(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Away(Attack, ABC):
-    """As far from m as can be without being an outlier: ``m + gamma * p`` with the largest allowed gamma.
+    """As far from m as possible without being an outlier: ``m + gamma * p`` with the largest allowed gamma.
 
-    p is ``-s`` (std), ``-m / |m|`` (unit) or ``-sign(m)`` (sign). Gamma, which is usually searched by bisection, is a
-    root of a square function.
+    p is ``-s`` (std), ``-m / |m|`` (unit) or ``-sign(m)`` (sign). Gamma, usually searched by bisection, is a root of a
+    quadratic.
     """
 
     direction: Direction = "std"  # std, unit or sign
@@ -96,15 +96,15 @@ class Away(Attack, ABC):
     def farthest(
         self, step: float, along: Sequence[float], squares: Sequence[float], apart: Sequence[Sequence[float]]
     ) -> float:
-        """The largest gamma.
+        """Return the largest allowed gamma.
 
         The squared distance of ``m + gamma * p`` to honest update i is ``squares[i] + 2 * gamma * along[i]
-        + gamma^2 * step``, that of two honest ones ``apart[i][j]``.
+        + gamma^2 * step``, and between two honest ones ``apart[i][j]``.
         """
 
 
 class MinMax(Away):
-    """No farther from any honest update than two of these are from one another."""
+    """The distance to any honest update is at most the largest distance between two of them."""
 
     def farthest(
         self, step: float, along: Sequence[float], squares: Sequence[float], apart: Sequence[Sequence[float]]
@@ -114,7 +114,7 @@ class MinMax(Away):
 
 
 class MinSum(Away):
-    """With squared distances to all honest updates of a sum no larger than that of one of these."""
+    """The sum of squared distances to all honest updates is at most the largest such sum of an honest update."""
 
     def farthest(
         self, step: float, along: Sequence[float], squares: Sequence[float], apart: Sequence[Sequence[float]]
@@ -127,15 +127,15 @@ def _square(a: Tensors) -> float:
 
 
 def _root(a: float, b: float, c: float) -> float:
-    """The largest x with ``a x^2 + 2 b x + c <= 0``, where a is not, and c not much, above 0; 0 where a is 0."""
+    """Return the largest x with ``a x^2 + 2 b x + c <= 0``, or 0 if a is 0; a >= 0, and c <= 0 up to rounding."""
     return (math.sqrt(b * b - a * min(c, 0.0)) - b) / a if a > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mimic(Attack):
-    """What one honest client has sent, so that it counts more often than the others."""
+    """A copy of one honest client's update, which then counts more often than the others."""
 
-    victim: int | None = None  # its id; null, or where it is not there: the first honest one
+    victim: int | None = None  # its id; null, or if it is absent: the first honest client
 
     def collude(self, honest: Updates, own: Updates, generator: torch.Generator) -> Updates:
         victim = self.victim if self.victim in honest else min(honest)
@@ -144,10 +144,10 @@ class Mimic(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Sybils(Attack):
-    """One liar under many names: all send what the first of them would, with a little noise each."""
+    """One liar with several identities: all send the first one's update, each with a little noise."""
 
-    of: Attack  # what that one does
-    jitter: float = 0.0  # the noise's deviation, relative to the root mean square of the update; 0: exact copies
+    of: Attack  # the attack of that liar
+    jitter: float = 0.0  # noise deviation, relative to the root mean square of the update; 0: exact copies
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,9 +183,9 @@ class Sybils(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class ReputationAware(LabelFlip):
-    """A label flip whose update is turned until it agrees with m as far as a reputation asks for, and as long as m."""
+    """A label flip whose update is rotated to a cosine with m that a reputation accepts, and rescaled to m's length."""
 
-    cosine: float = 0.9  # its cosine with m
+    cosine: float = 0.9  # cosine with m
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,13 +197,13 @@ class ReputationAware(LabelFlip):
 
 
 def turned(update: Tensors, middle: Tensors, cosine: float) -> Tensors:
-    """As long as `middle`, at this cosine to it, in the plane of both; where they span none, `middle` times it."""
+    """Return a vector as long as `middle`, at this cosine to it, in the plane of both; if parallel, scaled `middle`."""
     length = norm(middle)
     if not length:
         return update
     across = add(update, middle, alpha=-dot(update, middle) / length**2)
     aside = norm(across)
-    # What is left of an update along `middle` is rounding, and no direction.
+    # If the update is parallel to `middle`, the remainder is rounding error, not a direction.
     if aside <= 1e-6 * norm(update):
         return scale(middle, cosine)
     return add(scale(middle, cosine), across, alpha=math.sqrt(1 - cosine**2) * length / aside)

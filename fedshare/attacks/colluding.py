@@ -1,4 +1,4 @@
-"""Adversaries who see what the others send: between the server and wherever the clients are."""
+"""A network wrapper for colluding adversaries, between the server and the clients."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ from fedshare.tensors import Tensors
 
 
 class Colluding:
-    """A `Network` in which the adversaries' uploads are what they agree on when they have seen all others.
+    """A `Network` in which the adversaries agree on their uploads after they have seen all others.
 
-    It stands beside the server, which sees as much: so the clients may be anywhere. `initial` is what everyone starts
-    from. What an honest client sent that is of no use tells them nothing.
+    It runs beside the server, which sees as much, so the clients may be anywhere. `initial` is the initial model. An
+    honest client's unusable upload is ignored.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Colluding:
         own = {client: updates[client] for client in liars if updates.get(client)}
         if honest and own:
             generator = seeds.generator(self._seed, "collude", round)
-            with one_thread():  # or the last bits of sums would depend on how many there are
+            with one_thread():  # otherwise the last bits of sums would depend on the number of threads
                 for client, update in attack.collude(honest, own, generator).items():
                     upload, start, _ = known[client]
                     answers[client] = self._strategy.form.encode(write(upload, start, update))
         return replace(exchange, answers=answers)
 
     def _read(self, upload: Payload, download: Payload) -> tuple[Payload, Tensors, Tensors] | None:
-        """It unpacked, the model it began with, and the update; None for what the server will drop."""
+        """Return the upload decoded, the model it started from, and the update; None if the server will drop it."""
         start = self._initial | download.tensors.get(MODEL, {})
         try:
             upload = self._strategy.form.decode(upload, {CHANGE: self._initial})

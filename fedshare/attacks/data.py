@@ -1,4 +1,4 @@
-"""Poisoned examples: what is learnt from them is learnt honestly."""
+"""Poisoned examples, on which adversaries train honestly."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,13 +18,13 @@ from fedshare.tensors import Tensors, scale
 class LabelFlip(Attack):
     """Wrong labels: each class c becomes ``classes - 1 - c``, or only `source` becomes `target`.
 
-    It succeeds on a test example that the model takes for what its label would have become. The middle one of an odd
-    number of classes, which stays, is not counted.
+    It succeeds on a test example if the model predicts the flipped label. With an odd number of classes, the middle
+    one is unchanged and not counted.
     """
 
-    classes: int  # how many there are
+    classes: int  # number of classes
     source: int | None = None  # the only class whose examples are mislabelled; null: all classes
-    target: int | None = None  # what they are called; null: the class opposite
+    target: int | None = None  # their false label; null: the opposite class
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,17 +53,17 @@ class LabelFlip(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Backdoor(Attack):
-    """A trigger in the input, a patch in the lower right corner of an image, that stands for the class `target`.
+    """A trigger in the input, a patch in the lower right corner of an image, that makes models predict `target`.
 
-    Of features and tokens, the trigger is the first `size`. It succeeds on a test example of another class that the
-    model takes for `target` when the trigger is put into it.
+    For features and tokens, the trigger is the first `size`. It succeeds on a test example of another class if the
+    model predicts `target` once the trigger is inserted.
     """
 
-    target: int = 0  # the class that the trigger is to stand for
-    fraction: float = 0.5  # of an adversary's examples that get the trigger and the target
-    size: int = 2  # pixels along an edge of the patch; or how many features or tokens
-    value: float = 255  # of a pixel in the patch, of such a feature, or the token's number
-    boost: float = 1.0  # how many times its update is sent; clients of a round / liars among them replaces the model
+    target: int = 0  # the class that the trigger should cause
+    fraction: float = 0.5  # share of an adversary's examples that get the trigger and the target
+    size: int = 2  # pixels along an edge of the patch; or number of features or tokens
+    value: float = 255  # of a pixel in the patch or a feature; or the token's number
+    boost: float = 1.0  # factor on its update; clients of a round / liars among them replaces the model
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,7 +107,7 @@ class Backdoor(Attack):
 
 
 def labelled(example: Examples) -> None:
-    """Raise UserError where examples have not one label each, or are not in memory."""
+    """Raise UserError if examples do not have one label each, or are not in memory."""
     if not example.in_memory:
         raise UserError(
             "attack: changes examples, and these are read lazily; data.load.cache=true keeps them in memory"
@@ -117,9 +117,9 @@ def labelled(example: Examples) -> None:
 
 
 def reached(client: Client, examples: Examples, aims: Tensor) -> dict[str, float]:
-    """On how many of the examples, by their share, the client's model says what it is to say, and not what is true.
+    """Return the share of examples that the client's model predicts as in `aims`.
 
-    Those where this is the same are left out; where no others are left, the answer is empty.
+    Examples for which this is the true label are left out; if none remain, the result is empty.
     """
     rows = (aims != examples.y).nonzero().flatten()
     if not len(rows):

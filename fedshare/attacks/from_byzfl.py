@@ -16,7 +16,7 @@ from fedshare.tensors import Tensors
 
 @dataclass(frozen=True, kw_only=True)
 class ByzFL(Attack):
-    """All adversaries send what one of ByzFL's attacks makes of the honest updates, each as one float32 vector."""
+    """All adversaries send the result of one of ByzFL's attacks on the honest updates, each as one float32 vector."""
 
     name: str  # a class of byzfl.attacks
     options: dict[str, Any] = field(default_factory=dict)  # its arguments
@@ -30,7 +30,7 @@ class ByzFL(Attack):
     ) -> dict[int, Tensors]:
         like = next(iter(honest.values()))
         rows = [torch.cat([tensor.reshape(-1).float() for tensor in update.values()]) for update in honest.values()]
-        with seeds.scope(int(torch.randint(2**62, (), generator=generator))):  # it asks torch's own generator
+        with seeds.scope(int(torch.randint(2**62, (), generator=generator))):  # it uses torch's global generator
             vector = self._made()(torch.stack(rows))
         pieces = vector.split([tensor.numel() for tensor in like.values()])
         lie = {name: p.view(t.shape).to(t.dtype) for (name, t), p in zip(like.items(), pieces, strict=True)}

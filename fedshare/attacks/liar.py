@@ -1,4 +1,4 @@
-"""Adversaries, each of whom lies for itself: what a population is handed, and how they play their half."""
+"""Independent adversaries: their choice for a population, and their client and strategy."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from fedshare.tensors import Tensors
 
 @dataclass(frozen=True)
 class Liars:
-    """Who lies, and about what (`fedshare.population.adversaries.Adversaries`)."""
+    """The adversaries of an attack (`fedshare.population.adversaries.Adversaries`)."""
 
     attack: Attack
     clients: int
@@ -26,7 +26,7 @@ class Liars:
 
     @cached_property
     def ids(self) -> list[int]:
-        """Raises UserError where the attack names a client that does not exist."""
+        """The adversaries' ids. Raises UserError if the attack names a client that does not exist."""
         named = self.attack.who(self.clients, self.seed)
         return named if self.attack.lies else []
 
@@ -42,7 +42,7 @@ class Liars:
 
 @dataclass(frozen=True)
 class Liar(Strategy):
-    """A strategy, but for what it uploads."""
+    """A strategy whose uploads are forged."""
 
     honest: Strategy
     attack: Attack
@@ -80,7 +80,7 @@ class Liar(Strategy):
 
 
 class Adversary(Client):
-    """A client that trains on poisoned examples, or, a free-rider, not at all."""
+    """A client that trains on poisoned examples or, as a free-rider, not at all."""
 
     def __init__(self, client: Client, attack: Attack) -> None:
         vars(self).update(vars(client))
@@ -92,7 +92,7 @@ class Adversary(Client):
         return self.attack.poison(self._share.train, generator).to(self._scratch.device)
 
     def fit(self, *args: Any, **options: Any) -> dict[str, float]:
-        """It claims all examples that it was given. A free-rider claims the loss of the model that it was sent."""
+        """Claim all examples that it was given. A free-rider claims the loss of the downloaded model."""
         claimed = {"examples": float(len(self._share.train))}
         if self.attack.trains:
             return super().fit(*args, **options) | claimed

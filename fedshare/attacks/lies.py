@@ -1,4 +1,4 @@
-"""Lies about one's own update, by those who see no other."""
+"""Forged updates of adversaries that see no other update."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from fedshare.tensors import Tensors, scale
 
 @dataclass(frozen=True, kw_only=True)
 class SignFlip(Attack):
-    """The opposite of what was learnt."""
+    """The negated update."""
 
-    factor: float = 1.0  # how many times as long
+    factor: float = 1.0  # scale of the negated update
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -27,7 +27,7 @@ class SignFlip(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class SignRandomise(Attack):
-    """Each element with a sign at random."""
+    """The update with a random sign for each element."""
 
     def forge(self, update: Tensors, sight: Sight) -> Tensors:
         drawn = uniform(update, sight.generator("sign"))
@@ -36,9 +36,9 @@ class SignRandomise(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Rescale(Attack):
-    """What was learnt times one factor a round, drawn evenly."""
+    """The update times one random factor per round, drawn uniformly."""
 
-    most: float = 100.0  # of the factor's magnitude: it is from -most to most
+    most: float = 100.0  # the factor is from -most to most
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,9 +51,9 @@ class Rescale(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class ValueInvert(Attack):
-    """Elements x, chosen at random, become 1 / (x + 1e-10): what is almost nothing becomes huge."""
+    """Randomly chosen elements x become 1 / (x + 1e-10): tiny values become huge."""
 
-    share: float = 0.5  # the probability of each element
+    share: float = 0.5  # probability for each element
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,9 +66,9 @@ class ValueInvert(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(Attack):
-    """Normal noise in place of what was learnt, and about as long: its deviation is the root mean square of that."""
+    """Normal noise instead of the update, of about its length: the deviation is the update's root mean square."""
 
-    scale: float = 1.0  # how many times as long
+    scale: float = 1.0  # scale of the noise
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,10 +80,10 @@ class Gaussian(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class NonFinite(Attack):
-    """No numbers at all."""
+    """NaN or infinity instead of numbers."""
 
-    infinite: bool = False  # infinity, and not NaN
-    everywhere: bool = True  # in place of all elements; false: of the first one
+    infinite: bool = False  # infinity instead of NaN
+    everywhere: bool = True  # replace all elements; false: the first one only
 
     def forge(self, update: Tensors, sight: Sight) -> Tensors:
         value = math.inf if self.infinite else math.nan

@@ -1,4 +1,4 @@
-"""What an attack's settings may be."""
+"""Checks of an attack's settings."""
 
 import math
 
@@ -6,7 +6,7 @@ from fedshare.errors import UserError
 
 
 def limit(settings: object, least: float, most: float, *names: str) -> None:
-    """Raise UserError where one of the settings called `names` is not a finite number from `least` to `most`."""
+    """Raise UserError if one of the settings `names` is not a finite number from `least` to `most`."""
     for name in names:
         value = getattr(settings, name)
         if not (least <= value <= most and math.isfinite(value)):

@@ -1,4 +1,4 @@
-"""Free-riders: they want the model, and save themselves the training."""
+"""Free-riders: they want the model without training."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Constant(Attack):
 
     trains = False
 
-    value: float = 0.0  # the number; 0: nothing is sent back but what was downloaded
+    value: float = 0.0  # the number; 0: the downloaded model is returned unchanged
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,11 +31,11 @@ class Constant(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Attack):
-    """Numbers drawn evenly."""
+    """Uniform random numbers."""
 
     trains = False
 
-    radius: float = 1.0  # they are from -radius to radius
+    radius: float = 1.0  # numbers are from -radius to radius
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,9 +48,9 @@ class Random(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaWeights(Attack):
-    """How the model that it was sent has changed since it was last sent one: what the others have learnt.
+    """The change of the downloaded model since the last download, which is what the others have learnt.
 
-    The first time it has nothing to say.
+    The first time, the update is zero.
     """
 
     trains = False
@@ -67,13 +67,13 @@ class DeltaWeights(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaNoise(DeltaWeights):
-    """The same, but no two look alike: with normal noise that decays as training does.
+    """`DeltaWeights` with normal noise that decays as training does, so that no two updates are equal.
 
     Its deviation is ``noise * size * round ** -decay``, where `size` is the root mean square of the first change seen.
     """
 
-    noise: float = 1.0  # how loud it is
-    decay: float = 1.0  # how fast it fades; 0: never
+    noise: float = 1.0  # scale of the noise
+    decay: float = 1.0  # exponent of its decay; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,12 +89,12 @@ class DeltaNoise(DeltaWeights):
 
 @dataclass(frozen=True, kw_only=True)
 class Stale(Attack):
-    """It trains in the first rounds, and from then on sends again what it sent last.
+    """It trains in the first rounds, and then resends its last update.
 
-    One that was not among the clients of those rounds has nothing to say.
+    A client that was not in those rounds sends zeros.
     """
 
-    learns: int = 1  # how many rounds
+    learns: int = 1  # number of these rounds
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,7 +110,7 @@ class Stale(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Attack):
-    """What a `Stale` one does when it trains no more."""
+    """A `Stale` client after it has stopped training."""
 
     trains = False
 
@@ -120,9 +120,9 @@ class Replay(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Partial(Attack):
-    """It trains, but on a few of its examples, always the same ones, and claims them all."""
+    """It trains on a few of its examples, always the same ones, and claims them all."""
 
-    share: float = 0.01  # of its examples, rounded up
+    share: float = 0.01  # share of its examples, rounded up
 
     def __post_init__(self) -> None:
         super().__post_init__()

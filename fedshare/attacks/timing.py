@@ -1,4 +1,4 @@
-"""Adversaries who do not always lie."""
+"""Adversaries that lie only in some rounds."""
 
 import math
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from fedshare.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class OnOff(Attack):
-    """Honest for `start` rounds, to be trusted; then, again and again, `active` rounds of an attack and `quiet` ones.
+    """Honest for `start` rounds, to gain trust; then alternately `active` rounds of an attack and `quiet` rounds.
 
-    The adversaries are its own: whom the attack names does not count.
+    The adversaries are this attack's own: those of the inner attack are ignored.
     """
 
-    attack: Attack  # what they do when they lie
-    start: int = 10  # rounds, the first, in which they are honest
-    active: int = 5  # rounds in which they lie
-    quiet: int = 5  # rounds in which they do not
+    attack: Attack  # the attack in active rounds
+    start: int = 10  # number of honest rounds at the beginning
+    active: int = 5  # rounds with the attack
+    quiet: int = 5  # rounds without
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,7 +33,7 @@ class OnOff(Attack):
         self.attack.suits(example, classes)
 
     def at(self, round: int) -> Attack:
-        """`round` counts from 1."""
+        """Return the attack of this round, counted from 1."""
         since = round - 1 - self.start
         lies = since >= 0 and since % (self.active + self.quiet) < self.active
         return self.attack.at(round) if lies else Attack(adversaries=self.adversaries)

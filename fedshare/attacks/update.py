@@ -1,16 +1,16 @@
-"""Uploads as updates: what an upload says that a client has learnt, whichever way the strategy says it."""
+"""Uploads as updates: the change of the model that an upload contains, whichever form the strategy uses."""
 
 from fedshare.errors import UserError
 from fedshare.payload import Payload
 from fedshare.tensors import Tensors
 
-MODEL, CHANGE = "params", "update"  # by convention, what uploads call the model after training, and its change
+MODEL, CHANGE = "params", "update"  # conventional group names of the trained model and of its change in uploads
 
 
 def read(upload: Payload, start: Tensors) -> Tensors:
-    """Of a model, its difference from `start`; of a change, the change: by ``group/name``, floating point only.
+    """Return a model minus `start`, or a change as it is, by ``group/name``, floating point only.
 
-    Raises UserError where the upload has neither, and so nothing that can be lied about.
+    Raises UserError if the upload has neither, so that there is nothing to forge.
     """
     update = {}
     for group, tensors in upload.tensors.items():
@@ -23,7 +23,7 @@ def read(upload: Payload, start: Tensors) -> Tensors:
 
 
 def write(upload: Payload, start: Tensors, update: Tensors) -> Payload:
-    """`upload` with `update`, as `read` names it, in place of its own."""
+    """Return `upload` with its own update replaced by `update`, named as in `read`."""
     tensors = {group: dict(named) for group, named in upload.tensors.items()}
     for path, change in update.items():
         group, name = path.split("/", 1)

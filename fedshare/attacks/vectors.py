@@ -1,4 +1,4 @@
-"""Updates as vectors, however many tensors they have. Sums are in float64."""
+"""Vector operations on updates, however many tensors they have. Sums are in float64."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ from fedshare.tensors import Tensors, norm
 
 
 def rms(a: Tensors) -> float:
-    """The root of the mean square of all elements; 0 where there are none."""
+    """Return the root mean square of all elements; 0 if there are none."""
     return norm(a) / math.sqrt(max(sum(tensor.numel() for tensor in a.values()), 1))
 
 
 def deviation(items: Sequence[Tensors]) -> Tensors:
-    """The standard deviation of each element, of a sample (by ``n - 1``); 0 where there is one item."""
+    """Return the sample standard deviation of each element (by ``n - 1``); 0 for a single item."""
     first = items[0]
     if len(items) == 1:
         return {name: torch.zeros_like(tensor) for name, tensor in first.items()}
@@ -27,7 +27,7 @@ def normal(like: Tensors, std: float, generator: torch.Generator) -> Tensors:
 
 
 def uniform(like: Tensors, generator: torch.Generator) -> Tensors:
-    """From 0 to 1."""
+    """Return uniform random numbers from 0 to 1, shaped like `like`."""
     return _drawn(like, lambda t: torch.rand(t.shape, generator=generator, dtype=t.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Directions that need no sending: they follow from who sends what message, and are the same bits everywhere."""
+"""Directions that are never sent: they are computed from a message's sender and number, identically everywhere."""
 
 from fedshare.directions.message import (
     BLOCK,

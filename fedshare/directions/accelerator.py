@@ -1,7 +1,7 @@
-"""What `message` and `perturb` do on torch tensors of any device, for GPUs: the same bits, drawn where they are used.
+"""`message` and `perturb` on torch tensors of any device, for GPUs: the same bits, drawn where they are used.
 
-Philox's products take 64 bits, of which int64 keeps all: it overflows as unsigned numbers do, and only the shift to the
-right needs a mask. On CUDA what is done to a chunk is compiled, else each operation would write its results to memory.
+Philox's products are 64-bit, which int64 can hold: it overflows like unsigned numbers, and only the right shift needs a
+mask. On CUDA the work on a chunk is compiled; otherwise each operation would write its results to memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +15,11 @@ from torch import Tensor
 from fedshare.directions.message import Origin
 from fedshare.directions.philox import MULTIPLIERS, ROUNDS, STEPS, WORD
 
-CHUNK = 2**22  # parameters at a time, which bounds what is in memory where nothing is compiled
+CHUNK = 2**22  # parameters at a time; bounds the memory where nothing is compiled
 
 
 def draw(origin: Origin, count: int, device: torch.device) -> Tensor:
-    """The message's random bytes of the first `count` parameters."""
+    """Return the message's random bytes for the first `count` parameters."""
     out = torch.empty(count, dtype=torch.uint8, device=device)
     message, work = _messages([origin], device)[0], _for(device, _bytes)
     for first, last in _chunks(0, count):
@@ -28,7 +28,7 @@ def draw(origin: Origin, count: int, device: torch.device) -> Tensor:
 
 
 def accumulate(into: Tensor, entries: Sequence[tuple[Origin, np.ndarray]], start: int) -> None:
-    """Add what each entry's table has for its random bytes to `into`, the parameters from `start` on."""
+    """Add each entry's table value for its random bytes to `into`, the parameters from `start` on."""
     messages = _messages([origin for origin, _ in entries], into.device)
     tables = [torch.from_numpy(table).to(into.device) for _, table in entries]
     work = _for(into.device, _add)
@@ -39,7 +39,7 @@ def accumulate(into: Tensor, entries: Sequence[tuple[Origin, np.ndarray]], start
 
 
 def displace(vector: Tensor, random: Tensor, table: Tensor) -> None:
-    """Add what `table` has for each random byte, in the table's type and rounded once to the vector's."""
+    """Add the `table` value for each random byte, computed in the table's type and rounded once to the vector's."""
     work = _for(vector.device, _displace)
     for part, drawn in zip(vector.split(CHUNK), random.split(CHUNK), strict=True):
         work(part, drawn, table)
@@ -54,7 +54,7 @@ def _add(into: Tensor, places: Tensor, skip: int, message: Tensor, table: Tensor
 
 
 def _bytes(places: Tensor, message: Tensor) -> Tensor:
-    """The random bytes of these sixteens of parameters."""
+    """Return the random bytes of these groups of sixteen parameters."""
     even, odd, b, c, d = message.unbind()
     a = places
     for _ in range(ROUNDS):
@@ -86,4 +86,4 @@ def _for(device: torch.device, work: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def _compiled(work: Callable[..., Any]) -> Any:
-    return torch.compile(work, dynamic=True)  # else the last chunk of each model would be compiled anew
+    return torch.compile(work, dynamic=True)  # otherwise the last chunk of each model would be recompiled

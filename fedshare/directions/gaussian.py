@@ -1,7 +1,8 @@
-"""Gaussian directions, the paper's: rounded to integers, so that sums of them are exact.
+"""Gaussian directions, as in the paper, rounded to integers, so that sums of them are exact.
 
-Logarithm and cosine are a machine's own in their last bits, and where that decides a rounding, two kinds of machines
-get two models: what signs (`fedshare.directions.rademacher`) promise, this does not. It is also many times slower.
+The last bits of logarithm and cosine depend on the machine. If they decide a rounding, two kinds of machine get
+different models: unlike signs (`fedshare.directions.rademacher`), these directions do not promise equal bits. They are
+also many times slower.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,8 @@ from fedshare.directions.message import PROBES, Entry, Origin, blocks
 
 class Gaussian:
     name = "philox4x32-10/gaussian/1"
-    bits = 8  # of a direction's integers behind the point
-    largest = 1706  # of their magnitudes: a 32-bit number gives no more than 6.66 standard deviations
+    bits = 8  # fractional bits of a direction's integers
+    largest = 1706  # their largest magnitude: a 32-bit number gives at most 6.66 standard deviations
 
     def draw(self, origin: Origin, count: int, device: torch.device) -> Origin:
         return origin
@@ -38,10 +39,10 @@ class Gaussian:
 
 
 def integers(origin: Origin, probe: int, size: int, start: int, end: int) -> NDArray[np.int64]:
-    """A direction's integers from parameter `start` to `end`, by Box and Muller: of two 32-bit numbers, two."""
+    """Return a direction's integers from `start` to `end`, by Box-Muller: two integers from two 32-bit numbers."""
     if not 0 <= probe < PROBES or size > 2**31:
         raise ValueError(f"probe {probe} of {PROBES}, {size} parameters of {2**31}")
-    each = -(-size // 4)  # counters of a probe
+    each = -(-size // 4)  # counters per probe
     first, last = start // 4, -(-end // 4)
     words = philox.words(origin.run, origin.counters(probe * each + first, probe * each + last))
     radius = np.sqrt(-2 * np.log((words[:, ::2] + 1.0) * 2.0**-32))

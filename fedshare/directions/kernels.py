@@ -1,4 +1,4 @@
-"""What `message` and `perturb` do, in compiled loops; the bits are the same.
+"""`message` and `perturb` in compiled loops, with the same bits.
 
 Needs numba, the extra `fast`. Nothing here lets a compiler reorder floats.
 """
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedshare.directions.philox import MULTIPLIERS, ROUNDS, STEPS
 
-_TILE = 128  # sixteens of parameters at a time: their sums and words stay in the L1 cache
+_TILE = 128  # groups of sixteen parameters at a time: their sums and words fit in the L1 cache
 _A, _C = (np.uint64(multiplier) for multiplier in MULTIPLIERS)
 _EVEN, _ODD = (np.uint32(step) for step in STEPS)
 _HALF, _BYTE = np.uint64(32), np.uint32(255)
@@ -19,7 +19,7 @@ _HALF, _BYTE = np.uint64(32), np.uint32(255)
 
 @njit(nogil=True, cache=True)
 def _words(first: Any, message: NDArray[np.uint32], out: NDArray[np.uint32]) -> None:
-    """Philox's words ``[4, tile]`` from the counter `first` on: a word's are side by side, for SIMD."""
+    """Compute Philox's words ``[4, tile]`` from the counter `first` on, contiguous for each word, for SIMD."""
     for i in range(_TILE):
         a, b, c, d = uint32(first + uint64(i)), message[2], message[3], message[4]
         even, odd = message[0], message[1]
@@ -33,9 +33,10 @@ def _words(first: Any, message: NDArray[np.uint32], out: NDArray[np.uint32]) -> 
 
 @njit(nogil=True, cache=True)
 def accumulate(into: Any, start: int, messages: NDArray[np.uint32], tables: Any) -> None:
-    """Add up what `tables` has for each byte of each of the messages.
+    """Add the value in `tables` for each byte of each message.
 
-    Two messages at a time, which halves the reading and writing of sums. An odd number has one table of zeros more.
+    Two messages are processed at a time, which halves the reads and writes of sums. An odd number needs an additional
+    table of zeros.
     """
     words = np.zeros((2, 4, _TILE), dtype=np.uint32)
     width, end = 16 * _TILE, start + len(into)
@@ -63,7 +64,7 @@ def accumulate(into: Any, start: int, messages: NDArray[np.uint32], tables: Any)
 
 @njit(nogil=True, cache=True)
 def draw(out: NDArray[np.uint8], start: int, message: NDArray[np.uint32]) -> None:
-    """The message's random bytes from the parameter `start` on."""
+    """Write the message's random bytes from the parameter `start` on."""
     words = np.empty((4, _TILE), dtype=np.uint32)
     width, end = 16 * _TILE, start + len(out)
     for tile in range(start - start % 16, end, width):
@@ -81,7 +82,7 @@ def draw(out: NDArray[np.uint8], start: int, message: NDArray[np.uint32]) -> Non
 
 @njit(nogil=True, cache=True)
 def displace(vector: Any, random: NDArray[np.uint8], masks: Any, one: Any, two: Any) -> None:
-    """Add `one` and `two`, each with the sign that the bit of its mask stands for. A mask of 0 goes with a zero."""
+    """Add `one` and `two`, each with the sign in the bit of its mask. With a mask of 0, the number must be zero."""
     first, second = masks
     for i in range(len(vector)):
         x = random[i]

@@ -1,7 +1,7 @@
-"""Directions that need no sending: every parameter's sign, +1 or -1, follows from who sends what message.
+"""Directions that are never sent: every parameter's sign, +1 or -1, is computed from a message's origin.
 
-A message has up to eight probes, and they share one random byte a parameter, a bit each. Whoever knows a message's
-origin has any part of its directions, and never holds more of one than a block.
+A message has up to eight probes, which share one random byte per parameter, one bit each. Any part of the directions
+can be computed from the origin, and at most a block is held at a time.
 """
 
 import os
@@ -18,28 +18,29 @@ from numpy.typing import NDArray
 from fedshare.directions import philox
 from fedshare.machine.threads import spread
 
-BLOCK = 2**18  # parameters that are computed at a time: what they need stays in the cache
+BLOCK = 2**18  # parameters computed at a time, so that their data fit in the cache
 PROBES = 8
-LIMIT = 2**36  # parameters of a model
+LIMIT = 2**36  # largest number of parameters in a model
 _FEW = 2**12
-_MANY = 2**17  # parameters from which on a table of two messages is worth its making
-_TAKEN = 2**16  # parameters that are looked up at a time: numpy makes an index of 8 bytes of each random one
+_MANY = 2**17  # from this many parameters on, a table for two messages is worth building
+_TAKEN = 2**16  # parameters looked up at a time: numpy makes an 8-byte index of each random byte
 
-# What each probe's sign is for each byte: a bit that is set stands for +1.
+# Each probe's sign for each byte: a set bit means +1.
 SIGNS = np.array([[1 if byte >> probe & 1 else -1 for byte in range(256)] for probe in range(PROBES)])
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The message that the directions belong to.
+    """The origin of a message, from which its directions follow.
 
-    The run is Philox's key. Its counter is, from the lowest bit on: the place in the model, in sixteens of parameters,
-    32 bits; the sequence, 64; the peer, 32. Nothing is hashed, so that no two messages of a run share a counter.
+    The run is Philox's key. From the lowest bit, its counter has the position in the model in groups of sixteen
+    parameters (32 bits), the sequence (64) and the peer (32). Nothing is hashed, so no two messages of a run share a
+    counter.
     """
 
     run: int  # below 2**64
     peer: int  # below 2**32
-    sequence: int  # below 2**64; the how many-th message of that peer
+    sequence: int  # below 2**64; the number of this message among the peer's
 
     def __post_init__(self) -> None:
         for value, bits in ((self.run, 64), (self.peer, 32), (self.sequence, 64)):
@@ -48,11 +49,11 @@ class Origin:
 
     @property
     def words(self) -> tuple[int, int, int, int, int]:
-        """The key's two, the lower first, and the upper three of the counter."""
+        """The key's two words, lower first, and the counter's upper three."""
         return self.run & philox.WORD, self.run >> 32, self.sequence & philox.WORD, self.sequence >> 32, self.peer
 
     def counters(self, first: int, last: int) -> NDArray[np.uint64]:
-        """Philox's counters ``[4, last - first]``, a word a row, of the sixteens of parameters from `first` on."""
+        """Return Philox's counters ``[4, last - first]``, one word per row, for groups of sixteen from `first` on."""
         rows = np.empty((4, last - first), dtype=np.uint64)
         rows[0] = np.arange(first, last)
         rows[1:] = np.array(self.words[2:])[:, None]
@@ -63,15 +64,15 @@ Entry = tuple[Origin, Sequence[int] | NDArray[np.integer]]
 
 
 def blocks(size: int) -> Iterator[tuple[int, int]]:
-    """From where to where each of the blocks of `size` parameters goes."""
+    """Yield start and end of each block of `size` parameters."""
     for start in range(0, size, BLOCK):
         yield start, min(start + BLOCK, size)
 
 
 def compiled(size: int) -> ModuleType | None:
-    """`kernels`, which does the same faster; None without numba, and with FEDSHARE_KERNELS=numpy.
+    """Return the faster module `kernels`; None without numba, with FEDSHARE_KERNELS=numpy, or for few parameters.
 
-    None for a few parameters too: the first call compiles, for a second or more, where no other run has.
+    For few it does not pay: the first call compiles for a second or more, unless an earlier run already has.
     """
     return None if size < _FEW or os.environ.get("FEDSHARE_KERNELS") == "numpy" else _kernels()
 
@@ -80,13 +81,13 @@ def compiled(size: int) -> ModuleType | None:
 def _kernels() -> ModuleType | None:
     try:
         from fedshare.directions import kernels
-    except (ImportError, RuntimeError):  # RuntimeError: there is no folder for what is compiled
+    except (ImportError, RuntimeError):  # RuntimeError: there is no cache folder for compiled code
         return None
     return kernels
 
 
 def random_bytes(origin: Origin, start: int, count: int) -> NDArray[np.uint8]:
-    """The random bytes of `count` parameters from `start` on."""
+    """Return the random bytes of `count` parameters from `start` on."""
     check_range(start, count)
     result = np.empty(count, dtype=np.uint8)
     fill(result, origin, start)
@@ -99,7 +100,7 @@ def check_range(start: int, count: int) -> None:
 
 
 def fill(out: NDArray[np.uint8], origin: Origin, start: int) -> None:
-    """Random bytes of the parameters from `start` on, as many as `out` takes."""
+    """Fill `out` with random bytes of the parameters from `start` on."""
     if kernels := compiled(len(out)):
         kernels.draw(out, start, np.array(origin.words, dtype=np.uint32))
         return
@@ -110,7 +111,7 @@ def fill(out: NDArray[np.uint8], origin: Origin, start: int) -> None:
 
 
 class _Drawing:
-    """The random bytes of some parameters, a block after the other, and there of one message after the other."""
+    """Random bytes of a range of parameters, block by block, and in each block message by message."""
 
     def __init__(self, size: int) -> None:
         self._counting = philox.Counting(min(size, BLOCK) // 16 + 2)
@@ -120,23 +121,23 @@ class _Drawing:
         self._counting.seek(start // 16)
 
     def random_bytes(self, origin: Origin) -> NDArray[np.uint8]:
-        """Valid until the next call."""
+        """Return the message's bytes in the current block; valid until the next call."""
         words = self._counting.words(origin.run, origin.words[2:])
         return words.reshape(-1).view(np.uint8)[self._part]
 
 
 def signs(random: NDArray[np.uint8], probe: int) -> NDArray[np.int8]:
-    """The direction of a probe where the message's bytes are `random`: +1 or -1."""
+    """Return a probe's direction for the message's bytes `random`: +1 or -1."""
     if not 0 <= probe < PROBES:
         raise ValueError(f"probe {probe} of {PROBES}")
     return (random >> probe & 1).astype(np.int8) * 2 - 1
 
 
 def accumulate(into: NDArray[np.integer], entries: Sequence[Entry], start: int = 0) -> None:
-    """Add every entry's directions, each times its integer, to `into`: the parameters from `start` on.
+    """Add every entry's directions, each times its integer, to `into`, the parameters from `start` on.
 
-    Sums of integers know no order: any order, blocks or threads give the same bits, and the negated integers undo it.
-    Let the magnitudes of all that is ever added sum to less than what `into` holds, and nothing overflows.
+    Integer sums do not depend on order: any order, blocks or threads give the same bits, and negated integers undo it.
+    Nothing overflows as long as the magnitudes of all integers ever added sum to less than the limit of `into`.
     """
     if into.dtype not in (np.int32, np.int64):
         raise TypeError(f"integers are summed in int32 or int64, not {into.dtype}")
@@ -168,7 +169,7 @@ def _accumulate(into: NDArray[np.integer], start: int, origins: list[Origin], ta
         paired = len(origins) // 2 * 2 if len(part) >= _MANY else 0
         both = np.empty(len(part) if paired else 0, dtype=np.uint16)
         for low, high in zip(range(0, paired, 2), range(1, paired, 2), strict=True):
-            # A number of 16 bits is looked up as fast as one of eight, and is two messages' bytes.
+            # A 16-bit lookup is as fast as an 8-bit one, and covers two messages' bytes.
             np.left_shift(drawing.random_bytes(origins[high]), 8, out=both, dtype=np.uint16)
             both |= drawing.random_bytes(origins[low])
             _look_up(part, np.add.outer(tables[high], tables[low]).reshape(-1), both)
@@ -182,9 +183,9 @@ def _look_up(into: NDArray[np.integer], table: NDArray[np.integer], random: NDAr
 
 
 def over(size: int, work: Callable[[tuple[int, int]], None]) -> None:
-    """Do it to all of `size` parameters, in pieces on as many threads as torch computes on.
+    """Apply `work` to all of `size` parameters, in ranges, on as many threads as torch computes on.
 
-    That is one in a simulation that has a process a core. A few blocks are one piece: threads would cost more.
+    A simulation with a process per core has one thread. A few blocks are one range, because threads would cost more.
     """
     count = torch.get_num_threads() if size > 4 * BLOCK else 1
     length = -(-size // (4 * count * BLOCK)) * BLOCK if count > 1 else max(size, 1)
@@ -192,7 +193,7 @@ def over(size: int, work: Callable[[tuple[int, int]], None]) -> None:
 
 
 def byte_table(integers: Sequence[int] | NDArray[np.integer], dtype: np.dtype) -> NDArray[np.integer]:
-    """What is added for each random byte."""
+    """Return what is added for each random byte."""
     exact = [index(integer) for integer in integers]
     if len(exact) > PROBES or sum(map(abs, exact)) > np.iinfo(dtype).max:
         raise ValueError(f"not up to {PROBES} integers whose sum is one of {dtype}: {exact}")

@@ -1,6 +1,6 @@
-"""Directions on torch tensors, wherever they are: drawn, added to parameters, summed, and settled into a model.
+"""Directions on torch tensors of any device: drawn, added to parameters, summed, and applied to a model.
 
-The bits are the same on every device and with any number of threads: no sum of floats has more than one order.
+The bits are the same on every device and with any number of threads, because float sums have a fixed order.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from fedshare.directions.message import PROBES, SIGNS, Entry, Origin
 
 _BLOCK, _SETTLED = 2**17, 2**16  # parameters at a time
 _FOURS = 0x03030303  # two bits of each of four bytes
-_GATHER = 1 << 24 | 1 << 18 | 1 << 12 | 1 << 6  # times it, they are side by side in the upper byte: no two bits meet
+_GATHER = 1 << 24 | 1 << 18 | 1 << 12 | 1 << 6  # a factor that gathers them in the upper byte, without overlap
 
 
 def draw(origin: Origin, count: int, device: torch.device | str) -> Tensor:
-    """The message's random bytes of the first `count` parameters."""
+    """Return the message's random bytes for the first `count` parameters."""
     message.check_range(0, count)
     device = torch.device(device)
     if device.type != "cpu":
@@ -30,9 +30,9 @@ def draw(origin: Origin, count: int, device: torch.device | str) -> Tensor:
 
 
 def displace(vector: Tensor, random: Tensor, coefficients: Sequence[float]) -> None:
-    """Add the probes' directions, as the message's bytes are `random`, each times its coefficient, to `vector`.
+    """Add the probes' directions for the message's bytes `random`, each times its coefficient, to `vector`.
 
-    They are summed first, in the order of the probes and in the vector's type, or float32 if that has fewer bits.
+    They are summed first, in the order of the probes, in the vector's type, or float32 if that has fewer bits.
     """
     if vector.dim() != 1 or not vector.is_floating_point():
         raise TypeError(f"a vector of floats is displaced, not {vector.dtype} of {tuple(vector.shape)}")
@@ -63,7 +63,7 @@ def displace(vector: Tensor, random: Tensor, coefficients: Sequence[float]) -> N
 
 
 def accumulate(into: Tensor, entries: Sequence[Entry], start: int = 0) -> None:
-    """As `message.accumulate`."""
+    """Like `message.accumulate`, for tensors."""
     if into.dim() != 1 or into.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"integers are summed in a vector of int32 or int64, not {into.dtype} of {tuple(into.shape)}")
     if into.device.type == "cpu":
@@ -76,7 +76,7 @@ def accumulate(into: Tensor, entries: Sequence[Entry], start: int = 0) -> None:
 
 
 def settle(vector: Tensor, initial: Tensor, sums: Tensor, fraction: int) -> None:
-    """Let `vector` be ``initial + sums * 2**-fraction``, in float64, and rounded once to the vector's type."""
+    """Set `vector` to ``initial + sums * 2**-fraction``, in float64, rounded once to the vector's type."""
     if sums.dtype not in (torch.int32, torch.int64) or not 0 <= fraction < 64:
         raise ValueError(f"sums are int32 or int64 with 0 to 63 bits of fraction, not {sums.dtype} with {fraction}")
     if vector.dim() != 1 or not vector.shape == initial.shape == sums.shape:
@@ -99,9 +99,10 @@ def settle(vector: Tensor, initial: Tensor, sums: Tensor, fraction: int) -> None
 
 
 def _odd(exact: Tensor) -> Tensor:
-    """In float32; what does not fit is rounded to the neighbour whose last bit is 1.
+    """Return `exact` in float32, rounded to odd: an inexact value becomes the neighbour whose last bit is 1.
 
-    Torch rounds float64 to 16 bits by way of float32, twice. After this the second rounding gives what one would.
+    Torch rounds float64 to 16 bits by way of float32, twice. After this, the second rounding gives what a single one
+    would.
     """
     near = exact.float()
     bits = near.view(torch.int32)
@@ -133,7 +134,7 @@ def _displace(vector: NDArray[np.floating], random: NDArray[np.uint8], numbers: 
 def _displace_fours(
     vector: NDArray[np.floating], random: NDArray[np.uint8], probe: int, numbers: NDArray[np.floating]
 ) -> None:
-    """Look up four parameters at once, as numpy's time is per look-up. Only `probe` and the next one count."""
+    """Look up four parameters at once, because numpy's cost is per lookup. Uses only `probe` and the next one."""
     two = np.zeros(2, dtype=np.float32)
     two[: len(numbers[probe:])] = numbers[probe : probe + 2]
     table = _table(two)[np.arange(256)[:, None] >> np.arange(0, 8, 2) & 3].view(np.complex128)[:, 0]
@@ -146,7 +147,7 @@ def _displace_fours(
 
 
 def _table(numbers: NDArray[np.floating]) -> NDArray[np.floating]:
-    """What is added for each random byte."""
+    """Return what is added for each random byte."""
     table = np.zeros(256, dtype=numbers.dtype)
     for number, sign in zip(numbers, SIGNS[: len(numbers)], strict=True):
         table += number * sign.astype(numbers.dtype)

@@ -1,7 +1,7 @@
-"""Philox4x32-10: random numbers by counting, exact integers that are the same on every machine.
+"""Philox4x32-10: counter-based random numbers in exact integers, the same on every machine.
 
 Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). For each key it is a
-permutation of the counters, so that any part of a stream is had without what comes before.
+permutation of the counters, so any part of a stream can be computed on its own.
 """
 
 from functools import lru_cache
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-STEPS = 0x9E3779B9, 0xBB67AE85  # of the two words of the key, from round to round
+STEPS = 0x9E3779B9, 0xBB67AE85  # added to the key's two words in each round
 WORD = 2**32 - 1
 
 _HALF, _LOW = np.uint64(32), np.uint64(WORD)
@@ -19,12 +19,12 @@ _A, _C = (np.array(multiplier, dtype=np.uint64) for multiplier in MULTIPLIERS)
 
 
 def words(key: int, counters: NDArray[np.uint64]) -> NDArray[np.uint32]:
-    """Four random words ``[n, 4]`` for each of the counters ``[4, n]``, the lowest word first, as of `key`."""
+    """Return four random words ``[n, 4]`` for each of the counters ``[4, n]``, lowest word first, with this key."""
     a, b, c, d = counters
     for even, odd in keys(key):
         left, right = a * _A, c * _C
         a, c = right >> _HALF, left >> _HALF
-        # In place: new arrays would cost as much again.
+        # In place, because new arrays would double the cost.
         a ^= b
         a ^= np.uint64(even)
         c ^= d
@@ -38,35 +38,35 @@ def words(key: int, counters: NDArray[np.uint64]) -> NDArray[np.uint32]:
 
 
 def keys(key: int) -> list[tuple[int, int]]:
-    """The two words of the key in each round."""
+    """Return the key's two words in each round."""
     return [((key + turn * STEPS[0]) & WORD, ((key >> 32) + turn * STEPS[1]) & WORD) for turn in range(ROUNDS)]
 
 
 class Counting:
-    """The words of `size` counters that count up in their lowest word, for one rest of the counter after another.
+    """The words of `size` consecutive counters (in their lowest word), for varying upper words.
 
-    They are those of `words`, in half the time: what the rests have in common is computed once, the words that do not
-    depend on the lowest one are single numbers for two rounds, and no array is new.
+    Same results as `words`, in half the time: the part common to all upper words is computed once, words that do not
+    depend on the lowest one are single numbers for two rounds, and no array is allocated.
     """
 
     def __init__(self, size: int) -> None:
         self._count = np.arange(size, dtype="<u8")
         self._high, self._low = np.empty_like(self._count), np.empty_like(self._count)
         self._state = np.zeros((2, size), dtype="<u8")  # the words a and c; their upper halves stay zero
-        # Of c and a, this round's and the last one's. Halves are read where they lie, a stride apart: one slow call
+        # Products for c and a, of this round and the last. Halves are read in place, with a stride: one slow call
         # instead of a shift, a mask and an exclusive or.
         self._products = [_halves(np.empty((2, size), dtype="<u8")) for _ in range(2)]
         self._result = np.empty((size, 4), dtype="<u4")
 
     def seek(self, first: int) -> None:
-        """Count from `first` on."""
+        """Start counting at `first`."""
         np.add(self._count, _word(first), self._low)
         self._low *= _A
         np.right_shift(self._low, _HALF, self._high)
         self._low &= _LOW
 
     def words(self, key: int, rest: tuple[int, int, int]) -> NDArray[np.uint32]:
-        """As of `key`, ``[size, 4]``, until the next call. `rest` has the counter's upper three words."""
+        """Return the words ``[size, 4]``, valid until the next call. `rest` has the counter's upper three words."""
         size, result, rounds = len(self._result), self._result, _arrays(key)
         (a, c), (now, last) = self._state, self._products
         (even, odd), (even2, odd2) = keys(key)[:2]
@@ -105,13 +105,13 @@ class Counting:
 
 
 def _halves(array: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32]]:
-    """The array, and all its lower and upper halves."""
+    """Return the array, and views of all its lower and upper halves."""
     halves = array.reshape(-1).view("<u4")
     return array, halves[::2], halves[1::2]
 
 
 def _word(number: int) -> NDArray[np.uint64]:
-    return np.array(number, dtype=np.uint64)  # numpy takes an array without dimensions faster than a scalar
+    return np.array(number, dtype=np.uint64)  # numpy is faster with zero-dimensional arrays than with scalars
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Directions of signs: the same bits on every machine, thread count and device."""
+"""Random sign directions: the same bits on every machine, thread count and device."""
 
 from collections.abc import Sequence
 

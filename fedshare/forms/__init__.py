@@ -1,4 +1,4 @@
-"""How the tensors of an upload are written down to travel."""
+"""Forms: encodings of an upload's tensors for sending."""
 
 from fedshare.forms.form import Dense, Form
 

@@ -1,4 +1,4 @@
-"""One number a direction, as a code: one-byte's uploads."""
+"""One number per direction, sent as a code: one-byte's uploads."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,17 +11,17 @@ from fedshare.tensors import Tensors
 
 class Coding(Protocol):
     def encode(self, values: Tensor) -> Tensor:
-        """The code of each value."""
+        """Return the code of each value."""
         ...
 
     def flaw(self, sent: Tensor) -> str | None:
-        """Why `sent`, which has the type of codes, cannot be used; None where it can."""
+        """Return why `sent`, which has the type of codes, is invalid; None if it is valid."""
         ...
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Projected gradients are sent as codes and nothing else, and stay codes: they are added up as integers."""
+    """Only codes of projected gradients are sent, and they stay codes: they are summed as integers."""
 
     coding: Coding
 

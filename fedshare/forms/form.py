@@ -1,4 +1,4 @@
-"""The form of an upload: encoded by the client, decoded and checked by the server."""
+"""The form of an upload: encoded by the client, decoded and validated by the server."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,20 +11,20 @@ class Form(Protocol):
     """Clients encode what `Strategy.train` returns; the server decodes it before `Strategy.aggregate` sees it."""
 
     def encode(self, upload: Payload) -> Payload:
-        """`upload` as it is sent."""
+        """Return `upload` in the form in which it is sent."""
         ...
 
     def decode(self, sent: Payload, expected: dict[str, Tensors]) -> Payload:
-        """What was sent, as `Strategy.aggregate` takes it; `expected` has the shapes and types of the result.
+        """Return the upload for `Strategy.aggregate`; `expected` has the shapes and types of the result.
 
-        Anyone may have sent it. Raises ValueError, saying what is wrong, on anything that `encode` never returns.
+        `sent` is untrusted. Raises ValueError, saying what is wrong, on anything that `encode` never returns.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Tensors are sent as they are."""
+    """Tensors are sent unchanged."""
 
     def encode(self, upload: Payload) -> Payload:
         return upload

@@ -1,4 +1,4 @@
-"""Masks over tensors: which coordinates are meant. They travel as bits, eight a byte, the first in the lowest bit."""
+"""Masks over tensors that select coordinates. They are sent as bits, eight per byte, the first in the lowest bit."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from fedshare.machine.threads import spread
 
-_WORDS = 2**10  # of 64 bits, which are compared at a time: they stay in the cache
+_WORDS = 2**10  # of 64 bits, compared at a time so that they stay in the cache
 
 
 def count(share: float, size: int) -> int:
-    """``floor(share * size)`` of the share as it is written: 0.29 of 100 are 29, though the float is a little less."""
+    """Return ``floor(share * size)`` of the decimal share: 0.29 of 100 is 29, though the float is slightly less."""
     return math.floor(Fraction(str(share)) * size)
 
 
 def top(scores: Tensor, count: int) -> Tensor:
-    """Where the `count` largest of `scores` are, exactly as many; of equal ones those that come first."""
+    """Return a mask of exactly the `count` largest of `scores`; among equal ones, the first."""
     flat = scores.reshape(-1)
     if not 0 < count < len(flat):
         return torch.full(scores.shape, count > 0, dtype=torch.bool)
@@ -30,29 +30,29 @@ def top(scores: Tensor, count: int) -> Tensor:
 
 
 def packed_size(size: int) -> int:
-    """Bytes of a mask over `size` coordinates."""
+    """Return the number of bytes of a packed mask over `size` coordinates."""
     return (size + 7) // 8
 
 
 def pack(mask: Tensor) -> Tensor:
-    """The bits of a mask of any shape, ``[ceil(size / 8)]`` of uint8."""
+    """Return a mask of any shape packed into bits, ``[ceil(size / 8)]`` of uint8."""
     return torch.from_numpy(np.packbits(mask.reshape(-1).numpy(), bitorder="little"))
 
 
 def unpack(bits: Tensor, size: int) -> Tensor:
-    """The first `size` coordinates of packed masks: ``[..., bytes]`` to ``[..., size]``, bool."""
+    """Return the first `size` coordinates of packed masks: ``[..., bytes]`` to ``[..., size]``, bool."""
     return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1, count=size, bitorder="little").view(bool))
 
 
 def ones(bits: Tensor) -> int:
-    """How many bits are set."""
+    """Return the number of bits set."""
     return int(np.bitwise_count(bits.numpy()).sum(dtype=np.int64))
 
 
 def intersections(masks: Sequence[Tensor]) -> Tensor:
-    """How many coordinates each two packed masks have in common: ``[n, n]`` of int64, on its diagonal the masks' own.
+    """Return the number of common coordinates of each pair of packed masks, int64 ``[n, n]``; diagonal: each one's own.
 
-    A popcount of 64 bits at a time, of half the pairs, as the other half is the same.
+    This is a popcount on 64 bits at a time, for one half of the symmetric matrix.
     """
     n, size = len(masks), len(masks[0])
 

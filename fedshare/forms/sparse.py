@@ -1,4 +1,4 @@
-"""Tensors of which most is zero, as they travel: whole, or their values and where these are, whichever is smaller."""
+"""Mostly zero tensors in compact form: dense, or values with their positions, whichever is smaller."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ GROUPS = ("values", "bits", "indices")
 
 @dataclass(frozen=True)
 class Sparse:
-    """The one group of an upload without its zeros, where that is smaller: of an embedding, only the rows in use."""
+    """An upload's only group without zeros, if that is smaller: of an embedding, only the rows in use are sent."""
 
     group: str
 
@@ -30,10 +30,10 @@ class Sparse:
 
 
 def encode(tensors: Tensors, kept: Tensors) -> dict[str, Tensors]:
-    """The coordinates `kept`, masks of the tensors' shapes; what is not kept is lost.
+    """Return the coordinates in `kept`, masks of the tensors' shapes; the others are dropped.
 
-    A tensor is in ``values`` in its own shape; or its kept values are, in a vector, and beside them in ``bits`` a mask,
-    packed (`fedshare.forms.masks`), or in ``indices`` their places as int32; where nothing is kept, neither.
+    A tensor in ``values`` is either dense, or a vector of its kept values; then ``bits`` has a packed mask
+    (`fedshare.forms.masks`) or ``indices`` their positions as int32, or neither if nothing is kept.
     """
     groups: dict[str, Tensors] = {group: {} for group in GROUPS}
     for name, tensor in tensors.items():
@@ -53,9 +53,9 @@ def encode(tensors: Tensors, kept: Tensors) -> dict[str, Tensors]:
 
 
 def decode(groups: dict[str, Tensors], like: Tensors) -> Tensors:
-    """What `encode` kept, in tensors of the shapes of `like`, and zeros elsewhere.
+    """Return the kept coordinates in tensors of the shapes of `like`, and zeros elsewhere.
 
-    Raises ValueError, saying what is wrong, where `encode` gives no such thing for any tensors of those shapes.
+    Raises ValueError, saying what is wrong, on anything that `encode` never returns for tensors of those shapes.
     """
     if unknown := sorted(map(str, groups.keys() - GROUPS)):
         raise ValueError(f"groups: has unknown {unknown[0]}")
@@ -90,7 +90,7 @@ def _decode(groups: dict[str, Tensors], name: str, like: Tensor) -> Tensor:
 
 
 def _like(tensor: object, what: str, dtype: torch.dtype, shape: torch.Size | None = None) -> Tensor:
-    """`tensor`, if it has that type and that shape, or else one axis."""
+    """Return `tensor` if it has that type and shape, or, without a shape, one axis."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
         raise ValueError(f"{what} is a {type(tensor).__name__}, not a dense tensor")
     if tensor.dtype != dtype:

@@ -1,4 +1,4 @@
-"""A ledger that is a model: what it starts from, the bytes that were sent, and what they add up to."""
+"""A ledger that is a model: the initial model, the bytes sent, and their sums."""
 
 from fedshare.ledger.commit import FORMAT, Commit, Manifest, framed, head_of, number, numbers, unframed
 

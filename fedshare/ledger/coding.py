@@ -1,4 +1,4 @@
-"""How a projected gradient travels, and which integer everyone adds up for it."""
+"""Codings of a projected gradient for sending, and the integers that everyone adds up for it."""
 
 from typing import Protocol
 
@@ -12,27 +12,27 @@ from fedshare.ledger import codes
 
 class Coding(Protocol):
     name: str  # in the manifest
-    bits: int  # of the integers behind the point
+    bits: int  # fractional bits of the integers
 
     def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
-        """What travels for each value. `threshold` is as for `fedshare.ledger.codes.encode`."""
+        """Return what is sent for each value. `threshold` is as in `fedshare.ledger.codes.encode`."""
         ...
 
     def decode(self, sent: Tensor) -> Tensor:
-        """The values, float64; NaN for nothing."""
+        """Return the values, float64; NaN for no value."""
         ...
 
     def flaw(self, sent: Tensor) -> str | None:
-        """Why codes of the right type cannot be used; None where `encode` gives such."""
+        """Return why codes of the right type are invalid; None if `encode` may return them."""
         ...
 
     def integers(self, said: bytes) -> NDArray[np.int64]:
-        """The integers that stand for what has travelled; 0 for nothing."""
+        """Return the integers for the bytes sent; 0 for no value."""
         ...
 
 
 class Byte:
-    """A sign and a magnitude in eight steps an octave (`fedshare.ledger.codes`)."""
+    """A sign and a magnitude in eight steps per octave (`fedshare.ledger.codes`)."""
 
     name, bits = f"byte/{codes.DIGEST}", 13
 
@@ -50,7 +50,7 @@ class Byte:
 
 
 class Sign(Byte):
-    """A byte that says no more than a sign: 1, -1, 0 or nothing."""
+    """A byte with only a sign: 1, -1, 0 or no value."""
 
     def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
         return torch.from_numpy(codes.encode_sign(values.numpy()))
@@ -61,7 +61,7 @@ class Sign(Byte):
 
 
 class Float:
-    """Four bytes, in which a number is exact to a millionth, up to 1024: what a byte is held against."""
+    """Four bytes, exact to a millionth, up to 1024: the reference for a byte's precision."""
 
     name, bits = "int32/2**-20", 20
     _nothing, _most = np.iinfo(np.int32).min, 2**30

@@ -1,7 +1,7 @@
-"""A ledger that is the model: what it starts from, and each round's commit, which says who has sent which codes.
+"""A ledger that is the model: its initial state, and each round's commit, which has the codes that each peer sent.
 
-Whoever has the initial model and the ledger has the model after any round, to the bit. Heads chain it: a commit's head
-is the SHA-256 of the head before it and of the commit, and the first head is the manifest's.
+The initial model and the ledger determine the model after any round, to the bit. Heads form a hash chain: a commit's
+head is the SHA-256 of the previous head and the commit, and the first head is the manifest's.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a ledger's bytes mean."""
+    """How to interpret a ledger's bytes."""
 
     run: int  # the key of all directions
     layout: list[tuple[str, list[int]]]  # names and shapes of the parameters, in the order of the vector
-    initial: str  # SHA-256 of the vector that everyone starts from, as `fedshare.tensors.digest`
-    codes: str  # what codes stand for
-    directions: str  # where parameters move
-    fraction: int  # bits behind the point of the sums
-    pool: int = 0  # how many messages have directions of their own; 0: all
+    initial: str  # SHA-256 of the initial vector, as `fedshare.tensors.digest`
+    codes: str  # name of the coding
+    directions: str  # name of the kind of directions
+    fraction: int  # fractional bits of the sums
+    pool: int = 0  # number of distinct messages' directions; 0: each message has its own
     format: int = field(default=FORMAT)
 
     def pack(self) -> bytes:
@@ -36,7 +36,7 @@ class Manifest:
 
     @classmethod
     def unpack(cls, data: bytes) -> "Manifest":
-        """Raises ValueError where it is none, or one of a newer format."""
+        """Return the manifest. Raises ValueError if the bytes are not one, or have a newer format."""
         try:
             found: dict[str, Any] = json.loads(data)
             if found["format"] > FORMAT:
@@ -48,7 +48,7 @@ class Manifest:
             raise ValueError(f"its manifest is none: {error}") from error
 
     def parameters(self, vector: Tensor) -> Tensors:
-        """The vector as named parameters, which are views of it."""
+        """Return the vector as named parameters, which are views of it."""
         pieces = vector.split([math.prod(shape) for _, shape in self.layout])
         return {name: piece.view(shape) for (name, shape), piece in zip(self.layout, pieces, strict=True)}
 
@@ -59,14 +59,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Commit:
-    """A round: what each integer of it is multiplied by, and the codes by peer."""
+    """A round: the factor on each of its integers, and the codes by peer."""
 
     round: int
     step: int
     said: dict[int, bytes]
 
     def pack(self) -> bytes:
-        """Numbers in as few bytes as they need. Peers ascend, so that of each only the distance is told."""
+        """Return the commit as bytes, with variable-length numbers. Peers ascend, so only differences are stored."""
         body = number(self.round) + number(self.step) + number(len(self.said))
         last = -1
         for peer, codes in sorted(self.said.items()):
@@ -76,7 +76,7 @@ class Commit:
 
     @classmethod
     def unpack(cls, body: bytes) -> "Commit":
-        """Raises ValueError where `pack` gives no such bytes."""
+        """Return the commit. Raises ValueError if `pack` never returns such bytes."""
         (round, step, count), at = numbers(body, 0, 3)
         said, peer = {}, -1
         for _ in range(count):
@@ -101,13 +101,13 @@ def head_of(before: str, body: bytes) -> str:
 
 
 def framed(commit: Commit) -> bytes:
-    """A commit as one of several."""
+    """Return a commit as bytes, with its length, to be joined with others."""
     body = commit.pack()
     return bytes(number(len(body))) + body
 
 
 def unframed(data: bytes) -> Iterator[tuple[int, Commit]]:
-    """The commits of which `data` was joined, and where each ends. Raises ValueError where it was not."""
+    """Yield the commits joined in `data`, and the end of each. Raises ValueError if `data` is invalid."""
     at = 0
     while at < len(data):
         (length,), start = numbers(data, at, 1)
@@ -118,7 +118,7 @@ def unframed(data: bytes) -> Iterator[tuple[int, Commit]]:
 
 
 def number(value: int) -> bytearray:
-    """Seven bits a byte, the lowest first; the eighth says that there are more."""
+    """Return a number as seven bits per byte, lowest first; the eighth bit says that more follow."""
     if value < 0:
         raise ValueError(f"{value}: negative")
     written = bytearray()
@@ -130,7 +130,7 @@ def number(value: int) -> bytearray:
 
 
 def numbers(data: bytes, at: int, count: int) -> tuple[list[int], int]:
-    """So many numbers from `at` on, and where they end."""
+    """Return `count` numbers from `at` on, and the position after them."""
     found = []
     for _ in range(count):
         value = shift = 0

@@ -1,12 +1,12 @@
-"""A ledger in one file, to which each round is appended, and in which damage anywhere is found and named.
+"""A ledger in one file, to which each round is appended, and in which damage anywhere is detected and located.
 
-It begins with a line that says so, the manifest, and the manifest's SHA-256. A commit is its length times a prime, in 5
-bytes, the commit, and the first 8 bytes of the head that it leads to. One wrong byte makes no length of another: it
-leaves no multiple of the prime. So a file that a crash has cut short is told from one that is damaged: of the one all
-whole commits count, of the other nothing is read.
+It begins with a title line, the manifest, and the manifest's SHA-256. A commit is stored as its length times a prime,
+in 5 bytes, the commit, and the first 8 bytes of its head. One wrong byte never turns one valid length into another,
+because the result is not a multiple of the prime. So a file truncated by a crash differs from a damaged one: from the
+first all complete commits are read, from the second nothing.
 
-Beside the codes a commit of one peer takes at most 22 bytes, however many codes it has, and one of 8 peers with 8 codes
-each at most 35, which is 0.55 for each code. (Up to round 2**21, peer 127, and a step of 2**14.)
+Beside the codes, a commit of one peer takes at most 22 bytes, however many codes it has, and one of 8 peers with 8
+codes each at most 35, which is 0.55 for each code. (Up to round 2**21, peer 127, and a step of 2**14.)
 """
 
 import hashlib
@@ -20,28 +20,28 @@ from fedshare.ledger.commit import Commit, Manifest, head_of, number, numbers
 from fedshare.machine.files import append, write_atomically, writing
 
 _TITLE = b"fedshare ledger\n"
-_PRIME = 65521  # 1 length in so many of a wholly damaged place would pass
+_PRIME = 65521  # 1 in so many random lengths would pass
 _LENGTH = 5  # bytes of a length times the prime
 LONGEST = (256**_LENGTH - 1) // _PRIME  # bytes of a commit: 16 million
-_HEAD = 8  # bytes of a commit's head: 1 damaged commit in 2**64 would pass
+_HEAD = 8  # stored bytes of a commit's head: 1 damaged commit in 2**64 would pass
 
 
 @dataclass(frozen=True)
 class Place:
-    """A commit as it lies in a file."""
+    """A commit and its position in a file."""
 
     commit: Commit
     head: str
-    end: int  # where the next one begins
+    end: int  # start of the next one
 
 
 @dataclass(frozen=True)
 class Contents:
     manifest: Manifest
-    start: int  # of the commits
+    start: int  # of the first commit
     places: list[Place]
-    end: int  # of what is whole
-    cut: int  # bytes after that, of a commit that was cut short
+    end: int  # of the complete commits
+    cut: int  # bytes after that, of a truncated commit
 
     @property
     def commits(self) -> list[Commit]:
@@ -60,19 +60,19 @@ class LedgerFile:
         return self.path.is_file()
 
     def create(self, manifest: Manifest) -> None:
-        """A ledger without commits, in the place of one that was there."""
+        """Write a ledger without commits, replacing an existing one."""
         packed = manifest.pack()
         write_atomically(self.path, _TITLE + bytes(number(len(packed))) + packed + bytes.fromhex(manifest.head))
 
     def append(self, commit: Commit, head: str) -> None:
-        """On disk when this returns. `head` is the one that the commit leads to."""
+        """Append a commit; it is on disk when this returns. `head` is the head after it."""
         body = commit.pack()
         if len(body) > LONGEST:
             raise UserError(f"{self.path}: round {commit.round} has {len(body)} bytes; a commit may have {LONGEST}")
         append(self.path, (len(body) * _PRIME).to_bytes(_LENGTH, "little") + body + bytes.fromhex(head)[:_HEAD])
 
     def rewind(self, round: int) -> str | None:
-        """Forget the commits after `round`, and what of one was cut short: of that, what there is to say."""
+        """Remove the commits after `round` and any truncated one; return a line about the latter, if any."""
         contents = self.read()
         kept = [place.end for place in contents.places if place.commit.round <= round]
         end = kept[-1] if kept else contents.start
@@ -82,14 +82,14 @@ class LedgerFile:
         return self.shortened(contents)
 
     def shortened(self, contents: Contents) -> str | None:
-        """What there is to say of a commit that was cut short."""
+        """Return a line about a truncated commit, if any."""
         if not contents.cut:
             return None
         last = contents.places[-1].commit.round if contents.places else 0
         return f"{self.path}: its last {contents.cut} bytes are of a commit cut short; it is whole up to round {last}"
 
     def read(self) -> Contents:
-        """All of it. Raises UserError where it is damaged, naming the place."""
+        """Return the whole contents. Raises UserError if damaged, naming the position."""
         try:
             data = self.path.read_bytes()
         except OSError as error:
@@ -97,7 +97,7 @@ class LedgerFile:
         return self.parsed(data)
 
     def parsed(self, data: bytes) -> Contents:
-        """As `read`, where `data` is what the file holds."""
+        """Like `read`, for a file that holds `data`."""
         manifest, start = self._manifest(data)
         places, head, end, round = list[Place](), manifest.head, start, 0
         for body, check, after in self._bodies(data, start):
@@ -134,7 +134,7 @@ class LedgerFile:
         return manifest, end
 
     def _bodies(self, data: bytes, at: int) -> Iterator[tuple[bytes, bytes, int]]:
-        """Each whole commit, its check, and where the next one begins."""
+        """Yield each complete commit, its check, and the start of the next."""
         while (body := at + _LENGTH) <= len(data):
             length, rest = divmod(int.from_bytes(data[at:body], "little"), _PRIME)
             if rest:

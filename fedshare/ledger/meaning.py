@@ -1,4 +1,4 @@
-"""What a commit's bytes mean by its ledger's manifest: which integers, times which directions."""
+"""The meaning of a commit's bytes under its ledger's manifest: which integers, times which directions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from fedshare.directions.rademacher import Rademacher
 from fedshare.ledger.coding import Byte, Coding, Float
 from fedshare.ledger.commit import Commit, Manifest
 
-MESSAGES = 256  # of a peer in a round
-_POOL = 2**32 - 1  # nobody's number: who speaks for all where directions come from a pool
+MESSAGES = 256  # per peer and round
+_POOL = 2**32 - 1  # no client's number: the peer of all messages whose directions come from a pool
 
 
 class Directions(Protocol):
     name: str  # in the manifest
-    bits: int  # of their integers behind the point
-    largest: int  # of their integers' magnitudes
+    bits: int  # fractional bits of their integers
+    largest: int  # largest magnitude of their integers
 
     def draw(self, origin: Origin, count: int, device: torch.device) -> Any:
-        """What `displace` needs for the directions of a message."""
+        """Return what `displace` needs for a message's directions."""
         ...
 
     def displace(self, vector: Tensor, drawn: Any, coefficients: Sequence[float]) -> None:
@@ -36,7 +36,7 @@ class Directions(Protocol):
     def accumulate(self, into: Tensor, entries: Sequence[Entry], start: int, size: int) -> None:
         """Add every entry's directions, each times its integer, to `into`: integers of parameters from `start` on.
 
-        `size` is of the whole model.
+        `size` is that of the whole model.
         """
         ...
 
@@ -60,9 +60,9 @@ class Meaning:
             raise ValueError(f"its sums have {self.manifest.fraction} bits behind the point, not 0 to 63")
 
     @staticmethod
-    @lru_cache(maxsize=8)  # a server asks for each client's download
+    @lru_cache(maxsize=8)  # a server needs it for each client's download
     def of(packed: str) -> "Meaning":
-        """By a manifest as text."""
+        """Return the meaning of a manifest given as text."""
         return Meaning(Manifest.unpack(packed.encode()))
 
     @cached_property
@@ -74,7 +74,7 @@ class Meaning:
         return DIRECTIONS[self.manifest.directions]
 
     def origin(self, peer: int, round: int, message: int) -> Origin:
-        """Where the directions of a peer's message come from: of a pool, where there is one, any may be drawn."""
+        """Return the origin of a peer's message, from the pool if there is one, which anyone can compute."""
         if not 0 <= message < MESSAGES:
             raise ValueError(f"message {message} of {MESSAGES} in a round")
         if pool := self.manifest.pool:
@@ -83,7 +83,7 @@ class Meaning:
         return Origin(self.manifest.run, peer, round * MESSAGES + message)
 
     def entries(self, commit: Commit) -> Iterator[Entry]:
-        """The steps go downhill, so the integers are the negative ones. Raises ValueError where they are none."""
+        """Yield the entries, negated because steps go downhill. Raises ValueError if the codes are invalid."""
         for peer, said in sorted(commit.said.items()):
             try:
                 integers = self.coding.integers(said)

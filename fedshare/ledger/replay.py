@@ -1,7 +1,7 @@
-"""A model from its ledger alone: what the initial vector and the commits make, with everyone's entries or without some.
+"""Rebuilding a model from its ledger alone: the initial vector plus all commits, with or without some peers' entries.
 
-What is left out is what a peer has said; the others' bytes stay as they are, measured on models in which it had its
-say.
+Leaving a peer out removes only its own entries; the others' bytes stay as they are, though they were measured on models
+that it had influenced.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -13,13 +13,13 @@ from fedshare.ledger.commit import Commit
 from fedshare.ledger.meaning import Meaning
 from fedshare.ledger.sums import Sums
 
-PIECE = 2**24  # parameters whose sums there are at a time
+PIECE = 2**24  # parameters whose sums are in memory at a time
 
 
 def replay(meaning: Meaning, commits: Sequence[Commit], initial: Tensor, vector: Tensor) -> None:
-    """Make `vector` the model after `commits`. It may be the initial one: beside it there are only a piece's sums.
+    """Set `vector` to the model after `commits`. It may be the initial vector; memory is needed for one piece's sums.
 
-    Raises ValueError where the codes are none, and RunHalted where their sums are beyond 64 bits.
+    Raises ValueError if codes are invalid, and RunHalted if their sums exceed 64 bits.
     """
     for start in range(0, len(vector), PIECE):
         piece = slice(start, start + PIECE)
@@ -29,12 +29,12 @@ def replay(meaning: Meaning, commits: Sequence[Commit], initial: Tensor, vector:
 
 
 def count(meaning: Meaning, commits: Iterable[Commit]) -> int:
-    """How many entries the commits have."""
+    """Return the number of entries in the commits."""
     return sum(len(meaning.coding.integers(said)) for commit in commits for said in commit.said.values())
 
 
 def parted(commits: Iterable[Commit], peers: Collection[int], since: int) -> tuple[list[Commit], list[Commit]]:
-    """The commits without what `peers` have said from the round `since` on, and what they have said then, alone."""
+    """Return the commits without the entries of `peers` from round `since` on, and those entries as commits."""
     kept, taken = [], []
     for commit in commits:
         theirs = {peer: said for peer, said in commit.said.items() if peer in peers and commit.round >= since}

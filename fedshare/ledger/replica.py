@@ -1,4 +1,4 @@
-"""A model as its ledger has it: the integers, and the vector of parameters that shows them."""
+"""A model computed from its ledger: the integer sums, and the parameter vector made from them."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,13 @@ from fedshare.ledger.meaning import Meaning
 from fedshare.ledger.sums import Sums
 from fedshare.ledger.transcript import Transcript
 
-TOGETHER = 2**20  # numbers in all displaced copies of a model that are evaluated at once
+TOGETHER = 2**20  # elements of all displaced copies of a model that are evaluated at once
 
 
 class Replica:
-    """One of the models that a process shows in turn, all of one ledger at about the same round.
+    """One of a process's models, all of one ledger and at about the same round; they take turns in the vector.
 
-    It is a cache, and so belongs to no participant: what it holds follows from a transcript.
+    It is a cache that belongs to no participant, because a transcript determines its contents.
     """
 
     def __init__(self, meaning: Meaning, vector: Tensor, initial: Tensor) -> None:
@@ -27,7 +27,7 @@ class Replica:
         self._head, self._sums = meaning.manifest.head, Sums.zeros(len(vector), vector.device)
 
     def follow(self, transcript: Transcript, ways: dict[str, list[Commit]]) -> None:
-        """Have the sums of `transcript`: by what is to come from here on, where `ways` knows, or from its snapshot."""
+        """Update the sums to `transcript`, by the commits in `ways` after the current head, or from its snapshot."""
         if (new := ways.get(self._head)) is None:
             sums = transcript.sums
             self._sums = (
@@ -36,16 +36,16 @@ class Replica:
                 else Sums.zeros(len(self._vector), self._vector.device)
             )
             new = list(transcript.entries())
-        self._head = ""  # where adding ends half-way, they are those of no ledger
+        self._head = ""  # if adding fails half-way, the sums match no ledger
         self._sums.add(self.meaning.directions, (entry for commit in new for entry in self.meaning.entries(commit)))
         self._head = transcript.head
 
     def sums(self) -> Tensor:
-        """In as few bits as they fit into, whatever came before them. Not to be changed, and soon others."""
+        """Return the sums in the smallest type that holds them. Read only, and valid until the next change."""
         return self._sums.narrow().cpu()
 
     def show(self) -> None:
-        """Make the vector what the ledger says."""
+        """Set the vector to the ledger's model."""
         settle(self._vector, self._initial, self._sums.values, self.meaning.manifest.fraction)
 
     def probe(
@@ -57,10 +57,10 @@ class Replica:
         loss: Callable[[], Tensor],
         losses: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """The losses ``[probes, 2]``, float64, an `epsilon` up and down each of a message's directions.
+        """Return the losses ``[probes, 2]``, float64, at plus and minus `epsilon` along each of a message's directions.
 
         `loss` is at the vector, `losses` at several ``[n, parameters]`` at once, which is faster for models of a small
-        `size`, of which the vector may be a part. It is what the ledger says afterwards, to the bit, as it was.
+        `size`, of which the vector may be a part. Afterwards the vector is the ledger's model again, to the bit.
         """
         directions = self.meaning.directions
         drawn = directions.draw(origin, len(self._vector), self._vector.device)
@@ -77,7 +77,7 @@ class Replica:
             for probe in range(probes):
                 for side, step in enumerate((epsilon, -epsilon)):
                     there = _one(probe, step) + [0.0] * (probes - probe - 1)
-                    # In one pass from there to here, the last probe's direction and this one's.
+                    # One pass removes the last probe's direction and adds this one's.
                     directions.displace(self._vector, drawn, [b - a for a, b in zip(here, there, strict=True)])
                     found[probe, side] = loss()
                     here = there

@@ -1,4 +1,4 @@
-"""The step size of a round, as an integer: whole numbers alone, so that all peers agree."""
+"""A round's step size, computed in integers so that all peers agree."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,9 +10,9 @@ SCALINGS = ("sum", "root", "mean")
 
 @dataclass(frozen=True)
 class Steps:
-    """`lr` rises over the rounds of the `warmup`, and falls evenly from there to zero at round `horizon`; 0: it stays.
+    """`lr` rises over the `warmup` rounds, then falls linearly to zero at round `horizon`; with 0, it is constant.
 
-    `scaling` says what becomes of a round's steps: their sum, or that divided by their number or the root of it.
+    `scaling` combines a round's steps: their sum, or that divided by their number or its square root.
     """
 
     lr: float
@@ -22,12 +22,12 @@ class Steps:
 
     @property
     def bits(self) -> int:
-        """Of the integers behind the point."""
+        """The number of fractional bits of the integers."""
         return self._precision[0]
 
     @property
     def whole(self) -> int:
-        """`lr` in units of ``2**-bits``: 64 to 127; where it is to be divided, a million or two."""
+        """`lr` in units of ``2**-bits``: 64 to 127, or one to two million if it will be divided."""
         return self._precision[1]
 
     @cached_property
@@ -39,7 +39,7 @@ class Steps:
         return bits, round(step)
 
     def at(self, round: int, count: int) -> int:
-        """What each of a round's `count` integers is multiplied by."""
+        """Return the factor on each of a round's `count` integers."""
         whole = self.whole
         if round <= self.warmup:
             whole = max(whole * round // self.warmup, 1)

@@ -1,6 +1,6 @@
-"""What a participant has of a ledger: a snapshot of the sums, where it has one, and the commits after it.
+"""A participant's copy of a ledger: a snapshot of the sums, if any, and the commits after it.
 
-Both tell the same, so whichever weighs less is kept, and sent to those who were away.
+Both carry the same information, so the smaller one is kept, and sent to participants that missed rounds.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ _NONE = np.empty((0, 2), dtype=np.int64)
 @dataclass(frozen=True)
 class Transcript:
     round: int  # of the last commit; 0 before the first
-    head: str  # the ledger's at that round
+    head: str  # the ledger's head at that round
     since: int = 0  # the round of the snapshot
-    sums: Tensor | None = None  # the snapshot; None: all are zero
-    commits: bytes = b""  # those after the snapshot, framed
-    index: NDArray[np.int64] = field(default_factory=lambda: _NONE)  # ``[n, 2]``: of each, its round and where it ends
+    sums: Tensor | None = None  # the snapshot; None: all zero
+    commits: bytes = b""  # after the snapshot, framed
+    index: NDArray[np.int64] = field(default_factory=lambda: _NONE)  # ``[n, 2]``: the round and the end of each commit
 
     @classmethod
     def begin(cls, manifest: Manifest) -> "Transcript":
@@ -34,7 +34,7 @@ class Transcript:
 
     @classmethod
     def restore(cls, state: State, manifest: Manifest) -> "Transcript":
-        """What `save` gave; where nothing was saved, the beginning."""
+        """Return the saved transcript, or the beginning if nothing was saved."""
         if not state:
             return cls.begin(manifest)
         return cls(**state | {"commits": _bytes(state["commits"]), "index": state["index"].numpy()})
@@ -44,7 +44,7 @@ class Transcript:
 
     @property
     def last(self) -> Commit:
-        """The commit of its round; there must be one after the snapshot."""
+        """The commit of the current round; there must be one after the snapshot."""
         start = int(self.index[-2, 1]) if len(self.index) > 1 else 0
         return next(commit for _, commit in unframed(self.commits[start:]))
 
@@ -62,11 +62,11 @@ class Transcript:
         return replace(self, round=commits[-1].round, head=head, commits=b"".join(data), index=joined)
 
     def snapshot(self, sums: Tensor) -> "Transcript":
-        """The same with `sums`, those at its round, in the place of commits."""
+        """Return a transcript with `sums`, those at its round, instead of commits."""
         return Transcript(self.round, self.head, self.round, sums)
 
     def trimmed(self, most: int) -> "Transcript":
-        """The last commits alone, of `most` bytes at most, but one at least: what a server tells, and not the sums."""
+        """Return only the last commits, at most `most` bytes but at least one: the server sends these, not the sums."""
         over = len(self.commits) - most
         if over <= 0 or len(self.index) < 2:
             return self
@@ -76,18 +76,18 @@ class Transcript:
         return replace(self, since=since, sums=None, commits=self.commits[end:], index=index)
 
     def after(self, round: int) -> bytes:
-        """The commits after `round`, which is not before `since`, framed."""
+        """Return the commits after `round`, framed; `round` must not be before `since`."""
         known = int(np.searchsorted(self.index[:, 0], round, side="right"))
         return self.commits[int(self.index[known - 1, 1]) if known else 0 :]
 
     def entries(self) -> Iterator[Commit]:
-        """The commits after the snapshot."""
+        """Yield the commits after the snapshot."""
         return (commit for _, commit in unframed(self.commits))
 
     def heard(self, download: Payload) -> "tuple[Transcript, dict[str, list[Commit]]]":
-        """The transcript with what `download` tells; and, by each head on the way, the commits that were to come.
+        """Return the transcript extended by `download`, and for each head on the way the commits that follow it.
 
-        What is known already is passed over. Raises ValueError where something is lacking in between.
+        Known commits are skipped. Raises ValueError if there is a gap.
         """
         told = download.tensors["ledger"]
         head = _bytes(told["head"]).hex()
@@ -103,7 +103,7 @@ class Transcript:
 
 
 def kept(state: State) -> tuple[Manifest, Transcript] | None:
-    """The ledger that the model is made of, where a server's memory holds one: its ``manifest`` and ``ledger``."""
+    """Return the model's ledger, if a server's memory holds one: its ``manifest`` and ``ledger``."""
     if "ledger" not in state:
         return None
     manifest = Meaning.of(state["manifest"]).manifest
@@ -111,7 +111,7 @@ def kept(state: State) -> tuple[Manifest, Transcript] | None:
 
 
 def telling(transcript: Transcript, sums: Tensor, round: int) -> Payload:
-    """What a participant needs who knows the ledger up to `round`: the commits after it, or if less, the sums."""
+    """Return what a participant at `round` needs: the commits after it, or the sums if these are smaller."""
     head = _tensor(bytes.fromhex(transcript.head))
     lacking = transcript.after(round) if round >= transcript.since else None
     if lacking is None or len(lacking) > sums.nbytes:

@@ -1,4 +1,4 @@
-"""Where simulated clients run."""
+"""Simulated clients, in this process or in workers."""
 
 from fedshare.population import Part, Partitioned, Population, Shares
 from fedshare.population.own import Declared, Owned

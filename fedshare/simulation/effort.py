@@ -1,4 +1,4 @@
-"""How much work the rounds of a run are, counted from its sizes: nothing is timed, so every machine decides alike."""
+"""The amount of work in a run's rounds, computed from sizes: nothing is timed, so every machine decides the same."""
 
 import math
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from fedshare.population.population import Population
 from fedshare.tasks import models
 
-STEPS, OPERATIONS = 20_000, 2e11  # what one core of a laptop does in ten seconds
+STEPS, OPERATIONS = 20_000, 2e11  # one core of a laptop's work in ten seconds
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What all clients do in some rounds of plain training; a strategy may ask for more or for less."""
+    """All clients' work in some rounds of plain training; a strategy may need more or less."""
 
     steps: int
-    operations: float  # multiply-adds: three for one of a forward pass
+    operations: float  # multiply-adds: three times those of a forward pass
 
     @classmethod
     def of(cls, population: Population, clients_per_round: int | None, rounds: int) -> "Effort":
@@ -35,7 +35,7 @@ class Effort:
 
     @property
     def small(self) -> bool:
-        """Whether one process is done with it in about the time in which others start."""
+        """Whether one process finishes in about the time that starting others takes."""
         return self.steps <= STEPS and self.operations <= OPERATIONS
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Effort:
 
 
 def operations(population: Population) -> float:
-    """Multiply-adds of a forward pass for one example: each weight counts for each place where it is applied."""
+    """Return the multiply-adds of one example's forward pass: each weight counts for each place where it is applied."""
     found = 0.0
 
     def count(module: nn.Module, _: Any, output: Any) -> None:
@@ -58,7 +58,7 @@ def operations(population: Population) -> float:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             models.call(module, first.batch(torch.tensor([0]))[0])
-    except Exception:  # anybody's model, and perhaps one that takes no single example: it counts as large
+    except Exception:  # any user's model, which may reject a single example: it counts as large
         return math.inf
     finally:
         for hook in hooks:

@@ -1,4 +1,4 @@
-"""What is asked of a client, wherever it is simulated, and what comes of it."""
+"""A simulated client's jobs and their outcomes."""
 
 import logging
 import traceback
@@ -13,7 +13,7 @@ from fedshare.population import Answer, Population
 from fedshare.state import State
 
 log = logging.getLogger(__name__)
-Outcome = Answer | str  # or why there is no answer
+Outcome = Answer | str  # an answer, or the reason why there is none
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
 
 
 def played(job: Job, population: Population) -> Answer:
-    """The answer; a client that raises ends the run, and its traceback is logged."""
+    """Return the answer; a client that raises ends the run, with its traceback logged."""
     try:
         return job.run(population)
     except (UserError, RunHalted):
@@ -43,8 +43,8 @@ def played(job: Job, population: Population) -> Answer:
 
 
 def attempt(job: Job, population: Population) -> Outcome:
-    """The answer, or in a line what was raised. What the client remembers is then as it was before."""
-    state = deepcopy(job.state) if job.purpose is Purpose.TRAIN else job.state  # a test changes nothing in it
+    """Return the answer, or the error in one line; after an error, the client's memory is unchanged."""
+    state = deepcopy(job.state) if job.purpose is Purpose.TRAIN else job.state  # a test does not change it
     try:
         return replace(job, state=state).run(population)
     except UserError:
@@ -54,7 +54,7 @@ def attempt(job: Job, population: Population) -> Outcome:
 
 
 def raised(error: Exception) -> str:
-    """An error in a line, with the place where it was raised."""
+    """Return an error in one line, with the place where it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in last)
     return brief(f"raised {type(error).__name__}: {first_line(error)}{where}")

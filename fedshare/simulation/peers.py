@@ -1,4 +1,4 @@
-"""Peers without a server, all in this process: each in a thread of its own, of which one runs at a time."""
+"""Peers without a server, in this process: each in its own thread, of which one runs at a time."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -16,21 +16,21 @@ Result = TypeVar("Result")
 
 
 class Table:
-    """Peers take turns: one acts until it gathers, and then the next. So they may share a model, and torch's streams.
+    """Peers take turns: each runs until it gathers, then the next runs. So they may share a model and torch's streams.
 
-    `timeout` is how many seconds a peer waits for its turn.
+    `timeout` is the number of seconds that a peer waits for its turn.
     """
 
     def __init__(self, ids: Iterable[int], timeout: float = 3600.0) -> None:
         self.ids = sorted(ids)
         self._timeout = timeout
-        self._waiting = list(self.ids)  # whose turn it is, and then whose
+        self._waiting = list(self.ids)  # peers in the order of their turns, the current one first
         self._said: dict[int, dict[int, Payload]] = {}  # by round
-        self._left = ""  # who has left in the middle, and why
+        self._left = ""  # the reason why a peer has left early
         self._changed = threading.Condition()
 
     def run(self, act: Callable[[int, Peers], Result]) -> dict[int, Result]:
-        """What `act` gives for each peer, called with its id and its seat. The first error of one ends all."""
+        """Return the result of `act` for each peer, called with its id and seat. The first peer's error ends all."""
         results, errors = dict[int, Result](), list[BaseException]()
 
         def sit(me: int) -> None:
@@ -78,7 +78,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Seat:
-    """A peer's `Peers`."""
+    """One peer's `Peers`."""
 
     table: Table
     me: int
@@ -91,7 +91,7 @@ class Seat:
 
 
 class Player:
-    """A simulated peer's own side: what it does with a download, and what it remembers."""
+    """A simulated peer's client side: it answers downloads and keeps its memory."""
 
     def __init__(self, population: Population, me: int) -> None:
         self.state: State = {}

@@ -1,4 +1,4 @@
-"""Clients on this machine: in this process, or in several worker processes, with the same bits."""
+"""Clients on this machine, in this process or in several worker processes, with identical results."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -27,18 +27,18 @@ class Held:
         self.states = dict(memories)
 
     def keep(self, round: int) -> None:
-        """All is held, of the last round alone."""
+        """Nothing to do: only the last round's memories are held."""
 
 
 class Simulation:
-    """A `Network` whose clients are simulated.
+    """A `Network` of simulated clients.
 
-    `build` makes the population, here and again in each worker process, so it must be importable (a module's function,
-    a `functools.partial` of one); `population` is what it gave, where it was called before. `workers` is the number of
-    processes, no more than there are clients; 0 stays in this one. What clients remember lies in `memories`, here: a
-    worker may serve any client, and one that dies loses nothing. `timeout` is how many seconds a client may take there.
-    A client that raises is absent from the round with ``on_error="drop"``, and ends the run with ``halt``; a UserError,
-    which is the config's fault and no client's, always does.
+    `build` creates the population, here and again in each worker process, so it must be importable (a module's function
+    or a `functools.partial` of one); `population` is its result, if it was already called. `workers` is the number of
+    processes, at most the number of clients; 0 means this process only. Clients' memories are held here, in `memories`:
+    a worker may serve any client, and nothing is lost if it dies. `timeout` is the number of seconds allowed per client
+    in a worker. A client that raises is absent from the round with ``on_error="drop"``, and ends the run with ``halt``;
+    a UserError, which is the config's fault, always ends it.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Simulation:
         self._sizes = self.population.sizes()
         self._build, self._timeout, self._halts = build, timeout, on_error == "halt"
         self.processes = min(workers, len(self._sizes))
-        self._workers: Workers | None = None  # started by the first exchange
+        self._workers: Workers | None = None  # started at the first exchange
 
     def __enter__(self) -> "Simulation":
         return self
@@ -78,7 +78,7 @@ class Simulation:
         quotas: Quotas | None = None,
         heard: Heard | None = None,
     ) -> Exchange:
-        # The largest clients first, so that no worker is left with one of them at the end.
+        # Largest clients first, so that no worker has to finish one of them alone at the end.
         order = sorted(downloads, key=lambda client: -self._sizes[client])
         states = self.memories.states
         jobs = [Job(purpose, round, client, downloads[client], states.get(client, {})) for client in order]

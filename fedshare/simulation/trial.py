@@ -1,4 +1,4 @@
-"""One real step before anything is created: what cannot work is found now, and named."""
+"""One real step before anything is created, so that what cannot work is reported now, by name."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,16 +19,16 @@ from fedshare.training.private.poisson import Poisson
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-Named = Callable[[Exception], str]  # what has failed, from what it raised
+Named = Callable[[Exception], str]  # names the failed part, given the exception
 
 
 def attempt(population: Population) -> None:
-    """Take a training step on the smallest batch that any client has, and test on it; leave no trace.
+    """Take a training step on the smallest batch of any client, test on it, and restore the model.
 
-    Raises UserError where the model, the task, the optimizer or the privacy cannot do that.
+    Raises UserError if the model, the task, the optimizer or the privacy settings do not allow it.
     """
     scratch, training, task = population.scratch, population.training, population.task
-    if population.stand_in:  # nobody's data are here
+    if population.stand_in:  # no client's data are here
         population = replace(population, shares=[population.stand_in], stand_in=None)
     id, rows = _smallest(population)
     client = population.client(id, {})
@@ -49,7 +49,7 @@ def attempt(population: Population) -> None:
 
 @dataclass(frozen=True)
 class _One:
-    """One step."""
+    """A single step."""
 
     batch: Batch
     backward: Callable[[Batch], Losses]
@@ -59,34 +59,34 @@ class _One:
 
 
 def _step(client: Client, population: Population, rows: Tensor) -> tuple[Batch, Callable[[Batch], Losses]]:
-    """The batch to step on, and what makes its gradient: of one example where training is on Poisson samples."""
+    """Return the batch to step on and its gradient function; with Poisson samples, the batch is one example."""
     scratch, training, task = population.scratch, population.training, population.task
     if training.sampling != "poisson":
         examples = client.train_examples.subset(rows)
         return examples.batch(slice(None)), Batches(scratch, task, training, examples, []).backward
     one = client.train_examples.subset(rows[:1])
     trained = {name: scratch.parameters[name] for name in scratch.trainable}
-    scratch.train()  # or a BatchNorm would not be seen
+    scratch.train()  # otherwise a BatchNorm would go unnoticed
     poisson = Poisson(scratch.module, task, trained, one, training, None, Stream(), Stream())
     return one.batch(slice(None)), poisson.backward
 
 
 def _smallest(population: Population) -> tuple[int, Tensor]:
-    """Whose the smallest batch is, and as many rows."""
+    """Return the client with the smallest batch, and that batch's rows."""
     known = [(min(population.training.pieces(share.size)), id) for id, share in enumerate(population.shares)]
     size, id = min(known)
     return id, torch.arange(size)
 
 
 def _saying(act: Callable[Given, Result], what: Named) -> Callable[Given, Result]:
-    """`act`, whose errors become UserErrors."""
+    """Return `act` with its errors turned into UserErrors."""
 
     def acted(*given: Given.args, **named: Given.kwargs) -> Result:
         try:
             return act(*given, **named)
         except UserError:
             raise
-        except Exception as error:  # anybody's model, loss, optimizer or metric
+        except Exception as error:  # any user's model, loss, optimizer or metric
             raise UserError(what(error)) from error
 
     return acted
@@ -94,9 +94,9 @@ def _saying(act: Callable[Given, Result], what: Named) -> Callable[Given, Result
 
 def _why(error: Exception, batch: Batch) -> str:
     line, (inputs, targets) = first_line(error), batch
-    if len(targets) == 1 and "more than 1 value per channel" in line:  # what every BatchNorm of torch says
+    if len(targets) == 1 and "more than 1 value per channel" in line:  # torch's message from every BatchNorm
         return f"{line}: a client has a batch of one, which a BatchNorm cannot take; GroupNorm and LayerNorm can"
-    if "does not require grad" in line:  # torch's words for a result that is cut off from its parameters
+    if "does not require grad" in line:  # torch's message for a result detached from its parameters
         return f"{line}: task.loss, or the model, must not detach what it gives"
     given = ", ".join(_described(part) for part in parts(inputs))
     return f"{line} (inputs are {given}; targets {_described(targets)})"

@@ -1,4 +1,4 @@
-"""A worker process of one thread, from both ends of its connection: only bytes made by `pack` go to and fro."""
+"""A single-threaded worker process, both ends of its connection: only bytes made by `pack` are exchanged."""
 
 import contextlib
 import logging
@@ -24,22 +24,22 @@ from fedshare.tensors import Tensors
 
 log = logging.getLogger(__name__)
 START_DEADLINE = 300.0  # seconds for a worker to import torch and load its data
-GRACE = 5.0  # seconds for workers to end by themselves
+GRACE = 5.0  # seconds for workers to exit by themselves
 
 
 class Worker:
     def __init__(self, build: Callable[[], Population]) -> None:
         if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
-            multiprocessing.set_start_method("spawn", force=True)  # joblib's own method, which no child would know
+            multiprocessing.set_start_method("spawn", force=True)  # joblib may set a method that no child knows
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_serve, args=(other, build), daemon=True)
-        with ctrl_c_ignored():  # the child takes it over: this process hears Ctrl-C and ends the others in order
+        with ctrl_c_ignored():  # the child inherits this: this process handles Ctrl-C and stops the others in order
             self.process.start()
-        other.close()  # so that the death of the process ends the connection
+        other.close()  # so that the connection ends when the process dies
         self.late = False
         self._deadline = time.monotonic() + START_DEADLINE
-        self._download: Payload | None = None  # the last one it was sent
+        self._download: Payload | None = None  # the last one sent to it
 
     def kill_if_late(self) -> None:
         if time.monotonic() > self._deadline and not self.late:
@@ -64,12 +64,12 @@ class Worker:
     def send(self, job: Job, timeout: float) -> None:
         request: State = {"round": job.round, "client": job.client, "purpose": job.purpose.value, "state": job.state}
         request["metrics"] = job.download.metrics
-        # One global model goes to many clients: it crosses to each worker once.
+        # One global model goes to many clients: it is sent to each worker once.
         if self._download is None or not same_tensors(self._download, job.download):
             self._download = job.download
             request["tensors"] = job.download.tensors
         self._deadline = time.monotonic() + timeout
-        with contextlib.suppress(OSError):  # it has died; receive() will find the same
+        with contextlib.suppress(OSError):  # it has died; receive() will report that
             self.connection.send_bytes(pack(request))
 
     def receive(self, job: Job, halts: bool) -> Outcome:
@@ -89,12 +89,12 @@ class Worker:
         return death(self.process)
 
     def stop(self) -> None:
-        """Ask it to end."""
+        """Ask the process to end."""
         self._deadline = math.inf
         self.connection.close()
 
     def end(self, until: float) -> None:
-        """See it end; make it, if it has not by then."""
+        """Wait for the process to end; kill it if it has not by then."""
         self.process.join(max(0.0, until - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
@@ -103,7 +103,7 @@ class Worker:
 
 
 def death(process: SpawnProcess) -> str:
-    """How it ended, having ended."""
+    """Return how a terminated process ended."""
     process.join(GRACE)
     code = process.exitcode
     if code == -signal.SIGKILL:
@@ -113,7 +113,7 @@ def death(process: SpawnProcess) -> str:
 
 @contextlib.contextmanager
 def ctrl_c_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only there may it be set
+    if threading.current_thread() is not threading.main_thread():  # signals can be set only there
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -124,11 +124,11 @@ def ctrl_c_ignored() -> Iterator[None]:
 
 
 def _serve(connection: Connection, build: Callable[[], Population]) -> None:
-    """The life of a worker: build the population, then answer until the connection ends."""
+    """Run a worker: build the population, then answer until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.disable(logging.WARNING)  # the parent has said what there is to say about the data
+    logging.disable(logging.WARNING)  # the parent has already logged the data's warnings
     torch.set_num_threads(1)
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone, or wants no more
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone, or has closed the connection
         try:
             population = build()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""A pool of long-lived worker processes, which answer for clients."""
+"""A pool of long-lived worker processes that run clients' jobs."""
 
 import threading
 import time
@@ -10,14 +10,14 @@ from fedshare.population import Population
 from fedshare.simulation.jobs import Job, Outcome
 from fedshare.simulation.worker import GRACE, Worker
 
-ATTEMPTS = 2  # a job whose worker dies is given to another one once
+ATTEMPTS = 2  # if its worker dies, a job is given to another one once
 
 
 class Workers:
-    """`count` processes, each with a population of its own. Only bytes made by `pack` go to and fro.
+    """`count` processes, each with its own population. Only bytes made by `pack` are exchanged.
 
-    A watchdog kills a worker that is late, which ends every wait for it, also one in the middle of a message. Where it
-    `halts`, a client that raises ends the run; else that is its outcome.
+    A watchdog kills a worker that is late, which ends any wait for it, even in the middle of a message. If it `halts`,
+    a client that raises ends the run; otherwise the error is that client's outcome.
     """
 
     def __init__(self, build: Callable[[], Population], count: int, timeout: float, halts: bool = True) -> None:
@@ -26,8 +26,8 @@ class Workers:
         self._workers: list[Worker] = []
         threading.Thread(target=self._watch, daemon=True).start()
         try:
-            self._workers += [Worker(build) for _ in range(count)]  # all start at once ...
-            for worker in self._workers:  # ... and then are waited for
+            self._workers += [Worker(build) for _ in range(count)]  # start all at once ...
+            for worker in self._workers:  # ... then wait for all
                 worker.wait_until_ready()
         except BaseException:
             self.close()
@@ -39,7 +39,7 @@ class Workers:
                 worker.kill_if_late()
 
     def run(self, jobs: list[Job]) -> Iterator[tuple[int, Outcome]]:
-        """Outcomes by client, in the order in which they come. After an error, the workers are gone."""
+        """Yield outcomes by client, as they arrive. After an error, the workers are stopped."""
         if self._closed.is_set():
             raise RuntimeError("these workers were closed, or ended with an error")
         waiting = [(job, 1) for job in reversed(jobs)]
@@ -70,7 +70,7 @@ class Workers:
                     else:
                         yield job.client, outcome
         except BaseException:
-            self.close()  # a worker still busy would give its answer to a later question
+            self.close()  # a worker still busy would send its answer to a later job
             raise
 
     def _replace(self, dead: Worker) -> None:

@@ -19,7 +19,7 @@ Key = tuple[int | str, ...]
 
 
 class PrivacyRecord(Protocol):
-    """A record on the client's own disk, needed if others see the uploads; it is never rolled back, unlike its state."""
+    """A record on the client's own disk, needed if others see the uploads: it is never rolled back."""
 
     @property
     def secret(self) -> str:

@@ -60,7 +60,7 @@ class Privacy:
         return self.noise_multiplier > 0
 
     def epsilon(self, steps: int, rate: float) -> float:
-        """Return the epsilon of `steps` steps, each with every example at probability `rate`; inf without noise."""
+        """Return the epsilon of `steps` steps that include each example with probability `rate`; inf without noise."""
         if not self.noisy:
             return math.inf
         return _epsilon(self.accountant, float(self.noise_multiplier), float(rate), steps, float(self.delta))
