@@ -94,7 +94,7 @@ def _state(words: bytes, seed: int) -> Tensor:
 def _blank() -> np.ndarray:
     """Return the initial state of a CPU generator. Raises UserError if this torch has another layout.
 
-    Verified by a test: a generator with some words must draw what numpy's mt19937 draws with them.
+    Checked here: a generator with some words must draw what numpy's mt19937 draws with them.
     """
     there, numpys = torch.Generator().manual_seed(0), np.random.MT19937(1)
     blank: np.ndarray = there.get_state().numpy()

@@ -158,7 +158,7 @@ def picture(value: Any) -> Any:
 
 @contextmanager
 def _drawn_from_torch(rows: np.ndarray) -> Iterator[None]:
-    """Seed Python's and numpy's generators from the rows and torch's generator, which is not advanced."""
+    """Seed Python's and numpy's generators, inside this context, from the rows and torch's, which is not advanced."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # what transforms use
     key = hashlib.sha256(torch.get_rng_state().numpy().tobytes() + rows.tobytes())
     random.seed(key.digest())

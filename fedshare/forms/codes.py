@@ -33,6 +33,6 @@ class Codes:
         codes = group.get("codes") if isinstance(group, dict) else None
         form = (like.layout, like.device, like.dtype, like.shape)
         fits = isinstance(codes, Tensor) and (codes.layout, codes.device, codes.dtype, codes.shape) == form
-        if fits and (wrong := self.coding.flaw(codes)):  # type: ignore[arg-type]  # what does not fit is found later
+        if fits and (wrong := self.coding.flaw(codes)):  # type: ignore[arg-type]  # a wrong type is found later
             raise ValueError(wrong)
         return sent

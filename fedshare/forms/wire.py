@@ -32,7 +32,7 @@ _NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 # Numpy has no bfloat16, and bool bytes must be checked.
 _NUMPY = {d: torch.empty(0, dtype=d).numpy().dtype for d in DTYPES.values() if d not in (torch.bfloat16, torch.bool)}
 MOST_TENSORS = 100_000
-MOST_DIMENSIONS = 32  # numpy's limit
+MOST_DIMENSIONS = 32  # supported by every numpy version
 FACTOR = 2  # a message may be this many times larger than expected,
 SLACK = 1 << 20  # plus this many bytes
 _METRICS, _LONGEST_METRIC = 100, 80  # the metrics of an upload are not known in advance

@@ -74,7 +74,7 @@ class Meaning:
         return DIRECTIONS[self.manifest.directions]
 
     def origin(self, peer: int, round: int, message: int) -> Origin:
-        """Return the origin of a peer's message, from the pool if there is one, which anyone can compute."""
+        """Return the origin of a peer's message; with a pool, one drawn from the pool's."""
         if not 0 <= message < MESSAGES:
             raise ValueError(f"message {message} of {MESSAGES} in a round")
         if pool := self.manifest.pool:

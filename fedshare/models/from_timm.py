@@ -28,7 +28,7 @@ class Timm:
     number of channels, another size or other classes. Only safetensors files are read.
     """
 
-    def __new__(  # type: ignore[misc]  # timm's own module, of which nothing is derived
+    def __new__(  # type: ignore[misc]  # returns timm's own module
         cls,
         name: str,
         shape: Sequence[int],

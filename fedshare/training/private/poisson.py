@@ -21,7 +21,7 @@ class Poisson:
     """Passes of ``ceil(n / batch_size)`` steps, each of which includes every example with probability `rate`.
 
     A step's gradient is the sum of its examples' gradients, each of that example's own mean loss, divided by the
-    expected number of examples; dividing by the actual number would reveal which are included. A step without examples
+    expected number of examples; the actual number would reveal if an example is included. A step without examples
     still counts. With `privacy`, each example's gradient is clipped and noise is added to the sum (Abadi et al. 2016,
     algorithm 1); a `max_grad_norm` of inf clips nothing, so the gradient is that of the whole batch, to the bit.
 
