@@ -1,15 +1,15 @@
-"""Explain in one line why an override is invalid, with close matches."""
+"""Why an override does not fit, in one line."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, Node
+from omegaconf import DictConfig
 
 from fedshare.errors import first_line
 from fedshare.experiments.config.application import App
+from fedshare.experiments.config.near import no_such, unknown
 
 PLUGINS = {  # options added by hydra plugins -> the extra that provides them
     ("hydra/launcher", "joblib"): "joblib",
@@ -51,7 +51,7 @@ def _blame(override: Override, options: list[str], groups: Sequence[str], base: 
         return f"{line}: {no_such('group', key, groups)}"
     if not override.is_add() and not override.is_force_add():
         for inner in (key, *(f"{key}.{part}" for part in _inner(override.value()))):
-            if wrong := _unknown(base, inner):
+            if wrong := unknown(base, inner):
                 return wrong if inner == key else f"{wrong}; +{key}=... adds what is not there"
     reason = first_line(fault.__cause__ or fault)
     return f"{line}: {reason[:1].lower()}{reason[1:]}"
@@ -63,42 +63,3 @@ def _inner(value: Any, path: str = "") -> Iterator[str]:
         here = f"{path}.{name}" if path else str(name)
         yield here
         yield from _inner(part, here)
-
-
-def _unknown(config: DictConfig, key: str) -> str | None:
-    node, path = config, ""
-    for part in key.split("."):
-        if node is None or (isinstance(node, Node) and node._is_none()):
-            return f"{key}: {path} is null; +{key}=... gives it keys of its own"
-        if not isinstance(node, DictConfig):
-            return f"{key}: {path} has no keys of its own"
-        if part not in node:
-            allowed = [str(name) for name in node if name not in ("hydra", "_target_", "_partial_")]
-            inner = _elsewhere(node, part, path) or _elsewhere(config, part)
-            return f"{key}: {no_such('key', part, allowed, f' in {path}' if path else '', inner)}"
-        path = f"{path}.{part}" if path else part
-        node = node._get_node(part)  # type: ignore[assignment]  # not node[part]: an interpolation need not resolve
-    return None
-
-
-def _elsewhere(node: DictConfig, word: str, path: str = "") -> list[str]:
-    """Return the deeper keys of that name: the shallowest first, among equals those that are interpolations first."""
-    return [key for _, _, key in sorted(_places(node, word, path))]
-
-
-def _places(node: DictConfig, word: str, path: str) -> list[tuple[int, bool, str]]:
-    """Return the depth of each, whether its value is its own, and the key."""
-    found: list[tuple[int, bool, str]] = []
-    for name in map(str, node):
-        here, inner = f"{path}.{name}" if path else name, node._get_node(name)
-        if name == word and path:
-            found.append((here.count("."), inner is None or not inner._is_interpolation(), here))
-        elif isinstance(inner, DictConfig) and here != "hydra" and not inner._is_interpolation():
-            found += _places(inner, word, here)
-    return found
-
-
-def no_such(kind: str, word: str, allowed: Sequence[str], where: str = "", better: Sequence[str] = ()) -> str:
-    close = better or difflib.get_close_matches(word, allowed, 1)
-    hint = f" (did you mean {' or '.join(close[:3])}?)" if close else ""
-    return f"no such {kind}{hint}; allowed{where}: {', '.join(allowed) or 'none'}"

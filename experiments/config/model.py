@@ -1,20 +1,16 @@
 """The model of a config: initialised, overlaid with its weights, and partitioned by `peft`."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from fedshare import seeds, weights
+from fedshare import seeds
 from fedshare.data.dataset import Dataset
 from fedshare.errors import UserError, first_line
 from fedshare.experiments.config.examples import plain
 from fedshare.experiments.config.instantiate import make
+from fedshare.experiments.config.laying import laid
 from fedshare.peft import Method
-from fedshare.runs import RunFolder
 from fedshare.tasks import Task, models
-from fedshare.tensors import Tensors
 from fedshare.training.parts import Parts
 from fedshare.weights import Given
 
@@ -28,7 +24,7 @@ def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Mo
     model = _drawn(config, dataset, task)
     given, refusal = None, None
     try:
-        given = _laid(config, model, method.head)
+        given = laid(config, model, method.head)
     except UserError as error:
         refusal = error
     names = _names(model)
@@ -38,7 +34,7 @@ def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Mo
         now = _names(model)
         if set(names.values()) >= set(now.values()):
             raise refusal
-        given = _laid(config, model, method.head, refusal, {n: now[one] for one, n in names.items() if one in now})
+        given = laid(config, model, method.head, refusal, {n: now[one] for one, n in names.items() if one in now})
     _show(model, dataset, task, "peft: the model it gives")
     return model, parts, given
 
@@ -46,7 +42,7 @@ def tuned(config: DictConfig, dataset: Dataset, task: Task) -> tuple[torch.nn.Mo
 def backbone(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
     """Return the model alone, with its weights if there are any."""
     model = _drawn(config, dataset, task)
-    _laid(config, model, None)
+    laid(config, model, None)
     return model
 
 
@@ -66,41 +62,6 @@ def _drawn(config: DictConfig, dataset: Dataset, task: Task) -> torch.nn.Module:
 def _names(model: torch.nn.Module) -> dict[int, str]:
     """Names of the model's tensors by identity."""
     return {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-
-
-def _laid(
-    config: DictConfig,
-    model: torch.nn.Module,
-    head: str | None,
-    refusal: UserError | None = None,
-    renamed: Mapping[str, str] = MappingProxyType({}),
-) -> Given | None:
-    """Overlay `model` with the config's weights and return what they gave; of `head` only tensors that fit are taken.
-
-    Weights of the model before tuning are found by their names then, mapped to the new ones by `renamed`.
-    """
-    if config.weights is None:
-        return None
-
-    def read() -> Tensors:
-        return {renamed.get(name, name): tensor for name, tensor in _weights(str(config.weights)).items()}
-
-    try:
-        drawn = weights.overlay(model, read(), f"weights={config.weights}", head or weights.HEAD)
-    except UserError as error:
-        raise refusal or error from None
-    types = {name: tensor.dtype for name, tensor in model.state_dict().items() if name not in drawn}
-    return Given(config.weights, read, types)
-
-
-def _weights(name: str) -> Tensors:
-    """Read the weights `name`. Frozen or local tensors missing from a run's model come from its initial model."""
-    path, tensors = weights.locate(name), weights.read(name)
-    run = RunFolder(path.parent)
-    if path not in (run.model, run.best_model) or not (run.initial.exists() and run.config.exists()):
-        return tensors
-    began = OmegaConf.select(OmegaConf.load(run.config), "weights")
-    return (_weights(began) if began else {}) | weights.read(str(run.initial)) | tensors
 
 
 def _show(model: torch.nn.Module, dataset: Dataset, task: Task, what: str) -> None:

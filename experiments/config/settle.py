@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedshare.errors import UserError, first_line
 from fedshare.experiments.config import environment, words
 from fedshare.experiments.config.application import CONF
-from fedshare.experiments.config.explain import no_such
+from fedshare.experiments.config.near import no_such
 from fedshare.experiments.config.schema import Root, check_ranges
 
 

@@ -1,19 +1,16 @@
-"""Saving a run: its checkpoints, the checkpoint of the best round, and the models."""
+"""The checkpoints of a run, and the checkpoint of its best round."""
 
 import time
 from collections.abc import Iterator
 
-from safetensors.torch import save as save_tensors
-
 from fedshare.errors import RunHalted
-from fedshare.machine.files import write_atomically
+from fedshare.experiments.running.models import write_best
 from fedshare.network import Network
 from fedshare.report.best import Best
 from fedshare.rounds import Round
 from fedshare.runs import RunFolder, checkpoint
 from fedshare.runs.checkpoint import Checkpoint
-from fedshare.state import State, copied, nbytes
-from fedshare.tensors import Tensors
+from fedshare.state import copied, nbytes
 
 _TWICE = 1 << 28  # bytes of what clients remember that are held a second time, in case the run halts in the next round
 
@@ -39,17 +36,7 @@ class Keeper:
     def save_best(self, done: Round, best: Best) -> None:
         """Save a round as the best one, with its model."""
         checkpoint.save(self._folder.best, self._checkpoint(done), keep=1)
-        if "params" in done.state:
-            about = {"round": str(best.round), "metric": best.metric, "validation": repr(best.value)}
-            write_atomically(self._folder.best_model, _packed(done.state["params"], about))
-
-    def save_models(self, state: State) -> list[str]:
-        """Write the final model, if the state has one. Returns the names of the model files."""
-        files = [self._folder.best_model.name] * self._folder.best_model.exists()
-        if "params" not in state:
-            return files
-        write_atomically(self._folder.model, _packed(state["params"]))
-        return [self._folder.model.name, *files]
+        write_best(self._folder, done.state, best)
 
     def until_halted(self, coming: Iterator[Round]) -> Iterator[Round]:
         """Yield the rounds; if one halts the run, write a checkpoint of the round before, from which it can resume.
@@ -78,7 +65,3 @@ class Keeper:
     def _tell_oldest(self) -> None:
         """Tell clients that keep their memories which is the oldest checkpoint: earlier ones are not needed."""
         self._network.memories.keep(checkpoint.rounds(self._folder.checkpoints)[-1])
-
-
-def _packed(tensors: Tensors, about: dict[str, str] | None = None) -> bytes:
-    return save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, about)

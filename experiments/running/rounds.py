@@ -14,6 +14,7 @@ from fedshare.experiments.hosts.orders import NoOrders, Orders
 from fedshare.experiments.running.adversaries import played
 from fedshare.experiments.running.going_on import again, last_saved
 from fedshare.experiments.running.keeping import Keeper
+from fedshare.experiments.running.models import write_last
 from fedshare.experiments.running.observers import Notes, Selection, Trackers
 from fedshare.experiments.running.pictures import draw_partition, draw_progress, population_line
 from fedshare.experiments.signals import terminable
@@ -99,7 +100,7 @@ def rounds(
         partition()
         rows, collaborates = draw_progress(folder, metric, config)
     files = [f"{metric}.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
-    files += keeper.save_models(state)
+    files += write_last(folder, state)
     print(summary(rows, f"{folder.path}: {', '.join(files)}", best))
     return best
 
