@@ -644,8 +644,8 @@ def test_a_clients_certificate_is_read_again_when_it_comes_back(pki: Path) -> No
         until_present(server, 0)
         seen = server.members.by_id[0].connection
         assert seen is not None
-        assert seen.shown is not None
-        assert x509.load_pem_x509_certificate(seen.shown).serial_number == second
+        assert seen.certificate is not None
+        assert x509.load_pem_x509_certificate(seen.certificate).serial_number == second
         assert lasting.error is None
         assert f"{pki}/client-0: the certificate of client 0 was renewed" in lasting.said
 
