@@ -14,6 +14,8 @@ from fedshare.data.dataset import Dataset, Examples
 from fedshare.models import MLP
 from world import PATIENCE
 
+pytestmark = pytest.mark.long
+
 WRONG = {
     # keys
     "rouns=3": "rouns: no such key (did you mean rounds?); allowed: peft, strategy, data, partition, model,",

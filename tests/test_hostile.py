@@ -546,6 +546,7 @@ def test_a_clustering_sees_who_is_far_away_in_float64() -> None:
 SMALL = ["data=digits", "model=logistic", "partition.clients=3", "client.epochs=1", "checkpoint_every=5", "workers=0"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["fedavg", "ditto", "onebyte"])
 def test_the_folder_keeps_the_round_before_and_resume_goes_on_to_the_same_bits(strategy: str, tmp_path: Path) -> None:
     overrides = [*SMALL, "rounds=4", f"strategy={strategy}"]

@@ -68,6 +68,7 @@ POPULATIONS: dict[str, Make] = {name: lambda name=name: world.build(name) for na
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", POPULATIONS)
 def test_clients_that_draw_another_model_begin_with_the_server_s(kind: str, tmp_path: Path) -> None:
     make = POPULATIONS[kind]

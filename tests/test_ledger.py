@@ -87,6 +87,7 @@ def directions(kind: Rademacher | Gaussian, origin: Origin, size: int) -> Tensor
 # 1, 2: what a projected gradient is
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "length"), [(SIGNS, lambda d: d), (NORMAL, lambda d: d + 2)])
 @pytest.mark.parametrize("epsilon", [1e-3, 0.5])
 def test_of_a_quadratic_the_steps_are_the_gradient_on_average_and_as_long_as_they_should_be(
@@ -303,6 +304,7 @@ def test_the_byte_is_that_of_the_projected_gradient() -> None:
 # 8
 
 
+@pytest.mark.long
 def test_a_million_messages_have_origins_of_their_own() -> None:
     means, draw = meaning(1), random.Random(0)
     asked = {(peer, r, m) for peer in range(400) for r in (1, 10, 11, 100, 2**40) for m in range(MESSAGES)}

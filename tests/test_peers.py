@@ -24,6 +24,7 @@ def served(name: str) -> Round:
     return list(run_server(strategy, network, world.begin(network.population), SCHEDULE))[-1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", world.STRATEGIES)
 def test_peers_without_a_server_end_with_the_memory_of_a_server(name: str) -> None:
     population = world.build(name)

@@ -320,8 +320,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     with interruptible("pretrain", *TINY, "epochs=1000000", f"folder={path}") as process:
         eventually((path / "checkpoints" / "round-000001.json").exists, "a checkpoint")
         os.killpg(process.pid, signal.SIGINT)
-        out, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
+        assert process.wait(PATIENCE) == 130
+        assert process.stdout
+        out = process.stdout.read()
     assert f"! stopped; `fedshare pretrain --resume {path}` goes on after epoch " in out
 
 

@@ -555,6 +555,7 @@ def test_epsilon_at_the_ends() -> None:
     assert grows == sorted(set(grows))
 
 
+@pytest.mark.long
 @needs_opacus
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0, 50.0, 99.0, 101.0, 200.0, 1000.0])
@@ -592,6 +593,7 @@ def test_an_epsilon_that_no_noise_reaches() -> None:
         noise_for(1.0, 1e-3, 0.1, 0)
 
 
+@pytest.mark.long
 @needs_opacus
 @pytest.mark.parametrize("name", world.STRATEGIES)
 def test_epsilon_grows_with_the_rounds_of_every_strategy(name: str) -> None:

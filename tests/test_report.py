@@ -194,6 +194,7 @@ def collaborating(number, clients=(0, 1, 2), most=0.5, **more):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rows",
     [
@@ -256,6 +257,7 @@ def test_the_fields_of_the_collaboration_plot_by_hand(tmp_path, monkeypatch):
     assert partners == [[None, 2, 1], [1, None, 0], [0, 0, None]]
 
 
+@pytest.mark.long
 def test_the_collaboration_plot_shows_every_change_but_on_the_diagonal(tmp_path):
     def drawn(**more):
         collaboration_plot([collaborating(1), collaborating(2, **more)], tmp_path / "a.svg")
@@ -283,6 +285,7 @@ def test_a_threshold_out_of_reach_leaves_room_for_the_overlaps(tmp_path):
     assert heights(0.2) == heights(1e6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_run_draws_who_collaborates(tmp_path, monkeypatch, capfd, stopped):
     def stop(*arguments):

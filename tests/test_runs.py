@@ -97,16 +97,16 @@ def test_metrics_add_up(run: Runs) -> None:
 def test_the_same_twice_is_equal_and_another_seed_is_not(
     run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    again, other = tmp_path / "again", run("seed=1")
+    whole, again, other = run(), tmp_path / "again", run("seed=1")
     assert fedshare("run", f"folder={again}", "workers=2", *SMALL, "rounds=5") == 0
     capsys.readouterr()
-    assert fedshare("verify", str(run().path), str(again)) == 0
+    assert fedshare("verify", str(whole.path), str(again)) == 0
     assert capsys.readouterr().out.startswith("equal: 5 rounds, digest ")
-    assert fedshare("verify", str(run().path), str(other.path)) == 1
+    assert fedshare("verify", str(whole.path), str(other.path)) == 1
     difference = capsys.readouterr().out
     assert difference.startswith("differ first in round 1: server: params/")
     assert difference.endswith("; so do their configs: seed: 0 | seed: 1\n")
-    assert fedshare("verify", str(run().path)) == 0
+    assert fedshare("verify", str(whole.path)) == 0
     assert capsys.readouterr().out.startswith("whole: 5 rounds")
 
 

@@ -43,6 +43,7 @@ Draw = Callable[..., tuple[float, ...]]
 DRAWS = [of_generator, of_scope, of_numpy]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keys", KINDS.values(), ids=KINDS.keys())
 def test_all_keys_have_streams_of_their_own(keys: Keys) -> None:
     assert len({of_generator(*key) for key in keys}) == len(keys) >= 100_000

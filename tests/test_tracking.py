@@ -92,6 +92,7 @@ def test_scalars_are_few_whatever_the_number_of_clients():
     assert tracking.scalars({"round": 2, "dropped": {}, "loss": None}) == {"round": 2, "dropped": 0}
 
 
+@pytest.mark.process
 def test_offline_writes_into_the_folder_alone(tmp_path, monkeypatch):
     for name in ("here", "home"):
         (tmp_path / name).mkdir()
