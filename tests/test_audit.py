@@ -6,6 +6,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,24 @@ def test_a_server_that_does_not_read_grpcs_log_says_from_where_all_the_same(pki:
     assert recorded[0] == {"event": "refused", "address": "127.0.0.1", "reason": handshakes.UNKNOWN}
 
 
+def test_a_handshake_that_fails_behind_a_sweep_is_reported_without_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    said: list[tuple[object, str]] = []
+    one = handshakes.Handshakes(set, lambda peer, reason: said.append((peer, reason)))
+    one.informed = True
+    one._next = 200.0  # no time to look
+    one.begins()
+    one.sweep()  # it counts as not seen, and has not failed yet
+    one.failed("it speaks no TLS")
+    for _ in range(8):
+        now += 0.25
+        one.sweep()
+    assert said == [(None, "the TLS handshake failed: it speaks no TLS")]
+
+
 def test_a_flood_of_handshakes_is_looked_at_for_a_part_of_the_time_alone() -> None:
     looks = 0
 
@@ -374,8 +393,16 @@ def test_a_handshake_that_fails_is_logged_with_address_and_reason(
     source = f"127.0.0.{10 + list(TLS.values()).index((call, reason))}"
     connect = socket.create_connection
     monkeypatch.setattr(socket, "create_connection", lambda to, wait: connect(to, wait, (source, 0)))
-    call(made.address, pki)
-    server.until(f"{source}: the TLS handshake failed: {reason}")
+    said = f"{source}: the TLS handshake failed: {reason}"
+    reported = [f"{place}: the TLS handshake failed: {reason}" for place in (source, "others")]
+
+    def more(than: int) -> bool:
+        return sum(map(server.said.count, reported)) > than
+
+    while said not in server.said:  # a server that has just looked for connections reports one without its address
+        seen = sum(map(server.said.count, reported))
+        call(made.address, pki)
+        eventually(partial(more, seen), f"{said!r}:\n{server.said}")
     eventually(lambda: any(entry.get("address") == source for entry in entries(path)), "its entry")
     (entry,) = [entry for entry in entries(path) if entry.get("address") == source]
     assert (entry["event"], entry["reason"]) == ("refused", f"the TLS handshake failed: {reason}")

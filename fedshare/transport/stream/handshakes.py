@@ -17,6 +17,7 @@ ENDED = "the connection ended before its first call"
 UNKNOWN = f"{ENDED}: no TLS, no certificate, one of another authority, or an expired one?"
 _SHARE = 10  # looking for connections takes at most a tenth of a processor
 _KEEP = 2.0  # seconds for which a reason waits for its connection
+_ALONE = 0.5  # seconds after which a reason is reported without its connection
 _HELD = 1000  # connections, and reasons, that are remembered
 
 
@@ -72,11 +73,13 @@ class Handshakes:
             self._reasons = deque((one for one in self._reasons if now - one[0] < _KEEP), maxlen=_HELD)
             reasons = [reason for _, reason in self._reasons]
             unseen, self._unseen = self._unseen, 0
-            if ended or unseen:
+            # A handshake may fail behind the sweep that counted it among those not seen.
+            alone = not ended and any(now - at > _ALONE for at, _ in self._reasons)
+            if ended or unseen or alone:
                 self._reasons.clear()
         for peer in ended:
             self._say(peer, self._why(reasons, len(ended)))
-        if unseen and len(reasons) > len(ended):  # most of those not seen may be clients that were let in
+        if alone or (unseen and len(reasons) > len(ended)):  # most of those not seen may be clients that were let in
             self._say(None, self._why(reasons, len(reasons)))
 
     def _why(self, reasons: list[str], ended: int) -> str:
