@@ -183,6 +183,7 @@ def close() -> None:
 
 
 _cold = False
+_one_at_a_time = threading.Lock()
 _BEFORE = dict(os.environ)  # any test
 _SPAWN = multiprocessing.util.spawnv_passfds
 
@@ -198,9 +199,10 @@ def _spawn(program: bytes, arguments: list[str], files: list[int]) -> int:
 
 def _fork(libraries: tuple[str, ...], request: dict[str, object], files: dict[int, int]) -> int:
     """The id of a new process. `files` are the file descriptors, by their numbers there."""
-    if libraries not in _preloaded:
-        _preloaded[libraries] = _Preloaded(libraries)
-    return _preloaded[libraries].fork(request | {"files": list(files)}, list(files.values()))
+    with _one_at_a_time:  # who adopts is a setting of the whole process
+        if libraries not in _preloaded:
+            _preloaded[libraries] = _Preloaded(libraries)
+        return _preloaded[libraries].fork(request | {"files": list(files)}, list(files.values()))
 
 
 def _can_fork(environment: Mapping[str, str]) -> bool:
@@ -218,20 +220,18 @@ class _Preloaded:
 
     def __init__(self, libraries: tuple[str, ...]) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._lock = threading.Lock()
         with theirs:
             command = [sys.executable, __file__, str(theirs.fileno()), *libraries]
             self._process = subprocess.Popen(command, env=_BEFORE, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
 
     def fork(self, request: Mapping[str, object], files: list[int]) -> int:
-        with self._lock:
-            adopt = ctypes.CDLL(None, use_errno=True).prctl
-            adopt(SUBREAPER, 1, 0, 0, 0)
-            try:
-                socket.send_fds(self._requests, [json.dumps(request).encode()], files)
-                answer = self._requests.recv(100)
-            finally:
-                adopt(SUBREAPER, 0, 0, 0, 0)
+        adopt = ctypes.CDLL(None, use_errno=True).prctl
+        adopt(SUBREAPER, 1, 0, 0, 0)
+        try:
+            socket.send_fds(self._requests, [json.dumps(request).encode()], files)
+            answer = self._requests.recv(100)
+        finally:
+            adopt(SUBREAPER, 0, 0, 0, 0)
         if not answer:
             raise RuntimeError(f"the preloaded process has ended: exit status {self._process.wait()}")
         return int(answer)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,12 @@ def test_multiprocessing_forks_what_it_spawns() -> None:
     process.join()
     assert process.exitcode == 5
     process.close()
+
+
+def test_each_of_several_threads_has_its_own_children() -> None:
+    def status(number: int) -> int:
+        libraries = (("json",), ("decimal",), ("string",))[number % 3]
+        return forked.run("-c", f"raise SystemExit({number})", timeout=PATIENCE, libraries=libraries).returncode
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(status, range(60))) == list(range(60))
