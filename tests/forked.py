@@ -190,10 +190,11 @@ _SPAWN = multiprocessing.util.spawnv_passfds
 
 def _spawn(program: bytes, arguments: list[str], files: list[int]) -> int:
     """The id of a new process with these files open; a child of this one."""
-    option, *rest = arguments[1:]
+    given = [argument for argument in arguments[1:] if argument != "-B"]  # as where no bytecode is to be written
+    option, *rest = given
     if option != "-c" or rest[1:] != ["--multiprocessing-fork"] or not _can_fork(os.environ):
         return _SPAWN(program, arguments, files)
-    request = {"arguments": arguments[1:], "environment": dict(os.environ), "folder": str(Path.cwd())}
+    request = {"arguments": given, "environment": dict(os.environ), "folder": str(Path.cwd())}
     return _fork(OURS, request | {"session": False}, {file: file for file in (0, 1, 2, *files)})
 
 
