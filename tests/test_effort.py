@@ -1,4 +1,4 @@
-"""Small work stays in one process, by a rule on sizes."""
+"""A small run stays in one process, by a rule on sizes."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def test_the_demo_is_small_and_says_so(
     config, clients = population(f"workers={workers}", name="demo")
     network = execute.simulation(config, RunFolder(tmp_path), clients)
     assert network.processes == expected
-    said = "small work (7,500 steps, 1e+10 multiply-adds): no worker processes; workers=4 starts some\n"
+    said = "small run (7,500 steps, 1e+10 multiply-adds): simulated in this process; workers=4 starts 4 others\n"
     assert capsys.readouterr().out == (said if workers == "null" else "")
 
 

@@ -72,6 +72,6 @@ def _workers(config: DictConfig, population: Population) -> int:
     if cores == 1 or config.device != "cpu":
         return 0
     if (effort := Effort.of(population, config.clients_per_round, config.rounds)).small:
-        print(f"small work ({effort}): no worker processes; workers={cores} starts some", flush=True)
+        print(f"small run ({effort}): simulated in this process; workers={cores} starts {cores} others", flush=True)
         return 0
     return cores
