@@ -111,7 +111,8 @@ def on_network(server: Any, most: int) -> Any:
     with suppress(ImportError):  # an older version
         from fedshare.machine.garbage import settled
 
-        settled().__enter__()  # as in `fedshare server`
+        tuning = settled()  # as in `fedshare server`; it ends with the last reference to it
+        tuning.__enter__()
     order, count = (yield), 0
     while True:
         if order:
