@@ -5,6 +5,7 @@ import os
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from test_stream import Guest, hello, identity, pki, serving, until_present, wai
 import fedshare
 import forked
 from deployed import Command, Deployment, eventually
+from fedshare._proto.stream_pb2 import Hello
 from fedshare.errors import UserError
 from fedshare.experiments.hosts.desk import Desk
 from fedshare.identity import certificates
@@ -27,6 +29,7 @@ from fedshare.runs.audit import Audit
 from fedshare.transport.stream import client as client_module
 from fedshare.transport.stream import entrance as entrance_module
 from fedshare.transport.stream import handshakes, tls
+from fedshare.transport.stream.frames import FRAME_LIMIT
 from fedshare.transport.stream.server import StreamServer
 from fedshare.transport.stream.service import METHOD
 from world import PATIENCE
@@ -234,12 +237,36 @@ def _mute(listening: StreamServer, own: Identity) -> None:
         list(channel.stream_stream(METHOD)(iter([b""]), timeout=PATIENCE))
 
 
+def _too_long(listening: StreamServer, own: Identity) -> None:
+    """A frame for which the server's gRPC ends the call: the call has no address from then on."""
+    waits, greeting = threading.Event(), entrance_module._greeting
+
+    async def awaited(context: grpc.aio.ServicerContext) -> Hello:
+        waits.set()
+        return await greeting(context)
+
+    def frames() -> Iterator[bytes]:
+        assert waits.wait(PATIENCE)
+        yield bytes(2 * FRAME_LIMIT)
+
+    credentials = grpc.ssl_channel_credentials(own.ca, own.key, own.certificate)
+    unlimited = [("grpc.max_send_message_length", -1)]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        grpc.secure_channel(listening.address, credentials, unlimited) as channel,
+    ):
+        patch.setattr(entrance_module, "_greeting", awaited)
+        with pytest.raises(grpc.RpcError, match="larger than max"):
+            list(channel.stream_stream(METHOD)(frames(), timeout=PATIENCE))
+
+
 ENDS: dict[str, tuple[Callable[[StreamServer, Identity], None], str, str]] = {
     "a second greeting": (_second_greeting, "gone", "it sent a second greeting"),
     "a connection that broke off": (_broken_off, "gone", "the connection broke off"),
     "expelled": (_expelled, "gone", "the operator has banned it"),
     "barred": (_barred, "refused", "the operator has banned it: sends garbage"),
     "no greeting": (_mute, "refused", "it sent something else before its greeting"),
+    "a frame too long": (_too_long, "refused", "it sent no greeting"),
 }
 
 

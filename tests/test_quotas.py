@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 pytest.importorskip("flwr", reason="flwr is not installed; the extra fedshare[deploy] has it")
 
 from flwr.app import Error, RecordDict
-from test_stream import CHUNK, Guest, ask, chunk, converse, hello, receive, serving, until_present
+from test_stream import CHUNK, Guest, ask, chunk, converse, hello, receive, serving, until_present, wait_until
 
 import world
 from fedshare._proto.payload_pb2 import Attendance, Leaf, Metric, Reply
@@ -219,6 +219,26 @@ def test_who_says_that_it_attends_is_brief() -> None:
         assert "sent a message of 2000" in str(guest.end())
         with pytest.raises(RunHalted, match="waited 0 s for 1 clients; have none"):
             network.client_ids()
+
+
+def test_who_is_cut_off_as_it_says_that_it_attends_is_refused_by_its_number() -> None:
+    refused, said = list[tuple[str, int | None]](), list[str]()
+    with serving(clients=1, grace=60.0) as server:
+        network = FlowerNetwork(
+            *(StreamGrid(server), Terms.of("config", world.build("fedavg")), bytes(8), PATIENCE, 1, 1, 0.0),
+            say=said.append,
+            refusal=lambda reason, client: refused.append((reason, client)),
+        )
+        guest = Liar(server.address, host="h" * 2_000_000).guest
+        until_present(server, 0)
+        network._joining.here()
+        guest.end()
+        wait_until(lambda: not server.present(), "it is gone")
+        network._joining.here()
+    ((reason, client),) = refused
+    assert reason.startswith("it sent a message of 2000")
+    assert client == 0
+    assert said[0].startswith("client 0 does not take part")
 
 
 # What is expected.

@@ -53,7 +53,9 @@ class Joining:
         self._allow: Callable[[dict[int, tuple[int, int]]], None] = getattr(grid, "allow", lambda _: None)
         self._short = Limits.of(Quota(), slack)  # of what is no answer to a download
         self._called: dict[int, str] = {}  # by node: how lines name it
-        self._invited: dict[str, int] = {}  # message -> node, those that have not said who they are
+        self._invited: dict[
+            str, tuple[int, str]
+        ] = {}  # message -> node and name, those that have not said who they are
         self._begun_with = set[str]()  # messages that held the initial model
         self._ask_at: dict[int, float] = {}  # node -> when to ask it again
 
@@ -72,11 +74,9 @@ class Joining:
         here = set(self._grid.get_node_ids())
         self._invite(here)
         while self._invited and (replies := list(self._grid.pull_messages(list(self._invited)))):
-            names = names_of(self._grid)
             for reply in replies:
                 id = reply.metadata.reply_to_message_id
-                node = self._invited.pop(id)
-                name = names.get(node, "")
+                node, name = self._invited.pop(id)
                 self._called[node] = _called(node, name)
                 try:
                     attendance = Attendance.FromString(unwrapped(reply, self._short)[0])
@@ -84,7 +84,7 @@ class Joining:
                         brief(text, NAME) for text in (attendance.host, attendance.device)
                     )
                     if attendance.needs_initial:
-                        self._send_initial(node, again=id in self._begun_with)
+                        self._send_initial(node, name, again=id in self._begun_with)
                     else:
                         self._admit(node, _registered(name), attendance, here)
                 except (ValueError, DecodeError) as error:
@@ -101,10 +101,11 @@ class Joining:
             content = wrap(self._terms.invitation().SerializeToString())
             self._allow(dict.fromkeys(new, self._short.bytes))
             ids = self._grid.push_messages([Message(content, node, ATTEND) for node in new])
-            self._invited |= zip(ids, new, strict=True)
+            names = names_of(self._grid)  # now: a node that is away when it has failed to answer has none then
+            self._invited |= {id: (node, names.get(node, "")) for id, node in zip(ids, new, strict=True)}
             self._ask_at |= dict.fromkeys(new, math.inf)
 
-    def _send_initial(self, node: int, again: bool) -> None:
+    def _send_initial(self, node: int, name: str, again: bool) -> None:
         """Send a node what we have drawn of the initial model: on another kind of processor torch draws other bits."""
         if again:
             raise ValueError("it does not take the server's initial model")
@@ -115,7 +116,7 @@ class Joining:
         message = Message(wrap(initial.SerializeToString(), data), node, INITIAL)
         self._allow({node: self._short.bytes})
         (id,) = self._grid.push_messages([message])
-        self._invited[id] = node
+        self._invited[id] = node, name
         self._begun_with.add(id)
 
     def _admit(self, node: int, registered: int | None, attendance: Attendance, here: set[int]) -> None:

@@ -27,8 +27,8 @@ class Entrance:
         self.banned: Mapping[int, str] = {}  # the clients that the operator has banned, and why
         self._settings, self._journal, self._changed = settings, journal, changed
 
-    async def hello(self, context: grpc.aio.ServicerContext) -> Hello:
-        """The greeting of a caller that is let in; that another is refused is noted.
+    async def hello(self, context: grpc.aio.ServicerContext, caller: Mapping[str, str]) -> Hello:
+        """The greeting of a caller that is let in; that another is refused is noted, with `caller`: see `tls.caller`.
 
         Raises FrameError where there is no greeting, UserError where the caller is not let in.
         """
@@ -41,14 +41,14 @@ class Entrance:
             known = tls.named(context)
             about, number = (place, {}) if known is None else (f"client {known}", {"client": known})
             self._journal.tally.say(about, f"{about} was refused: {why}")
-            self._journal.record("refused", about, **tls.caller(context), **number, reason=why)
+            self._journal.record("refused", about, **caller, **number, reason=why)
             raise
         if reason := self._objection_to(hello, certified, context):
             who = hello.client if certified is None else certified
             about = place if certified is None else f"client {who}"
             line = f"client {who} was refused: {reason}"
             self._journal.tally.say(about, line)
-            self._journal.record("refused", about, client=who, **tls.caller(context), reason=reason)
+            self._journal.record("refused", about, client=who, **caller, reason=reason)
             self._journal.refuse(who, reason)
             raise UserError(line)
         return hello

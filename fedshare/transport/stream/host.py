@@ -78,9 +78,10 @@ class Host:
     async def _connect(self, _: object, context: grpc.aio.ServicerContext) -> None:
         self._speaks(context)
         try:
-            hello = await self._entrance.hello(context)
+            caller = tls.caller(context)  # before anything is read: of a call that has ended, gRPC may know no address
+            hello = await self._entrance.hello(context, caller)
             with self._callers.greeted(context.peer()):
-                await self._members.serve(hello, Connection(context))
+                await self._members.serve(hello, Connection(context, caller))
         except FrameError as error:
             self._journal.refusal(f"{context.peer()} sent {error}")
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{context.peer()} sent {error}")
