@@ -329,6 +329,15 @@ def test_kill_9_at_a_seal_then_resume_gives_the_same_bits(
     assert "sealed and missing" not in verify(run)[1]
 
 
+def test_a_run_without_its_checkpoints_is_said_to_be_one(run: RunFolder) -> None:
+    with_them = verify(run)[1]
+    assert "metrics and checkpoints agree" in with_them
+    shutil.rmtree(run.checkpoints)
+    whole, said = verify(run)
+    assert whole
+    assert said == with_them.replace("metrics and checkpoints agree", "metrics agree") + "; no checkpoints"
+
+
 def test_several_rounds_that_are_sealed_and_missing_are_no_whole_run(run: RunFolder) -> None:
     shutil.rmtree(run.checkpoints)
     run.model.unlink()

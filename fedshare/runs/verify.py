@@ -154,8 +154,10 @@ def verify(a: RunFolder, b: RunFolder | None = None, *, harmless: Collection[str
     if not mine:
         return False, f"{a.path}: no round is recorded"
     if b is None:
-        whole = f"whole: {len(mine)} rounds, metrics and checkpoints agree with digest {mine[-1].digest}"
-        return True, f"{whole}{_unproven(a, mine)}"
+        kept = checkpoint.rounds(a.checkpoints)
+        agree = "metrics and checkpoints agree" if kept else "metrics agree"
+        whole = f"whole: {len(mine)} rounds, {agree} with digest {mine[-1].digest}"
+        return True, f"{whole}{_unproven(a, mine)}{'' if kept else '; no checkpoints'}"
     others = b.links()
     models = {run.made_with().get("model") for run in (a, b)} - {None}
     if where := chain.first_difference(mine, others):
