@@ -2,10 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
 from torch import Tensor, nn
 
 import optional
@@ -14,7 +19,7 @@ from fedshare.client import Training
 from fedshare.data.partition import Partition
 from fedshare.errors import UserError
 from fedshare.experiments.config import build
-from fedshare.experiments.config.application import CONF, hydra
+from fedshare.experiments.config.application import CONF, SINGLE, hydra
 from fedshare.experiments.config.compose import resolved
 from fedshare.experiments.config.instantiate import check, make
 from fedshare.experiments.config.sweeps import jobs
@@ -90,6 +95,47 @@ def test_resolved_holds_nothing_of_hydra_and_nothing_open() -> None:
     assert "folder" not in config
     assert config.name == "fedavg-digits-dirichlet"
     assert config.partition.clients == config.data.clients == 20
+
+
+def test_a_single_run_composes_its_config_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["seed=3", "data=mnist", "hydra.verbose=true"]
+    compose, composed = ConfigLoaderImpl.load_configuration, list[list[str]]()
+
+    def counted(loader: ConfigLoaderImpl, name: str, overrides: list[str], *more: Any) -> DictConfig:
+        composed.append(overrides)
+        return compose(loader, name, overrides, *more)
+
+    wanted = compose(hydra().config_loader, "config", [*given, SINGLE], RunMode.RUN)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    app = hydra()
+    assert app.get_mode("config", given) is None
+    for from_shell in (False, True):  # to check it, and to run it
+        config = app.compose_config("config", [*given, SINGLE], RunMode.RUN, from_shell=from_shell)
+        assert config.hydra.mode is RunMode.RUN
+        assert OmegaConf.to_yaml(config) == OmegaConf.to_yaml(wanted)
+        config.seed = 4  # of a copy
+        with pytest.raises(ConfigAttributeError):
+            config.sed = 4
+    assert composed == [given]
+    for overrides in ([*given, "seed=5", SINGLE], [*given, SINGLE]):
+        app.compose_config("config", overrides, RunMode.RUN)
+    assert composed == [given, [*given, "seed=5", SINGLE], [*given, SINGLE]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mode"),
+    [
+        (["seed=3"], None),
+        (["hydra.mode=RUN"], RunMode.RUN),
+        (["hydra.mode=MULTIRUN"], RunMode.MULTIRUN),
+        (["hydra.mode=MULTIRUN", "seed=0,1"], RunMode.MULTIRUN),
+        (["seed=0,1"], None),
+        (["data=nothing"], None),
+    ],
+)
+def test_whether_it_is_a_sweep_is_as_hydra_has_it(overrides: list[str], mode: RunMode | None) -> None:
+    app = hydra()
+    assert app.get_mode("config", overrides) is Hydra.get_mode(app, "config", overrides) is mode
 
 
 def test_a_sweep_becomes_its_jobs(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def run(arguments: list[str], name: str = "config", work: Work = RUN) -> None:
         elif sweep:
             _sweep(work, app, name, [*overrides, "hydra.mode=MULTIRUN"])
         else:
-            _single(work, app, name, [*overrides, "hydra.mode=RUN"])
+            _single(work, app, name, [*overrides, application.SINGLE])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(first_line(error)) from error
 

@@ -1,7 +1,8 @@
 """hydra's application on our configs: the only module that uses hydra's internals."""
 
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -11,14 +12,59 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedshare.errors import UserError, first_line
 from fedshare.experiments.config.own import importable
 from fedshare.experiments.config.schema import register
 
-App: TypeAlias = Hydra  # hydra's application, not used directly elsewhere
 CONF = Path(__file__).parents[1] / "conf"
+SINGLE = "hydra.mode=RUN"  # the override by which hydra runs one job
+
+
+class _Loader(ConfigLoaderImpl):
+    """Holds the config that was composed last, because a job's is asked for to check it and again to run it."""
+
+    _held: tuple[Any, DictConfig] | None = None
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        asked = (config_name, list(overrides), run_mode, validate_sweep_overrides)
+        if self._held is None or self._held[0] != asked:
+            self._held = (
+                asked,
+                super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides),
+            )
+        return deepcopy(self._held[1])
+
+    def hold(self, config_name: str | None, overrides: list[str], config: DictConfig) -> None:
+        """Hold `config` as composed with these overrides for a single run."""
+        self._held = (config_name, overrides, RunMode.RUN, True), config
+
+
+class App(Hydra):
+    """Hydra's application, not used directly elsewhere."""
+
+    config_loader: _Loader
+
+    def get_mode(self, config_name: str | None, overrides: list[str]) -> Any:
+        """As hydra's, and if the config suits a single run, hold it with SINGLE for that run."""
+        try:
+            config = self.compose_config(config_name, overrides, RunMode.RUN)
+            mode = config.hydra.mode
+        except Exception:  # hydra and OmegaConf raise many types
+            return super().get_mode(config_name, overrides)
+        config.hydra.mode = RunMode.RUN
+        config.hydra.overrides.hydra.append(SINGLE)
+        self.config_loader.hold(config_name, [*overrides, SINGLE], config)
+        return mode
 
 
 def hydra(directory: str | None = None) -> App:
@@ -30,7 +76,7 @@ def hydra(directory: str | None = None) -> App:
     importable(directory)
     if directory is not None:
         path.prepend("command-line", f"file://{Path(directory).absolute()}", SearchPathQuery(provider="schema"))
-    return Hydra(task_name="run", config_loader=ConfigLoaderImpl(path))
+    return App(task_name="run", config_loader=_Loader(path))
 
 
 def _by(choice: str, values: DictConfig) -> Any:
