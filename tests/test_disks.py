@@ -132,7 +132,8 @@ def test_a_disk_that_is_full_at_any_write_costs_no_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not point.endswith(".svg"):  # most of the time of so small a run
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: file.write(b"<svg/>"))
+        drawn = "matplotlib.backends.backend_svg.FigureCanvasSVG.print_svg"
+        monkeypatch.setattr(drawn, lambda _, file, **__: file.write(b"<svg/>"))
     folder, config = tmp_path / "run", POINTS[point]
     with full_disk(lambda path: path == folder / point):
         assert fedshare("run", *config, f"folder={folder}") == 3

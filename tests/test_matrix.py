@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from omegaconf import OmegaConf
 from test_data import write_mnist
 from test_runs import fedshare
@@ -417,15 +417,15 @@ def test_who_lies_in_some_cell_is_left_out_of_the_others_of_its_seed() -> None:
 def test_the_colour_bars_label_is_inside_the_picture(tmp_path: Path, attacks: int) -> None:
     entries = [entry(f"x{number}", "a", [0.1, 0.3]) for number in range(attacks)]
     boxes: list[tuple[float, float, float]] = []
-    save = Figure.savefig
+    save = FigureCanvasSVG.print_svg
 
-    def measured(figure: Figure, *arguments: Any, **options: Any) -> None:
-        save(figure, *arguments, **options)
-        drawn = figure.axes[-1].yaxis.label.get_window_extent()
-        boxes.append((drawn.y0, drawn.y1, figure.bbox.height))
+    def measured(canvas: FigureCanvasSVG, *arguments: Any, **options: Any) -> None:
+        save(canvas, *arguments, **options)
+        drawn = canvas.figure.axes[-1].yaxis.label.get_window_extent()
+        boxes.append((drawn.y0, drawn.y1, canvas.figure.bbox.height))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", measured)
+        patch.setattr(FigureCanvasSVG, "print_svg", measured)
         matrix_plot(entries, tmp_path / "a.svg")
     ((low, high, height),) = boxes
     assert 0 <= low < high <= height

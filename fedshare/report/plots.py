@@ -227,8 +227,9 @@ def figure_at(path: Path | str, width: float, height: float) -> Iterator["Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
+        canvas = FigureCanvasSVG(figure)
         yield figure
         picture = BytesIO()
-        figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+        # the bytes of `savefig`, which draws a constrained layout twice
+        canvas.print_svg(picture, metadata={"Date": None, "Creator": None})
     write_atomically(Path(path), picture.getvalue())
