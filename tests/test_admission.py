@@ -613,6 +613,7 @@ def serial_at(address: str, pki: Path) -> int:
         return x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"").serial_number
 
 
+@pytest.mark.long
 def test_a_servers_certificate_is_renewed_while_it_runs(pki: Path) -> None:
     first = renew(pki, "server", 8)
     said: list[str] = []
@@ -631,6 +632,7 @@ def test_a_servers_certificate_is_renewed_while_it_runs(pki: Path) -> None:
         assert said.count(f"{pki}/server: the certificate of the server was renewed") == 1
 
 
+@pytest.mark.long
 def test_a_clients_certificate_is_read_again_when_it_comes_back(pki: Path) -> None:
     renew(pki, "client-0", 8)
     with door(pki) as server:

@@ -230,6 +230,7 @@ def client(program: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("fake_torch")
 def test_each_client_sees_its_own_device(capfd: pytest.CaptureFixture[str]) -> None:
     commands = {id: client("import torch") for id in (0, 3)}
@@ -245,6 +246,7 @@ def test_each_client_sees_its_own_device(capfd: pytest.CaptureFixture[str]) -> N
     ]
 
 
+@pytest.mark.process
 def test_lines_stay_whole(capfd: pytest.CaptureFixture[str]) -> None:
     program = """
         import sys, time

@@ -40,7 +40,7 @@ def forget() -> None:
     sys.path[:] = [place for place in sys.path if "Ann's" not in place]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_all_that_a_run_s_folder_serves_finds_its_modules(
     workers: int, conf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

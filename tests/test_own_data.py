@@ -240,6 +240,7 @@ def test_a_host_whose_data_do_not_fit_the_run_is_told_why(
         server.signal(signal.SIGTERM)
 
 
+@pytest.mark.process
 def test_a_host_without_the_file_it_names_does_not_start(deployment: Callable[..., Deployment], tmp_path: Path) -> None:
     client = deployment(*TUMOURS).client(0, "--data", str(tmp_path / "site-{id}.csv"))
     assert client.wait() == 2, client.said

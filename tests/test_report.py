@@ -467,7 +467,7 @@ def test_the_lines_of_a_deployments_rounds_have_the_time():
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in stream.getvalue().splitlines())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_a_network_tells_of_each_answer(workers):
     heard = []
     with Simulation(partial(world.build, "fedavg"), workers) as network:

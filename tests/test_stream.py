@@ -324,6 +324,7 @@ def test_a_message_that_arrived_though_its_sending_broke_off_is_not_sent_again()
         assert guest.asked == [b"work", b"more"]
 
 
+@pytest.mark.long
 def test_a_slow_link_is_no_dead_one() -> None:
     with serving() as server, Proxy(port(server)) as proxy:
         guest = Guest(proxy.address, answer=lambda body: [b"thanks"])
@@ -404,6 +405,7 @@ def test_a_client_whose_work_raises_leaves() -> None:
         assert isinstance(guest.end(), ZeroDivisionError)
 
 
+@pytest.mark.long
 def test_silence_is_noticed_at_both_ends() -> None:
     with serving(grace=0.1, heartbeat=2.0) as server, Proxy(port(server)) as proxy:
         guest = Guest(proxy.address, heartbeat=2.0)

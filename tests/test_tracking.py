@@ -114,6 +114,7 @@ def test_offline_writes_into_the_folder_alone(tmp_path, monkeypatch):
     assert first == second
 
 
+@pytest.mark.process
 def test_one_run_with_its_rows(tmp_path, stub):
     stub()
     tracker = tracking.Wandb(project="p", mode="online", deadline=PATIENCE)
@@ -127,6 +128,7 @@ def test_one_run_with_its_rows(tmp_path, stub):
     assert (tmp_path / "next" / "tracking.log").read_text().count("init") == 1
 
 
+@pytest.mark.process
 def test_a_run_that_did_not_complete_is_shown_as_failed(tmp_path, stub):
     stub()
     tracker = tracking.Wandb(group="mine")
@@ -137,6 +139,7 @@ def test_a_run_that_did_not_complete_is_shown_as_failed(tmp_path, stub):
     assert "'group': 'mine'" in log
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
@@ -153,6 +156,7 @@ def test_a_broken_wandb_is_one_line(tmp_path, stub, code, reason):
     assert notes == [f"wandb: {reason}; tracking stopped, the run goes on"]
 
 
+@pytest.mark.process
 def test_a_wandb_that_broke_long_ago_is_noticed_while_the_run_goes_on(tmp_path, stub):
     stub("raise RuntimeError('broken')")
     tracker = tracking.Wandb(deadline=PATIENCE)
@@ -166,6 +170,7 @@ def test_a_wandb_that_broke_long_ago_is_noticed_while_the_run_goes_on(tmp_path, 
     assert notes == ["wandb: broken; tracking stopped, the run goes on"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "code",
     ["time.sleep(3600)", "def finish(*args, **fields): time.sleep(3600)\nRun.finish = finish"],
@@ -177,6 +182,7 @@ def test_a_wandb_that_hangs_costs_the_deadline_at_most(tmp_path, stub, code):
     assert notes == [f"wandb: not finished after 1 s, see {log}; tracking stopped, the run goes on"]
 
 
+@pytest.mark.process
 def test_more_rows_than_a_pipe_holds_all_arrive(tmp_path, stub):
     stub("time.sleep(0.3)")
     track(tracking.Wandb(deadline=PATIENCE), tmp_path / "run", rounds=500)

@@ -550,7 +550,7 @@ def build_raising(clients: int = 3) -> Population:
     return replace(population(counts=(31, 20, 25)[:clients]), strategy=Raising())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_a_client_that_raises_is_dropped_or_ends_the_run(workers: int) -> None:
     with Simulation(build_raising, workers, on_error="drop") as network:
         rounds = list(
