@@ -1,6 +1,8 @@
 """An app that waits for more nodes than there will be is ended in one line; one that only asks often is not."""
 
+import gc
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import fedshare
 from deployed import Command, flower_app
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
-from fedshare.transport.flower import waiting
+from fedshare.transport.flower import private, waiting
 from fedshare.transport.flower.inprocess import InProcessGrid
 from fedshare.transport.flower.load import serve
 from fedshare.transport.flower.stream import StreamGrid
@@ -377,3 +379,18 @@ def test_ctrl_c_is_still_ctrl_c(tmp_path: Path) -> None:
         ran.signal(signal.SIGTERM)
         assert ran.wait() == 130, ran.said
     assert "all there will be" not in ran.said
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_while_the_threads_are_listed(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython holds a lock then, for which the end of a tensor can wait forever."""
+    collected, frames = list[bool](), sys._current_frames
+    monkeypatch.setattr(sys, "_current_frames", lambda: collected.append(gc.isenabled()) or frames())
+    if not enabled:
+        gc.disable()
+    try:
+        assert private.awaited_nodes() == 0
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+    assert collected == [False]

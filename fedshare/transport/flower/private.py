@@ -3,11 +3,14 @@
 The one place where its next release may break us.
 """
 
+import gc
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib import metadata
 from traceback import walk_stack
+from types import FrameType
 from typing import Any, TypeVar
 
 from flwr.app import DEFAULT_TTL, Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
@@ -163,9 +166,27 @@ def _twin(thing: T) -> T:
 def awaited_nodes() -> int:
     """How many nodes Flower's own code waits for at this moment, with no deadline, in any thread; 0: it does not."""
     most = 0
-    for newest in sys._current_frames().values():
+    for newest in _newest_frames():
         for frame, _ in walk_stack(newest):
             name = _WAITS.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
             if name and (frame.f_locals.get("timeout") or _A_DAY) >= _A_DAY:
                 most = max(most, frame.f_locals[name])
     return most
+
+
+_LOOKING = threading.Lock()
+
+
+def _newest_frames() -> list[FrameType]:
+    """Return the newest frame of each thread, with the garbage collector off.
+
+    CPython holds a lock as it lists them; a tensor that is collected then may wait for that lock forever (gh-106883).
+    """
+    with _LOOKING:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return list(sys._current_frames().values())
+        finally:
+            if enabled:
+                gc.enable()
