@@ -8,6 +8,7 @@ import pytest
 import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError
@@ -122,6 +123,25 @@ def test_a_single_run_composes_its_config_once(monkeypatch: pytest.MonkeyPatch) 
     assert composed == [given, [*given, "seed=5", SINGLE], [*given, SINGLE]]
 
 
+def test_what_cannot_be_composed_is_tried_as_a_run_and_as_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, modes = ["data=nothing"], list[RunMode]()
+    compose = ConfigLoaderImpl.load_configuration
+
+    def counted(loader: ConfigLoaderImpl, name: str, overrides: list[str], mode: RunMode, *more: Any) -> DictConfig:
+        modes.append(mode)
+        return compose(loader, name, overrides, mode, *more)
+
+    with pytest.raises(HydraException) as wanted:
+        compose(hydra().config_loader, "config", [*given, SINGLE], RunMode.RUN)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    app = hydra()
+    assert app.get_mode("config", given) is None
+    with pytest.raises(type(wanted.value)) as raised:
+        app.compose_config("config", [*given, SINGLE], RunMode.RUN)
+    assert str(raised.value) == str(wanted.value)
+    assert modes == [RunMode.RUN, RunMode.MULTIRUN]
+
+
 @pytest.mark.parametrize(
     ("overrides", "mode"),
     [
@@ -131,6 +151,7 @@ def test_a_single_run_composes_its_config_once(monkeypatch: pytest.MonkeyPatch) 
         (["hydra.mode=MULTIRUN", "seed=0,1"], RunMode.MULTIRUN),
         (["seed=0,1"], None),
         (["data=nothing"], None),
+        (["~hydra.mode"], None),
     ],
 )
 def test_whether_it_is_a_sweep_is_as_hydra_has_it(overrides: list[str], mode: RunMode | None) -> None:

@@ -70,7 +70,7 @@ def run(arguments: list[str], name: str = "config", work: Work = RUN) -> None:
         elif flags.info:
             app.show_info(flags.info, name, overrides)
         elif sweep:
-            _sweep(work, app, name, [*overrides, "hydra.mode=MULTIRUN"])
+            _sweep(work, app, name, [*overrides, application.SWEEP])
         else:
             _single(work, app, name, [*overrides, application.SINGLE])
     except (HydraException, OmegaConfBaseException) as error:

@@ -20,13 +20,16 @@ from fedshare.experiments.config.own import importable
 from fedshare.experiments.config.schema import register
 
 CONF = Path(__file__).parents[1] / "conf"
-SINGLE = "hydra.mode=RUN"  # the override by which hydra runs one job
+SINGLE, SWEEP = "hydra.mode=RUN", "hydra.mode=MULTIRUN"  # the overrides by which hydra runs one job, or several
 
 
 class _Loader(ConfigLoaderImpl):
-    """Holds the config that was composed last, because a job's is asked for to check it and again to run it."""
+    """Holds the config that was composed last, because a job's is asked for to check it and again to run it.
 
-    _held: tuple[Any, DictConfig] | None = None
+    Or it holds why that cannot be composed.
+    """
+
+    _held: tuple[Any, DictConfig | Exception] | None = None
 
     def load_configuration(
         self,
@@ -42,11 +45,14 @@ class _Loader(ConfigLoaderImpl):
                 asked,
                 super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides),
             )
-        return deepcopy(self._held[1])
+        held = self._held[1]
+        if isinstance(held, Exception):
+            raise held
+        return deepcopy(held)
 
-    def hold(self, config_name: str | None, overrides: list[str], config: DictConfig) -> None:
-        """Hold `config` as composed with these overrides for a single run."""
-        self._held = (config_name, overrides, RunMode.RUN, True), config
+    def hold(self, config_name: str | None, overrides: list[str], held: DictConfig | Exception) -> None:
+        """Hold what comes of these overrides for a single run."""
+        self._held = (config_name, overrides, RunMode.RUN, True), held
 
 
 class App(Hydra):
@@ -55,15 +61,19 @@ class App(Hydra):
     config_loader: _Loader
 
     def get_mode(self, config_name: str | None, overrides: list[str]) -> Any:
-        """As hydra's, and if the config suits a single run, hold it with SINGLE for that run."""
+        """As hydra's, and hold what comes of SINGLE beside these overrides."""
+        single = [*overrides, SINGLE]
         try:
             config = self.compose_config(config_name, overrides, RunMode.RUN)
-            mode = config.hydra.mode
-        except Exception:  # hydra and OmegaConf raise many types
-            return super().get_mode(config_name, overrides)
-        config.hydra.mode = RunMode.RUN
+        except Exception as error:  # hydra and OmegaConf raise many types
+            mode = super().get_mode(config_name, overrides)  # perhaps they are those of a sweep
+            self.config_loader.hold(config_name, single, error)
+            return mode
+        if "mode" not in config.hydra:
+            return None
+        mode, config.hydra.mode = config.hydra.mode, RunMode.RUN
         config.hydra.overrides.hydra.append(SINGLE)
-        self.config_loader.hold(config_name, [*overrides, SINGLE], config)
+        self.config_loader.hold(config_name, single, config)
         return mode
 
 

@@ -8,7 +8,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedshare.errors import UserError, first_line
-from fedshare.experiments.config.application import App, hydra
+from fedshare.experiments.config.application import SINGLE, SWEEP, App, hydra
 from fedshare.experiments.config.explain import explain
 from fedshare.experiments.config.overrides import parse
 from fedshare.experiments.config.settle import settle
@@ -55,4 +55,5 @@ def composed(app: App, name: str, overrides: Sequence[str], mode: RunMode) -> Di
     try:
         return app.compose_config(name, list(overrides), mode, from_shell=False)
     except Exception as error:  # hydra and OmegaConf raise many types
-        raise UserError(explain(app, name, parsed, mode) or first_line(error)) from error
+        own = [override for override in parsed if override.input_line not in (SINGLE, SWEEP)]  # those always fit
+        raise UserError(explain(app, name, own, mode) or first_line(error)) from error
