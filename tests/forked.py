@@ -31,12 +31,17 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 OURS = (
+    "Crypto.Protocol.SecretSharing",
+    "cryptography.x509",
+    "httpx",
     "hydra",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "sklearn.datasets",
     "torch._dynamo",
+    "typer",
     "fedshare.experiments.commands.run",
+    "fedshare.models",
 )
 # Variables that are not read as libraries load, or that a library sets itself: with them a process may be forked.
 LATE = ("COLUMNS", "CUDA_VISIBLE_DEVICES", "FEDSHARE_", "FLWR_", "FORCE_COLOR", "GRPC_", "HF_", "KMP_", "LINES", "PATH")
@@ -285,6 +290,7 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, sess
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    os.fsync = os.fstat  # type: ignore[assignment]  # see conftest.py
     multiprocessing.process.ORIGINAL_DIR = folder
     if environment.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(write_through=True)

@@ -1,8 +1,6 @@
 """The command line: every error is one line that says what is allowed, exits with 2 and creates nothing."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -224,8 +222,8 @@ def test_a_failing_job_does_not_stop_the_others(
 def test_a_launchers_processes_are_workers_enough_and_what_they_say_is_heard(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs fedshare[joblib]")
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"folder={tmp_path}/sweep", *SMALL, "rounds=1"]
-    command = [sys.executable, "-m", "fedshare", "run", "-m", "client.optimizer.lr=1e30,0.1", *joblib]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    command = ["-m", "fedshare", "run", "-m", "client.optimizer.lr=1e30,0.1", *joblib]
+    result = forked.run(*command, timeout=PATIENCE)
     assert result.returncode == 3, result.stderr
     said = result.stderr.splitlines()
     assert said[0].startswith("fedshare: job 0: round 1: 4 of 4 uploads")
