@@ -108,6 +108,7 @@ def test_apply_leaves_nothing_of_another_client_in_the_model(name: str) -> None:
 
 @each_strategy
 def test_nothing_on_self_changes(name: str) -> None:
+    world.strategy.cache_clear()  # other tests have used that one
     network = simulation(name)
     strategy = network.population.strategy
     before = copy.deepcopy(vars(strategy))

@@ -520,7 +520,7 @@ WAYS = [{"directions": "gaussian"}, {"rounding": "stochastic"}, {"pool": 3}, {"p
 @pytest.mark.parametrize("setting", WAYS)
 def test_every_way_learns(setting: dict[str, object]) -> None:
     net = network(OneByte(lr=0.003, **setting))  # type: ignore[arg-type]
-    done = rounds(net, 30, evaluate_every=30, evaluate_first=True)
+    done = rounds(net, 10, evaluate_every=10, evaluate_first=True)
     assert done[-1].row["loss"] < 0.9 * done[0].row["before"]["loss"]
 
 

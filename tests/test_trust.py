@@ -226,16 +226,23 @@ def test_what_is_no_package_is_not_trusted(name: str) -> None:
 # Folders
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs a run of its own leaves it for the others."""
+    return tmp_path_factory.mktemp("own")
+
+
 @pytest.fixture
-def own(trap: Path, tmp_path: Path) -> RunFolder:
+def own(original: Path, trap: Path, tmp_path: Path) -> RunFolder:
     """A run of this user's, with a model of the module's."""
-    conf = tmp_path / "conf"
-    (conf / "model").mkdir(parents=True)
-    (conf / "model" / "mine.yaml").write_text("_target_: trap_of_tests.net\n")
-    given = ["model=mine", "strategy=onebyte", "partition.clients=2", "clients_per_round=null", "rounds=1"]
-    folder = tmp_path / "run"
-    assert fedshare("run", *given, "workers=0", f"folder={folder}", "-cd", str(conf)) == 0
-    return RunFolder(folder)
+    if not (original / "run").exists():
+        (original / "conf" / "model").mkdir(parents=True)
+        (original / "conf" / "model" / "mine.yaml").write_text("_target_: trap_of_tests.net\n")
+        given = ["model=mine", "strategy=onebyte", "partition.clients=2", "clients_per_round=null", "rounds=1"]
+        folder = ["workers=0", f"folder={original / 'run'}", "-cd", str(original / "conf")]
+        assert fedshare("run", *given, *folder) == 0
+        reset(trap)
+    return copy(RunFolder(original / "run"), tmp_path / "run")
 
 
 def commands(folder: Path) -> dict[str, tuple[str, ...]]:

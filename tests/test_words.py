@@ -19,19 +19,27 @@ def target(rate, name: str, bound: float | None = None, rates: list[float] | Non
 TARGET = f"{__name__}.target"
 
 
-def by_file(folder: Path, value: str) -> DictConfig:
+def by_file(folder: Path, value: str, name: str = "any") -> DictConfig:
     """The config where a YAML file of one's own says `value`."""
-    (folder / "strategy").mkdir(exist_ok=True)
-    lines = (
-        f"_target_: {TARGET}\nrate: {value}\nname: any\nbound: {value}\nrates: [1.0, {value}]\nmore: {{a: {value}}}\n"
-    )
-    (folder / "strategy" / "own.yaml").write_text(lines)
+    write(folder, value, name)
     return resolved(["strategy=own"], app=hydra(str(folder)))
 
 
+def write(folder: Path, value: str, name: str = "any") -> None:
+    (folder / "strategy").mkdir(exist_ok=True)
+    numbers = f"rate: {value}\nname: {name}\nbound: {value}\nrates: [1.0, {value}]\nmore: {{a: {value}}}\n"
+    (folder / "strategy" / "own.yaml").write_text(f"_target_: {TARGET}\n{numbers}")
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
+    """The config where the file says another number than any test's."""
+    return by_file(tmp_path_factory.mktemp("said"), "7.0")
+
+
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_number_in_a_file_is_the_command_line_s(number: str, tmp_path: Path) -> None:
-    said = by_file(tmp_path, "7.0")
+def test_a_number_in_a_file_is_the_command_line_s(number: str, said: DictConfig, tmp_path: Path) -> None:
+    write(tmp_path, "7.0")
     given = {"rate": number, "bound": number, "rates": f"[1.0,{number}]", "more.a": number}
     line = resolved(
         ["strategy=own", *(f"strategy.{key}={value}" for key, value in given.items())], app=hydra(str(tmp_path))
@@ -49,11 +57,7 @@ def test_what_is_in_quotes_is_a_number_where_one_is_asked_for(text: str, tmp_pat
 
 @pytest.mark.parametrize("text", ["inf", "'1e-3'", "nan"])
 def test_where_a_text_is_asked_for_it_stays_one(text: str, tmp_path: Path) -> None:
-    by_file(tmp_path, "1.0")
-    file = tmp_path / "strategy" / "own.yaml"
-    file.write_text(file.read_text().replace("name: any", f"name: {text}"))
-    config = resolved(["strategy=own"], app=hydra(str(tmp_path)))
-    assert config.strategy.name == text.strip("'")
+    assert by_file(tmp_path, "1.0", name=text).strategy.name == text.strip("'")
 
 
 @pytest.mark.parametrize("text", ["infinity", "info", "nano", "'1e-3'", "1e-3x", "0x10g"])

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -34,6 +35,11 @@ PATIENCE = 600.0  # seconds that a test waits for anything, on however busy a ma
 
 def strategy_config(name: str) -> DictConfig:
     """One file of the group, without the options of other groups that it asks for."""
+    return _strategy_config(name).copy()
+
+
+@cache
+def _strategy_config(name: str) -> DictConfig:
     config = OmegaConf.load(CONFIGS / f"{name}.yaml")
     config.pop("defaults", None)
     return config
@@ -57,6 +63,7 @@ def shapes() -> list[str]:
     return list(known.values())
 
 
+@cache  # it keeps nothing, as `test_nothing_on_self_changes` says
 def strategy(name: str) -> Strategy:
     """The strategy of one file in strategies/, with the values of its YAML."""
     made = make(strategy_config(name), "strategy")
