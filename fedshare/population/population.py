@@ -1,7 +1,7 @@
 """All clients that may take part, on one scratch model: held by a simulation and by each of its workers."""
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -75,6 +75,10 @@ class Population:
         """Return the client without any adversary's changes."""
         share = self.shares[id]
         return Client(id, self.seed, self.scratch, self.training, share, state, record, self.task, self.engine)
+
+    def on(self, scratch: Scratch, engine: Engine) -> "Population":
+        """Return a copy whose clients use another model in memory and another engine."""
+        return replace(self, scratch=scratch, engine=engine)
 
     def sizes(self) -> list[int]:
         """Return each client's number of training examples."""

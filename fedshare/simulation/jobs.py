@@ -13,6 +13,10 @@ from fedshare.population import Answer, Population
 from fedshare.state import State
 
 log = logging.getLogger(__name__)
+GROUPS, FEW = (
+    8,
+    16,
+)  # groups of a round, if the engine takes more clients at a time; and clients of each of these at least
 Outcome = Answer | str  # an answer, or the reason why there is none
 
 
@@ -29,6 +33,19 @@ class Job:
 
     def __str__(self) -> str:
         return f"round {self.round}: client {self.client}: {self.purpose.value}"
+
+
+def named(jobs: list[Job]) -> str:
+    return str(jobs[0]) + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
+
+
+def divided(jobs: list[Job], size: int) -> list[list[Job]]:
+    """Return the jobs in groups of about the same size, at most `size`, and several where there are many.
+
+    How they are divided affects the last bits of batched training, so it must not depend on the number of workers.
+    """
+    count = max(-(-len(jobs) // size), min(GROUPS, len(jobs) // FEW))
+    return [jobs[len(jobs) * i // count : len(jobs) * (i + 1) // count] for i in range(count)]
 
 
 def played(job: Job, population: Population) -> Answer:

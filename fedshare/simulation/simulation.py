@@ -1,15 +1,19 @@
 """Clients on this machine, in this process or in several worker processes, with identical results."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
+from fedshare.engine.single import Make, Single
 from fedshare.machine.threads import one_thread
 from fedshare.network import Exchange, Heard, Purpose, Quotas
 from fedshare.payload import Payload
 from fedshare.population import Population
-from fedshare.simulation.jobs import Job, Outcome, attempt, played
+from fedshare.simulation.jobs import Job, Outcome, attempt, divided, played
 from fedshare.simulation.workers import Workers
 from fedshare.state import State
+from fedshare.training.fit import Engine
+from fedshare.training.scratch import Scratch
 
 
 class Held:
@@ -38,7 +42,8 @@ class Simulation:
     processes, at most the number of clients; 0 means this process only. Clients' memories are held here, in `memories`:
     a worker may serve any client, and nothing is lost if it dies. `timeout` is the number of seconds allowed per client
     in a worker. A client that raises is absent from the round with ``on_error="drop"``, and ends the run with ``halt``;
-    a UserError, which is the config's fault, always ends it.
+    a UserError, which is the config's fault, always ends it. `engine`: `Single` trains one client after another,
+    `Batched` many at once.
     """
 
     def __init__(
@@ -48,12 +53,15 @@ class Simulation:
         timeout: float = 3600.0,
         population: Population | None = None,
         on_error: Literal["halt", "drop"] = "halt",
+        engine: Make = Single,
     ) -> None:
         with one_thread():
             self.population = population or build()
         self.memories = Held()
         self._sizes = self.population.sizes()
         self._build, self._timeout, self._halts = build, timeout, on_error == "halt"
+        self._engine = engine
+        self._playing = engine(self.population.scratch, self.population.training, self.population.task)
         self.processes = min(workers, len(self._sizes))
         self._workers: Workers | None = None  # started at the first exchange
 
@@ -82,12 +90,13 @@ class Simulation:
         order = sorted(downloads, key=lambda client: -self._sizes[client])
         states = self.memories.states
         jobs = [Job(purpose, round, client, downloads[client], states.get(client, {})) for client in order]
+        groups = divided(jobs, self._playing.size)
         if self.processes and not self._workers:
-            self._workers = Workers(self._build, self.processes, self._timeout, self._halts)
+            self._workers = Workers(self._build, self.processes, self._timeout, self._halts, self._engine)
         heard = heard or (lambda *_: None)
         outcomes = dict[int, Outcome]()
         heard(purpose, round, 0, len(jobs))
-        for client, outcome in self._workers.run(jobs) if self._workers else self._here(jobs):
+        for client, outcome in self._workers.run(groups) if self._workers else self._here(groups):
             outcomes[client] = outcome
             heard(purpose, round, len(outcomes), len(jobs))
         absent = {client: why for client, why in sorted(outcomes.items()) if isinstance(why, str)}
@@ -98,8 +107,13 @@ class Simulation:
         self.memories.states |= {client: answer.state for client, answer in answers.items()}
         return Exchange(payloads, absent, {client: answer.digests for client, answer in answers.items()})
 
-    def _here(self, jobs: list[Job]) -> Iterator[tuple[int, Outcome]]:
+    def _here(self, groups: list[list[Job]]) -> Iterator[tuple[int, Outcome]]:
         play = played if self._halts else attempt
+
+        def answered(job: Job, scratch: Scratch, engine: Engine) -> Outcome:
+            return play(job, self.population.on(scratch, engine))
+
         with one_thread():
-            for job in jobs:
-                yield job.client, play(job, self.population)
+            for jobs in groups:
+                outcomes = self._playing.play([partial(answered, job) for job in jobs])
+                yield from zip((job.client for job in jobs), outcomes, strict=True)

@@ -9,11 +9,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
 import torch
 
+from fedshare.engine.single import Make
 from fedshare.errors import RunHalted, UserError
 from fedshare.network import Purpose
 from fedshare.payload import Payload, same_tensors
@@ -21,6 +23,8 @@ from fedshare.population import Answer, Population
 from fedshare.simulation.jobs import Job, Outcome, raised
 from fedshare.state import State, pack, unpack
 from fedshare.tensors import Tensors
+from fedshare.training.fit import Engine
+from fedshare.training.scratch import Scratch
 
 log = logging.getLogger(__name__)
 START_DEADLINE = 300.0  # seconds for a worker to import torch and load its data
@@ -28,12 +32,12 @@ GRACE = 5.0  # seconds for workers to exit by themselves
 
 
 class Worker:
-    def __init__(self, build: Callable[[], Population]) -> None:
+    def __init__(self, build: Callable[[], Population], engine: Make) -> None:
         if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
             multiprocessing.set_start_method("spawn", force=True)  # joblib may set a method that no child knows
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(other, build), daemon=True)
+        self.process: SpawnProcess = context.Process(target=_serve, args=(other, build, engine), daemon=True)
         with ctrl_c_ignored():  # the child inherits this: this process handles Ctrl-C and stops the others in order
             self.process.start()
         other.close()  # so that the connection ends when the process dies
@@ -61,29 +65,25 @@ class Worker:
     def forget(self) -> None:
         self._download = None
 
-    def send(self, job: Job, timeout: float) -> None:
+    def send(self, jobs: list[Job], timeout: float) -> None:
+        self._deadline = time.monotonic() + timeout * len(jobs)
+        with contextlib.suppress(OSError):  # it has died; receive() will report that
+            self.connection.send_bytes(pack({"jobs": [self._request(job) for job in jobs]}))
+
+    def _request(self, job: Job) -> State:
         request: State = {"round": job.round, "client": job.client, "purpose": job.purpose.value, "state": job.state}
         request["metrics"] = job.download.metrics
         # One global model goes to many clients: it is sent to each worker once.
         if self._download is None or not same_tensors(self._download, job.download):
             self._download = job.download
             request["tensors"] = job.download.tensors
-        self._deadline = time.monotonic() + timeout
-        with contextlib.suppress(OSError):  # it has died; receive() will report that
-            self.connection.send_bytes(pack(request))
+        return request
 
-    def receive(self, job: Job, halts: bool) -> Outcome:
+    def receive(self, jobs: list[Job], halts: bool) -> list[Outcome]:
         data = self.connection.recv_bytes()
         self._deadline = math.inf
-        reply = unpack(data)
-        if "wrong" in reply:
-            raise UserError(reply["wrong"])
-        if "error" in reply and not halts:
-            return str(reply["error"])
-        if "error" in reply:
-            log.error("%s", reply["trace"])
-            raise RunHalted(f"{job}: {reply['error']}")
-        return Answer(Payload(reply["tensors"], reply["metrics"]), reply["state"], reply["digests"])
+        replies = unpack(data)["replies"]
+        return [_outcome(job, reply, halts) for job, reply in zip(jobs, replies, strict=True)]
 
     def cause(self) -> str:
         return death(self.process)
@@ -100,6 +100,17 @@ class Worker:
             self.process.kill()
             self.process.join()
         self.process.close()
+
+
+def _outcome(job: Job, reply: State, halts: bool) -> Outcome:
+    if "wrong" in reply:
+        raise UserError(reply["wrong"])
+    if "error" in reply and not halts:
+        return str(reply["error"])
+    if "error" in reply:
+        log.error("%s", reply["trace"])
+        raise RunHalted(f"{job}: {reply['error']}")
+    return Answer(Payload(reply["tensors"], reply["metrics"]), reply["state"], reply["digests"])
 
 
 def death(process: SpawnProcess) -> str:
@@ -123,7 +134,7 @@ def ctrl_c_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(connection: Connection, build: Callable[[], Population]) -> None:
+def _serve(connection: Connection, build: Callable[[], Population], engine: Make) -> None:
     """Run a worker: build the population, then answer until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.WARNING)  # the parent has already logged the data's warnings
@@ -131,25 +142,28 @@ def _serve(connection: Connection, build: Callable[[], Population]) -> None:
     with contextlib.suppress(EOFError, OSError):  # the parent is gone, or has closed the connection
         try:
             population = build()
+            playing = engine(population.scratch, population.training, population.task)
         except Exception as error:
             connection.send_bytes(pack({"error": f"{type(error).__name__}: {error}"}))
             return
         connection.send_bytes(pack({"ready": True}))
         tensors: dict[str, Tensors] = {}
         while True:
-            request = unpack(connection.recv_bytes())
-            tensors = request.get("tensors", tensors)
-            download = Payload(tensors, request["metrics"])
-            job = Job(Purpose(request["purpose"]), request["round"], request["client"], download, request["state"])
-            connection.send_bytes(_reply(job, population))
+            bodies = []
+            for request in unpack(connection.recv_bytes())["jobs"]:
+                tensors = request.get("tensors", tensors)
+                download = Payload(tensors, request["metrics"])
+                job = Job(Purpose(request["purpose"]), request["round"], request["client"], download, request["state"])
+                bodies.append(partial(_reply, job, population))
+            connection.send_bytes(pack({"replies": playing.play(bodies)}))
 
 
-def _reply(job: Job, population: Population) -> bytes:
+def _reply(job: Job, population: Population, scratch: Scratch, engine: Engine) -> State:
     try:
-        answer = job.run(population)
+        answer = job.run(population.on(scratch, engine))
         payload: State = {"tensors": answer.payload.tensors, "metrics": answer.payload.metrics}
-        return pack(payload | {"state": answer.state, "digests": answer.digests})
+        return payload | {"state": answer.state, "digests": answer.digests}
     except UserError as error:
-        return pack({"wrong": str(error)})
+        return {"wrong": str(error)}
     except Exception as error:
-        return pack({"error": raised(error), "trace": traceback.format_exc()})
+        return {"error": raised(error), "trace": traceback.format_exc()}

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 
+from fedshare.engine.single import Make, Single
 from fedshare.errors import RunHalted
 from fedshare.population import Population
-from fedshare.simulation.jobs import Job, Outcome
+from fedshare.simulation.jobs import Job, Outcome, named
 from fedshare.simulation.worker import GRACE, Worker
 
 ATTEMPTS = 2  # if its worker dies, a job is given to another one once
@@ -20,13 +21,20 @@ class Workers:
     a client that raises ends the run; otherwise the error is that client's outcome.
     """
 
-    def __init__(self, build: Callable[[], Population], count: int, timeout: float, halts: bool = True) -> None:
-        self._build, self._timeout, self._halts = build, timeout, halts
+    def __init__(
+        self,
+        build: Callable[[], Population],
+        count: int,
+        timeout: float,
+        halts: bool = True,
+        engine: Make = Single,
+    ) -> None:
+        self._build, self._engine, self._timeout, self._halts = build, engine, timeout, halts
         self._closed = threading.Event()
         self._workers: list[Worker] = []
         threading.Thread(target=self._watch, daemon=True).start()
         try:
-            self._workers += [Worker(build) for _ in range(count)]  # start all at once ...
+            self._workers += [Worker(build, engine) for _ in range(count)]  # start all at once ...
             for worker in self._workers:  # ... then wait for all
                 worker.wait_until_ready()
         except BaseException:
@@ -38,12 +46,12 @@ class Workers:
             for worker in list(self._workers):
                 worker.kill_if_late()
 
-    def run(self, jobs: list[Job]) -> Iterator[tuple[int, Outcome]]:
-        """Yield outcomes by client, as they arrive. After an error, the workers are stopped."""
+    def run(self, groups: list[list[Job]]) -> Iterator[tuple[int, Outcome]]:
+        """Yield outcomes by client, group by group as they arrive. After an error, the workers are stopped."""
         if self._closed.is_set():
             raise RuntimeError("these workers were closed, or ended with an error")
-        waiting = [(job, 1) for job in reversed(jobs)]
-        busy: dict[Worker, tuple[Job, int]] = {}
+        waiting = [(jobs, 1) for jobs in reversed(groups)]
+        busy: dict[Worker, tuple[list[Job], int]] = {}
         for worker in self._workers:
             worker.forget()
         try:
@@ -54,21 +62,22 @@ class Workers:
                         worker.send(busy[worker][0], self._timeout)
                 ready = wait([worker.connection for worker in busy])
                 for worker in [worker for worker in busy if worker.connection in ready]:
-                    job, attempt = busy.pop(worker)
+                    jobs, attempt = busy.pop(worker)
                     try:
-                        outcome = worker.receive(job, self._halts)
+                        outcomes = worker.receive(jobs, self._halts)
                     except (EOFError, OSError):
                         if worker.late:
+                            seconds = self._timeout * len(jobs)
                             raise RunHalted(
-                                f"{job}: no answer from its worker in timeout={self._timeout:g} s"
+                                f"{named(jobs)}: no answer from the worker in {seconds:g} s (timeout={self._timeout:g})"
                             ) from None
                         if attempt == ATTEMPTS:
                             cause = f"its worker process died {attempt} times ({worker.cause()})"
-                            raise RunHalted(f"{job}: {cause}") from None
+                            raise RunHalted(f"{named(jobs)}: {cause}") from None
                         self._replace(worker)
-                        waiting.append((job, attempt + 1))
+                        waiting.append((jobs, attempt + 1))
                     else:
-                        yield job.client, outcome
+                        yield from zip((job.client for job in jobs), outcomes, strict=True)
         except BaseException:
             self.close()  # a worker still busy would send its answer to a later job
             raise
@@ -76,7 +85,7 @@ class Workers:
     def _replace(self, dead: Worker) -> None:
         dead.stop()
         dead.end(time.monotonic() + GRACE)
-        fresh = Worker(self._build)
+        fresh = Worker(self._build, self._engine)
         self._workers[self._workers.index(dead)] = fresh
         fresh.wait_until_ready()
 

@@ -1,0 +1,138 @@
+"""Many clients' models in memory at once: each client's own is a row, and the module holds one of them at a time."""
+
+import torch
+from torch import Tensor, nn
+
+from fedshare.tensors import Tensors
+from fedshare.training.scratch import Scratch
+
+
+class Row(Scratch):
+    """A client's model while other clients of the same group have theirs.
+
+    It shares the module and everything that does not change with the scratch model it is made from. Its values are the
+    tensors loaded last, until they are needed as one vector; then a vector of its own, or a row of a group's matrix. The
+    module is given a row's values only when it is used (`mount`), and holds them until another row needs it or this
+    row's client waits (`dismount`).
+    """
+
+    def __init__(self, base: Scratch, desk: "Desk") -> None:
+        self.__dict__.update(base.__dict__)
+        self._desk = desk
+        self._loaded: Tensors | None = None  # what the model was reset to, over the initial values
+        self._values: Tensor | None = None  # like `flat`
+
+    @property
+    def module(self) -> nn.Module:  # type: ignore[override]
+        self.mount()
+        return self._desk.module
+
+    @property
+    def vector(self) -> Tensor:  # type: ignore[override]
+        self.mount()
+        return self._desk.base.vector
+
+    def value(self, name: str) -> Tensor:
+        self.mount()
+        return super().value(name)
+
+    def load(self, params: Tensors) -> None:
+        if unknown := params.keys() - self.views.keys():
+            raise KeyError(f"the model has no {', '.join(sorted(unknown))} that is trained")
+        for name, value in params.items():
+            if value.shape != self.shapes[name]:
+                raise ValueError(f"{name} has shape {list(value.shape)}, not {list(self.shapes[name])}")
+        self._desk.discard(self)
+        self._loaded, self._values = params, None
+
+    def params(self, names: list[str] | None = None) -> Tensors:
+        if self._desk.holder is self:
+            return super().params(names)
+        names = self.shared if names is None else names
+        if self._loaded is not None:
+            first = self._first
+            return {n: self._loaded.get(n, first[n] if n in first else self.whole[n]).clone() for n in names}
+        if self._values is not None and names == self.moved[: len(names)]:
+            return self._split(self._values[: self._size(names)].clone(), names)
+        self.mount()
+        return super().params(names)
+
+    def same_as(self, other: "Row") -> bool:
+        """Return whether both hold what was loaded last, and these are the same tensor objects."""
+        mine, theirs = self._loaded, other._loaded
+        return (
+            mine is not None
+            and theirs is not None
+            and mine.keys() == theirs.keys()
+            and all(value is theirs[name] for name, value in mine.items())
+        )
+
+    def write(self, values: Tensor) -> None:
+        """Copy the model's values into `values`, like `flat`. It must not be mounted."""
+        if self._values is not None:
+            values.copy_(self._values)
+            return
+        for name, view in self._split(values).items():
+            view.copy_((self._loaded or {}).get(name, self._first[name]))
+
+    def become(self, values: Tensor) -> None:
+        """Take `values`, like `flat`, as the model's own from now on, without a copy."""
+        self._loaded, self._values = None, values
+
+    def mount(self) -> None:
+        """Give the module this model's values, unless it has them. A model never loaded takes what the module holds."""
+        if self._desk.holder is self:
+            return
+        self._desk.clear()
+        self._desk.holder = self
+        if self._loaded is not None or self._values is not None:
+            with torch.no_grad():
+                self.write(self.flat)
+                self._restore()
+
+    def dismount(self) -> None:
+        """Take the values back from the module."""
+        self._gather()
+        self.become(self.flat.clone())
+
+
+class Desk:
+    """The one module of a process, and the row that it holds at the moment."""
+
+    def __init__(self, base: Scratch) -> None:
+        self.base, self.module = base, base.module
+        self.holder: Row | None = None
+
+    def row(self) -> Row:
+        return Row(self.base, self)
+
+    def clear(self) -> None:
+        """Let the holder take its values back."""
+        if self.holder:
+            self.holder.dismount()
+            self.holder = None
+
+    def vacate(self) -> None:
+        """As `clear`; the module is then as it was before any row held it."""
+        if self.holder:
+            self.clear()
+            self.base._restore()
+
+    def discard(self, row: Row) -> None:
+        """Forget what the module holds of `row`."""
+        if self.holder is row:
+            self.holder = None
+
+
+def matrix(rows: list[Row]) -> Tensor:
+    """Return the models of `rows`, none of them mounted, as one matrix ``[rows, size]``."""
+    found = torch.empty(len(rows), *rows[0].flat.shape, dtype=rows[0].flat.dtype, device=rows[0].flat.device)
+    last, start = rows[0], 0
+    for place, row in enumerate([*rows[1:], None], 1):
+        if row is not None and row.same_as(last):
+            continue
+        last.write(found[start])
+        found[start + 1 : place] = found[start]  # many clients load the one global model
+        if row is not None:
+            last, start = row, place
+    return found

@@ -1,0 +1,39 @@
+"""Engines as a simulation sees them: they run clients' halves, some at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from fedshare.tasks import Task
+from fedshare.training.fit import Engine, Plain
+from fedshare.training.scratch import Scratch
+from fedshare.training.settings import Training
+
+Result = TypeVar("Result")
+Body = Callable[[Scratch, Engine], Result]  # a client's half, on the model and with the engine given
+
+
+class Playing(Protocol):
+    """Made from a model, its training and its task, in each process that simulates clients."""
+
+    size: int  # how many clients are best given at a time
+    reasons: set[str]  # why some were trained by the plain engine instead
+
+    def play(self, bodies: Sequence[Body[Any]]) -> list[Any]:
+        """Return the result of each client's half. The first exception ends all."""
+        ...
+
+
+Make = Callable[[Scratch, Training, Task], Playing]
+
+
+class Single:
+    """One client after another, with the plain engine: the reference."""
+
+    size = 1
+
+    def __init__(self, scratch: Scratch, training: Training, task: Task) -> None:
+        self.reasons: set[str] = set()
+        self._scratch, self._engine = scratch, Plain()
+
+    def play(self, bodies: Sequence[Body[Result]]) -> list[Result]:
+        return [body(self._scratch, self._engine) for body in bodies]

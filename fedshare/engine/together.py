@@ -1,0 +1,103 @@
+"""The training of some clients in lockstep: their models are the rows of one matrix, and a step of all is one plan."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedshare.engine.batches import Batches
+from fedshare.engine.plans import Dropout, Plans
+from fedshare.engine.rows import Row, matrix
+from fedshare.engine.stepping import Stepper
+from fedshare.tensors import Tensors
+from fedshare.training.fit import Batches as Steps
+from fedshare.training.fit import Fit
+from fedshare.training.settings import Training
+
+
+@dataclass
+class Request:
+    """A client that waits for its training."""
+
+    row: Row
+    training: Training
+    fit: Fit
+    steps: Steps
+    stream: Callable[[], AbstractContextManager[None]]  # inside, torch's own generator continues this client's stream
+
+    @property
+    def rows(self) -> list[Tensor]:
+        return list(self.steps.rows)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What clients must have in common to be trained together."""
+        asked = self.fit
+        alike = asked.round, asked.names, asked.pull, tuple(asked.toward), tuple(asked.correction)
+        # A user's own loss may be a mean over the batch, which padding would change.
+        return alike if isinstance(self.steps.task.loss, str) else (*alike, *map(len, self.steps.rows))
+
+
+def train(requests: list[Request], plans: Plans) -> list[float]:
+    """Train the models of all requests, which have one key, and return each one's mean loss.
+
+    Raises NotBatched before any model is changed.
+    """
+    requests = sorted(requests, key=lambda request: -len(request.rows))
+    first = requests[0]
+    batches = Batches([request.steps.examples for request in requests], [request.rows for request in requests])
+    models = matrix([request.row for request in requests])
+    others = {name: _piece(models, first.row, name) for name in first.row.moved}
+    trained = {name: others.pop(name) for name in first.fit.names}
+    toward, corrections = (_stacked(requests, field) for field in ("toward", "correction"))
+    stepper = Stepper(first.training, first.fit, list(trained.values()), toward, corrections)
+    total, weight = torch.zeros(2, len(requests), device=models.device)
+    with torch.no_grad():
+        for step, batch in enumerate(batches):
+            active, clients = batches.active(step), len(batch.targets)
+            some = ({name: value[:clients] for name, value in tensors.items()} for tensors in (trained, others))
+            now, beside = some
+            sizes = [sizes[step] for sizes in batches.sizes[:active]]
+            noise = _noise(plans.dropouts(now, beside, batch), requests, sizes, clients)
+            found = plans.step(now, beside, batch._replace(noise=noise))
+            stepper.narrow(active)
+            stepper.step(found.gradients)
+            total[:active] += found.sums[:active]
+            weight[:active] += found.weights[:active]
+    losses = (total / weight.where(weight > 0, 1)).tolist()
+    for request, model in zip(requests, models, strict=True):
+        request.row.become(model)
+    return losses
+
+
+def _piece(models: Tensor, row: Row, name: str) -> Tensor:
+    start, shape = row.views[name].storage_offset(), row.shapes[name]
+    return models[:, start : start + shape.numel()].view(len(models), *shape)
+
+
+def _stacked(requests: list[Request], field: str) -> dict[int, Tensor]:
+    """Return a field of the fits, by the position of the parameter, ``[clients, ...]``."""
+    first = requests[0]
+    found: list[Tensors] = [getattr(request.fit, field) for request in requests]
+    return {
+        place: torch.stack([tensors[name] for tensors in found]).to(first.row.device)
+        for place, name in enumerate(first.fit.names)
+        if name in found[0]
+    }
+
+
+def _noise(
+    dropouts: tuple[Dropout, ...], requests: list[Request], sizes: list[int], clients: int
+) -> tuple[Tensor, ...]:
+    """Return the dropout masks of a step, each drawn from its client's own stream, ``[clients, batch, ...]``."""
+    if not dropouts:
+        return ()
+    drawn = []
+    for request, size in zip(requests, sizes, strict=False):
+        with request.stream():
+            drawn.append([dropout.draw(size) for dropout in dropouts])
+    blank = [torch.zeros_like(mask) for mask in drawn[0]]
+    drawn += [blank] * (clients - len(drawn))
+    return tuple(torch.stack(masks).to(requests[0].row.device) for masks in zip(*drawn, strict=True))
