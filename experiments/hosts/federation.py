@@ -43,6 +43,9 @@ def serve(
     operator's.
     """
     config = config_of(run_config)
+    if config.engine not in ("auto", "plain"):
+        raise UserError(f"engine={config.engine}: is for simulations; the clients of a deployment are trained by plain")
+    config.engine = "plain"
     order = order_of(run_config, config)
     folder = RunFolder(order.folder)
     resuming = order.resume and folder.config.exists()

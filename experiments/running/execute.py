@@ -17,7 +17,7 @@ from fedshare.machine import devices
 from fedshare.machine.files import on_disk
 from fedshare.report.best import Best
 from fedshare.runs import RunFolder
-from fedshare.simulation import Population, Simulation
+from fedshare.simulation import Population, Simulation, choice
 from fedshare.simulation.effort import Effort
 
 
@@ -55,13 +55,19 @@ def resume(path: str, last: int | None = None, trusted: Trust | None = None) -> 
 
 
 def simulation(config: DictConfig, folder: RunFolder, population: Population | None = None) -> Simulation:
+    """Return the network of simulated clients. Sets the config's engine, if it is left to be chosen."""
     make_one = partial(build.population, OmegaConf.to_yaml(config), folder.initial)  # here, and in each worker
     population = population or make_one()
-    workers = _workers(config, population)
-    return Simulation(make_one, workers, config.timeout, population, config.on_client_error)
+    effort = Effort.of(population, config.clients_per_round, config.rounds)
+    if config.engine == choice.AUTO:
+        config.engine, why = choice.chosen(population, effort, config.clients_per_round)
+        if not effort.small:
+            print(f"engine={config.engine}: {why}", flush=True)
+    workers, engine = _workers(config, effort), choice.ENGINES[config.engine]
+    return Simulation(make_one, workers, config.timeout, population, config.on_client_error, engine)
 
 
-def _workers(config: DictConfig, population: Population) -> int:
+def _workers(config: DictConfig, effort: Effort) -> int:
     """Return the number of processes that simulate the clients; 0 for this one."""
     cores, asked = devices.cores(), config.workers
     if asked is not None:
@@ -71,7 +77,7 @@ def _workers(config: DictConfig, population: Population) -> int:
     # Processes on one accelerator would each hold a context on it, and wait for each other.
     if cores == 1 or config.device != "cpu":
         return 0
-    if (effort := Effort.of(population, config.clients_per_round, config.rounds)).small:
+    if effort.small:
         print(f"small run ({effort}): simulated in this process; workers={cores} starts {cores} others", flush=True)
         return 0
     return cores

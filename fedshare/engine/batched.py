@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from greenlet import greenlet
 
+from fedshare.engine.fitting import objection
 from fedshare.engine.plans import NotBatched, Plans
 from fedshare.engine.rows import Desk, Row
 from fedshare.engine.single import Body
@@ -27,12 +28,18 @@ Result = TypeVar("Result")
 MOST, NUMBERS = 256, 2_000_000  # clients of a group, and numbers in all their models
 
 
+def group_size(scratch: Scratch) -> int:
+    """Return how many clients are trained at once at most: more would fall out of a processor's cache."""
+    return max(1, min(MOST, NUMBERS // max(1, len(scratch.flat))))
+
+
 class Batched:
     """Clients of one group, each with its own model, trained together."""
 
     def __init__(self, scratch: Scratch, training: Training, task: Task) -> None:
-        self.size = max(1, min(MOST, NUMBERS // max(1, len(scratch.flat))))
+        self.size = group_size(scratch)
         self.reasons: set[str] = set()
+        self.objection = objection(scratch, training)
         self.desk = Desk(scratch)
         self._plans = Plans(scratch, training, task)
 
@@ -80,11 +87,14 @@ class _Lane(Generic[Result]):
 
     def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
         """Wait for the training, as the client's `Engine`."""
-        if reason := _objection(scratch, steps):
-            self._hub.reasons.add(reason)
-            loss = None
+        loss = None
+        if self._hub.objection:
+            self._hub.reasons.add(self._hub.objection)
+        elif not torch.is_grad_enabled():
+            self._hub.reasons.add("the strategy trains without gradients")
         else:
-            assert isinstance(scratch, Row) and isinstance(steps, Batches)
+            assert isinstance(scratch, Row)
+            assert isinstance(steps, Batches)
             steps = replace(steps, rows=list(steps.rows))  # the plain engine may have to read them again
             self._hub.desk.clear()
             self.request = Request(scratch, training, fit, steps, self.stream)
@@ -115,19 +125,6 @@ class _Lane(Generic[Result]):
     def close(self) -> None:
         if self._coroutine:
             self._coroutine.throw()  # GreenletExit: it ends its contexts
-
-
-def _objection(scratch: Scratch, steps: Steps) -> str | None:
-    """Return why a fit is left to the plain engine, whatever the others ask for."""
-    if not isinstance(steps, Batches):
-        return "sampling=poisson: each client's batches have sizes of their own"
-    if not torch.is_grad_enabled():
-        return "the strategy trains without gradients"
-    if moving := sorted(scratch.buffer_names & set(scratch.moved)):
-        return f"training changes the model's buffer {moving[0]}"
-    if any(parameter.is_complex() for parameter in scratch.parameters.values()):
-        return "the model has complex parameters"
-    return None
 
 
 def _alike(lanes: list["_Lane[Any]"]) -> list[list["_Lane[Any]"]]:

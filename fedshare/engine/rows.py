@@ -11,9 +11,9 @@ class Row(Scratch):
     """A client's model while other clients of the same group have theirs.
 
     It shares the module and everything that does not change with the scratch model it is made from. Its values are the
-    tensors loaded last, until they are needed as one vector; then a vector of its own, or a row of a group's matrix. The
-    module is given a row's values only when it is used (`mount`), and holds them until another row needs it or this
-    row's client waits (`dismount`).
+    tensors loaded last, until they are needed as one vector; then a vector of its own, or a row of a group's matrix.
+    The module is given a row's values only when it is used (`mount`), and holds them until another row needs it or
+    this row's client waits (`dismount`).
     """
 
     def __init__(self, base: Scratch, desk: "Desk") -> None:

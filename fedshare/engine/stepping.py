@@ -3,22 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from fedshare.engine.plans import NotBatched
 from fedshare.training.fit import Fit
 from fedshare.training.settings import Training
-
-# They treat each number on its own, so that stacking clients changes no step.
-ELEMENTWISE = (
-    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
-    *(torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax),
-)
 
 
 class Stepper:
     """Steps of the first `active` clients, whose number can only fall: the others have finished.
 
     `views` are the trained parameters, each ``[clients, ...]``, `anchors` and `corrections` the same of a fit by
-    position, where it has any. Raises NotBatched if the optimizer is not elementwise.
+    position, where it has any. The optimizer must be elementwise.
     """
 
     def __init__(
@@ -34,8 +27,6 @@ class Stepper:
         self._views, self._active = views, len(views[0]) if views else 0
         self._params = [nn.Parameter(view) for view in views]
         self._optimizer = training.optimizer(self._params)
-        if type(self._optimizer) not in ELEMENTWISE:
-            raise NotBatched(f"{type(self._optimizer).__name__} is not known to treat each number on its own")
         for group in self._optimizer.param_groups:
             group["lr"] *= training.rate(fit.round)
 
