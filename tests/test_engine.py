@@ -1,17 +1,24 @@
 """The batching engine agrees with the plain one, for every strategy."""
 
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import world
-from fedshare.client import Training
+from fedshare import seeds
+from fedshare.client import Client, Training
 from fedshare.engine.batched import Batched
 from fedshare.engine.single import Make, Single
+from fedshare.network import Purpose
+from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.simulation import Population, Simulation
+from fedshare.tasks import Classification
+from fedshare.training.parts import Parts, Role
 from fedshare.training.scratch import Scratch
 
 each_strategy = pytest.mark.parametrize("name", world.STRATEGIES)
@@ -52,7 +59,7 @@ def run(name: str, engine: Make, workers: int = 0, **options: object) -> tuple[l
 def tensors(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
     return [tensor for item in items for tensor in tensors(item)]
 
 
@@ -69,3 +76,100 @@ def test_five_rounds_agree_with_the_plain_engine_to_1e_10(name: str) -> None:
         pairs = zip(tensors(state), tensors(found), strict=True)
         assert all(torch.allclose(a.double(), b.double(), rtol=0, atol=1e-10) for a, b in pairs)
     assert other._playing.reasons == set()
+
+
+class Fits(world.strategy("fedavg").__class__):  # type: ignore[misc]
+    """FedAvg whose clients ask for what a fit can have."""
+
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
+        sent = client.params()
+        pull = {name: tensor + 0.1 for name, tensor in sent.items()}
+        control = {name: torch.full_like(tensor, 0.01 * client.id) for name, tensor in sent.items()}
+        metrics = client.fit(
+            round, ["first.weight", "last.bias"], epochs=1.5, toward=pull, pull=0.3, correction=control
+        )
+        middle = client.params()
+        client.vector.mul_(0.99)  # in place, between two fits
+        client.fit(round, keep_local=False)
+        client.state["middle"] = middle
+        return Payload({"params": client.params()}, metrics)
+
+
+OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD, lr=0.1),
+    "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+    "adamw": partial(torch.optim.AdamW, lr=0.01),
+    "adam": partial(torch.optim.Adam, lr=0.01, amsgrad=True, weight_decay=0.1),
+    "rmsprop": partial(torch.optim.RMSprop, lr=0.01, centered=True, momentum=0.5),
+    "adagrad": partial(torch.optim.Adagrad, lr=0.1),
+    "nadam": partial(torch.optim.NAdam, lr=0.01),
+    "radam": partial(torch.optim.RAdam, lr=0.01),
+    "adadelta": partial(torch.optim.Adadelta),
+    "adamax": partial(torch.optim.Adamax, lr=0.01),
+}
+
+
+def fitted(optimizer: Any, options: dict[str, Any], task: Any = None, local: tuple[str, ...] = ()) -> Population:
+    made = build("fedavg")
+    module = Steady().double()
+    with torch.no_grad():
+        for number, parameter in enumerate(module.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=seeds.generator("fitted", number)))
+    parts = Parts.of(module)
+    roles = {**parts.roles, **dict.fromkeys(local, Role.LOCAL), "norm.bias": Role.FROZEN}
+    scratch = Scratch(module, parts=replace(parts, roles=roles))
+    training = Training(optimizer=optimizer, lr_decay=0.9, **options)
+    return replace(made, strategy=Fits(), scratch=scratch, training=training, task=task or made.task)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_optimizer_takes_the_plain_engine_s_steps_whatever_a_fit_asks_for(optimizer: str) -> None:
+    check(OPTIMIZERS[optimizer], {"clip_norm": 0.5})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"last_batch": "keep"},
+        {"last_batch": "drop"},
+        {"batch_size": None},
+        {"batch_size": 1},
+        {"epochs": 2.5},
+        {"steps": 7},
+        {"flat": False},
+    ],
+    ids=str,
+)
+def test_batches_of_any_sizes_are_those_of_the_plain_engine(options: dict[str, Any]) -> None:
+    check(OPTIMIZERS["momentum"], options)
+
+
+def test_a_user_s_own_mean_is_not_padded() -> None:
+    def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - torch.eye(world.CLASSES)[targets]).square().mean()
+
+    check(OPTIMIZERS["sgd"], {}, Classification(loss=squared))
+
+
+def test_local_parts_stay_each_client_s_own() -> None:
+    check(OPTIMIZERS["adamw"], {}, local=("last.weight", "last.bias"))
+
+
+def check(optimizer: Any, options: dict[str, Any], task: Any = None, local: tuple[str, ...] = ()) -> None:
+    """Two rounds of all clients give the plain engine's uploads, memories and losses to 1e-10."""
+    found = []
+    for engine in (Single, Batched):
+        with Simulation(partial(fitted, optimizer, {"batch_size": 4} | options, task, local), engine=engine) as network:
+            params = network.population.strategy.init(network.population.scratch.initial, 5)
+            for round in (1, 2):
+                downloads = {client: Payload(params) for client in range(5)}  # type: ignore[arg-type]
+                exchange = network.exchange(Purpose.TRAIN, round, downloads)
+                assert not exchange.absent
+                sent = [answer.tensors for answer in exchange.answers.values()]
+                found.append((sent, network.memories.states, [a.metrics for a in exchange.answers.values()]))
+            assert network._playing.reasons == set()
+    for (sent, memories, metrics), (other, others, same) in zip(found[:2], found[2:], strict=True):
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(tensors(sent), tensors(other), strict=True))
+        pairs = zip(tensors(memories), tensors(others), strict=True)
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in pairs)
+        assert [pytest.approx(each, abs=1e-6) for each in metrics] == same
