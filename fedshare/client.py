@@ -52,7 +52,7 @@ class Client:
         self._scratch = scratch
         self._measure = Measure(scratch, training, self.task)
         self._share = share
-        self._engine = engine or Plain()
+        self.engine = engine or Plain()
         self._budget = Budget(id, seed, record)
 
     @cached_property
@@ -194,15 +194,12 @@ class Client:
         budget spent by all steps of this client in this run so far, if it is finite.
         """
         scratch, training = self._scratch, self.training
-        chosen = set(scratch.trainable if names is None else names)
-        if unknown := sorted(chosen - scratch.parameters.keys()):
-            raise KeyError(f"the model has no parameter {', '.join(unknown)}")
-        for tensors in (toward or {}, correction or {}):
-            check_like(scratch.shapes, tensors)
-        trained = tuple(name for name in scratch.trainable if name in chosen)
+        for tensors in (toward, correction):
+            if tensors:
+                check_like(scratch.shapes, tensors)
         asked = Fit(
             round=round,
-            names=trained,
+            names=self._trained(names),
             epochs=epochs,
             toward=toward or {},
             pull=pull,
@@ -211,12 +208,12 @@ class Client:
         metrics = {"examples": float(len(self.train_examples))}
         if training.sampling != "poisson":
             steps: Steps = self._steps(round, epochs)
-            metrics["train_loss"] = self._engine.run(scratch, training, asked, steps)
+            metrics["train_loss"] = self.engine.run(scratch, training, asked, steps)
         else:
             scratch.train()  # otherwise its BatchNorms would go unnoticed
             key = self._budget.key(asked, scratch, self.train_examples)
             poisson = self._budget.steps(key, asked, scratch, self.task, training, self.train_examples)
-            loss = self._engine.run(scratch, training, asked, poisson)
+            loss = self.engine.run(scratch, training, asked, poisson)
             if training.privacy:
                 metrics |= self._budget.spend(self.state, training.privacy, key, asked, poisson)
             else:
@@ -224,6 +221,15 @@ class Client:
         if scratch.local and keep_local:
             self.state["local"] = scratch.params(scratch.local)
         return metrics
+
+    def _trained(self, names: Iterable[str] | None) -> tuple[str, ...]:
+        """Return those of `names`, by default of all parameters, that are not frozen, in the model's order."""
+        if names is None:
+            return tuple(self._scratch.trainable)
+        chosen = set(names)
+        if unknown := sorted(chosen - self._scratch.parameters.keys()):
+            raise KeyError(f"the model has no parameter {', '.join(unknown)}")
+        return tuple(name for name in self._scratch.trainable if name in chosen)
 
     def evaluate(self) -> Payload:
         """Test the model and return the task's sums over the test and, if any, the validation examples.

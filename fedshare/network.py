@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fedshare import seeds
 from fedshare.client import Client
 from fedshare.payload import Payload, Quota
 from fedshare.state import State
@@ -99,7 +98,7 @@ def answer(strategy: Strategy, client: Client, purpose: Purpose, round: int, dow
 
     Torch's global generator, used by dropout and others, gets a stream for this client, round and purpose.
     """
-    with seeds.scope(client.seed, purpose.value, round, client.id):
+    with client.engine.scope(client.seed, purpose.value, round, client.id):
         strategy.apply(client, download)
         if purpose is Purpose.TRAIN:
             return strategy.form.encode(strategy.train(client, round, download))

@@ -26,7 +26,7 @@ _earlier: ContextVar[bool] = ContextVar("earlier", default=False)
 
 def number(*key: Key) -> int:
     """Return a 63-bit number derived from `key`."""
-    return int.from_bytes(hashlib.sha256(_text(key)).digest()[:8], "little") >> 1
+    return _number(_text(key))
 
 
 def generator(*key: Key) -> torch.Generator:
@@ -53,6 +53,11 @@ def scope(*key: Key) -> Iterator[None]:
         yield
 
 
+def begin(*key: Key) -> None:
+    """Set torch's own generator, on the CPU, to the stream named `key`, and leave it there."""
+    _named(torch.default_generator, key)
+
+
 @contextmanager
 def earlier() -> Iterator[None]:
     """Use the torch streams of fedshare 0.1 inside this context, to read the folders of its runs.
@@ -70,9 +75,14 @@ def _named(stream: torch.Generator, key: tuple[Key, ...]) -> torch.Generator:
     """Set `stream` to that of `key`: torch uses 32 bits of a seed, so the key is hashed into the whole state."""
     if _earlier.get():
         return stream.manual_seed(number(*key))
-    words = hashlib.shake_256(_text(key)).digest(4 * _WORDS)
-    stream.set_state(_state(words, number(*key)))
+    text = _text(key)
+    words = hashlib.shake_256(text).digest(4 * _WORDS)
+    stream.set_state(_state(words, _number(text)))
     return stream
+
+
+def _number(text: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
 def _text(key: tuple[Key, ...]) -> bytes:

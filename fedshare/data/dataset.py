@@ -71,7 +71,10 @@ class Examples:
         return normalised(mapped(itemgetter(rows), self.x), self.mean, self.std), self.y[rows]
 
     def to(self, device: torch.device | str) -> "Examples":
-        """Return a copy on `device`."""
+        """Return them on `device`, without a copy if they are there."""
+        device = torch.device(device)
+        if all(part.device == device for part in (*parts(self.x), self.y)):
+            return self
         return Examples(mapped(lambda x: x.to(device), self.x), self.y.to(device), self.mean, self.std)
 
     def retyped(self, kind: torch.dtype) -> "Examples":

@@ -2,21 +2,22 @@
 
 Suspended clients that ask for the same kind of training are trained together. Which ones depends on the clients alone,
 never on time. Torch's contexts belong to a thread and would leak from one coroutine to another, so a client is
-suspended only in `Client.fit`, outside all of them; its random stream is the only one that is saved and restored.
+suspended only in `Client.fit`, outside all of them; its random stream is saved and restored.
 """
 
 import contextvars
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from greenlet import greenlet
 
+from fedshare import seeds
 from fedshare.engine.fitting import objection
 from fedshare.engine.plans import NotBatched, Plans
-from fedshare.engine.rows import Desk, Row
+from fedshare.engine.rows import Desk
 from fedshare.engine.single import Body
 from fedshare.engine.together import Request, train
 from fedshare.tasks import Task
@@ -34,102 +35,111 @@ def group_size(scratch: Scratch) -> int:
 
 
 class Batched:
-    """Clients of one group, each with its own model, trained together."""
+    """Clients of one group, each with its own model, trained together.
+
+    `reasons`: why clients were trained by the plain engine, if any were.
+    """
 
     def __init__(self, scratch: Scratch, training: Training, task: Task) -> None:
         self.size = group_size(scratch)
         self.reasons: set[str] = set()
-        self.objection = objection(scratch, training)
-        self.desk = Desk(scratch)
+        self._objection = objection(scratch, training)
+        self._desk = Desk(scratch)
         self._plans = Plans(scratch, training, task)
 
     def play(self, bodies: Sequence[Body[Result]]) -> list[Result]:
         """Return the result of each client's half. The first exception of any ends all."""
         with torch.random.fork_rng(devices=[]):
-            lanes = [_Lane(self, body) for body in bodies]
+            lanes = [_Lane(self, self._desk, body) for body in bodies]
             try:
                 for lane in lanes:
                     lane.resume()
-                while waiting := [lane for lane in lanes if lane.request]:
-                    for some in _alike(waiting):
-                        self._train(some)
-                    for lane in waiting:
-                        lane.resume()
-                return [lane.result() for lane in lanes]
+                while waiting := [lane.request for lane in lanes if lane.request]:
+                    for requests in _alike(waiting):
+                        self._train(requests)
+                    for lane in lanes:
+                        if lane.request:
+                            lane.resume()
+                return [lane.results[0] for lane in lanes]
             finally:
-                self.desk.vacate()
+                self._desk.vacate()
                 for lane in lanes:
                     lane.close()
 
-    def _train(self, lanes: list["_Lane[Any]"]) -> None:
-        requests = [lane.request for lane in lanes if lane.request]
-        self.desk.vacate()
+    def refusal(self) -> str | None:
+        """Return why a fit is left to the plain engine, before it is looked at."""
+        return self._objection or (None if torch.is_grad_enabled() else "the strategy trains without gradients")
+
+    def _train(self, requests: list[Request]) -> None:
+        """Answer each request; where training cannot be batched, it is left to the plain engine."""
+        self._desk.vacate()
         try:
-            losses: Sequence[float | None] = train(requests, self._plans)
+            train(requests, self._plans)
         except NotBatched as error:
             self.reasons.add(str(error))
-            losses = [None] * len(lanes)
-        for lane, loss in zip(lanes, losses, strict=True):
-            lane.loss = loss
 
 
 class _Lane(Generic[Result]):
     """One client's coroutine, and the engine that it sees."""
 
-    def __init__(self, hub: Batched, body: Body[Result]) -> None:
+    def __init__(self, hub: Batched, desk: Desk, body: Body[Result]) -> None:
         self.request: Request | None = None
-        self.loss: float | None = None  # the answer to `request`; None: it must be carried out by the plain engine
-        self._hub, self._row = hub, hub.desk.row()
-        self._results: list[Result] = []
-        self._random = torch.get_rng_state()
-        self._coroutine = greenlet(lambda: self._results.append(body(self._row, self)))
+        self.results: list[Result] = []
+        self._hub, self._row = hub, desk.row(self.draw)
+        self._key: tuple[seeds.Key, ...] = ()
+        self._random: torch.Tensor | None = None  # where its stream of torch's generator is, once it has begun
+        self._drawing = False  # whether torch's generator is at this client's stream
+        self._coroutine = greenlet(lambda: self.results.append(body(self._row, self)))
         self._coroutine.gr_context = contextvars.copy_context()
+
+    def scope(self, *key: seeds.Key) -> AbstractContextManager[None]:
+        """Name the stream that `draw` begins. Few clients draw, and a stream costs as much as a small step."""
+        self._key, self._random = key, None
+        return nullcontext()
+
+    def draw(self) -> None:
+        """Put torch's generator at this client's stream, until the client waits."""
+        if not self._drawing:
+            self._drawing = True
+            if self._random is None:
+                seeds.begin(*self._key)
+            else:
+                torch.set_rng_state(self._random)
+
+    def rest(self) -> None:
+        """Remember where this client's stream is."""
+        if self._drawing:
+            self._random, self._drawing = torch.get_rng_state(), False
 
     def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
         """Wait for the training, as the client's `Engine`."""
-        loss = None
-        if self._hub.objection:
-            self._hub.reasons.add(self._hub.objection)
-        elif not torch.is_grad_enabled():
-            self._hub.reasons.add("the strategy trains without gradients")
+        assert scratch is self._row
+        if reason := self._hub.refusal():
+            self._hub.reasons.add(reason)
         else:
-            assert isinstance(scratch, Row)
             assert isinstance(steps, Batches)
             steps = replace(steps, rows=list(steps.rows))  # the plain engine may have to read them again
-            self._hub.desk.clear()
-            self.request = Request(scratch, training, fit, steps, self.stream)
+            self._row.leave()
+            self.request = request = Request(self._row, training, fit, steps, self)
             self._coroutine.parent.switch()
-            self.request, loss = None, self.loss
-        if loss is None:
-            self._row.mount()
-            return Plain().run(scratch, training, fit, steps)
-        return loss
+            self.request = None
+            if request.loss is not None:
+                return request.loss
+        self._row.mount()
+        return Plain().run(scratch, training, fit, steps)
 
     def resume(self) -> None:
         """Let the client go on until it waits again or ends."""
-        with self.stream():
-            self._coroutine.switch()
-
-    @contextmanager
-    def stream(self) -> Iterator[None]:
-        """Continue this client's random stream inside."""
-        torch.set_rng_state(self._random)
-        try:
-            yield
-        finally:
-            self._random = torch.get_rng_state()
-
-    def result(self) -> Result:
-        return self._results[0]
+        self._coroutine.switch()
+        self.rest()
 
     def close(self) -> None:
         if self._coroutine:
             self._coroutine.throw()  # GreenletExit: it ends its contexts
 
 
-def _alike(lanes: list["_Lane[Any]"]) -> list[list["_Lane[Any]"]]:
-    groups: dict[object, list[_Lane[Any]]] = {}
-    for lane in lanes:
-        if lane.request:
-            groups.setdefault(lane.request.key, []).append(lane)
+def _alike(requests: list[Request]) -> list[list[Request]]:
+    groups: dict[object, list[Request]] = {}
+    for request in requests:
+        groups.setdefault(request.key, []).append(request)
     return list(groups.values())

@@ -1,5 +1,7 @@
 """Many clients' models in memory at once: each client's own is a row, and the module holds one of them at a time."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,14 +15,15 @@ class Row(Scratch):
     It shares the module and everything that does not change with the scratch model it is made from. Its values are the
     tensors loaded last, until they are needed as one vector; then a vector of its own, or a row of a group's matrix.
     The module is given a row's values only when it is used (`mount`), and holds them until another row needs it or
-    this row's client waits (`dismount`).
+    this row's client waits (`leave`).
     """
 
-    def __init__(self, base: Scratch, desk: "Desk") -> None:
+    def __init__(self, base: Scratch, desk: "Desk", mounting: Callable[[], None]) -> None:
         self.__dict__.update(base.__dict__)
-        self._desk = desk
+        self._desk, self._mounting = desk, mounting  # called before the module is used
         self._loaded: Tensors | None = None  # what the model was reset to, over the initial values
         self._values: Tensor | None = None  # like `flat`
+        self._copied: Tensors | None = None  # a copy of the shared part of `_values` that nobody has been given yet
 
     @property
     def module(self) -> nn.Module:  # type: ignore[override]
@@ -43,11 +46,14 @@ class Row(Scratch):
             if value.shape != self.shapes[name]:
                 raise ValueError(f"{name} has shape {list(value.shape)}, not {list(self.shapes[name])}")
         self._desk.discard(self)
-        self._loaded, self._values = params, None
+        self._loaded, self._values, self._copied = params, None, None
 
     def params(self, names: list[str] | None = None) -> Tensors:
         if self._desk.holder is self:
             return super().params(names)
+        if names is None and self._copied:
+            copied, self._copied = self._copied, None
+            return copied
         names = self.shared if names is None else names
         if self._loaded is not None:
             first = self._first
@@ -68,32 +74,35 @@ class Row(Scratch):
         )
 
     def write(self, values: Tensor) -> None:
-        """Copy the model's values into `values`, like `flat`. It must not be mounted."""
+        """Copy the model's values into `values`, like `flat`. The module must not have them."""
         if self._values is not None:
             values.copy_(self._values)
             return
         for name, view in self._split(values).items():
             view.copy_((self._loaded or {}).get(name, self._first[name]))
 
-    def become(self, values: Tensor) -> None:
-        """Take `values`, like `flat`, as the model's own from now on, without a copy."""
-        self._loaded, self._values = None, values
+    def become(self, values: Tensor, copied: Tensors | None = None) -> None:
+        """Take `values`, like `flat`, as the model's own from now on, and give `copied`, a copy, to who asks first."""
+        self._loaded, self._values, self._copied = None, values, copied
 
     def mount(self) -> None:
         """Give the module this model's values, unless it has them. A model never loaded takes what the module holds."""
         if self._desk.holder is self:
             return
+        self._mounting()
         self._desk.clear()
-        self._desk.holder = self
+        self._desk.holder, self._copied = self, None
         if self._loaded is not None or self._values is not None:
             with torch.no_grad():
                 self.write(self.flat)
                 self._restore()
 
-    def dismount(self) -> None:
-        """Take the values back from the module."""
-        self._gather()
-        self.become(self.flat.clone())
+    def leave(self) -> None:
+        """Take the values back from the module, if it has them."""
+        if self._desk.holder is self:
+            self._desk.holder = None
+            self._gather()
+            self.become(self.flat.clone())
 
 
 class Desk:
@@ -103,14 +112,13 @@ class Desk:
         self.base, self.module = base, base.module
         self.holder: Row | None = None
 
-    def row(self) -> Row:
-        return Row(self.base, self)
+    def row(self, mounting: Callable[[], None]) -> Row:
+        return Row(self.base, self, mounting)
 
     def clear(self) -> None:
         """Let the holder take its values back."""
         if self.holder:
-            self.holder.dismount()
-            self.holder = None
+            self.holder.leave()
 
     def vacate(self) -> None:
         """As `clear`; the module is then as it was before any row held it."""

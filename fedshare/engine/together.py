@@ -1,8 +1,8 @@
 """The training of some clients in lockstep: their models are the rows of one matrix, and a step of all is one plan."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,16 @@ from fedshare.training.fit import Fit
 from fedshare.training.settings import Training
 
 
+class Stream(Protocol):
+    """A client's random stream."""
+
+    def draw(self) -> None:
+        """Put torch's own generator at it, until `rest`."""
+        ...
+
+    def rest(self) -> None: ...
+
+
 @dataclass
 class Request:
     """A client that waits for its training."""
@@ -25,11 +35,13 @@ class Request:
     training: Training
     fit: Fit
     steps: Steps
-    stream: Callable[[], AbstractContextManager[None]]  # inside, torch's own generator continues this client's stream
+    stream: Stream
+    loss: float | None = None  # the answer; None: the plain engine has to train the model
 
     @property
     def rows(self) -> list[Tensor]:
-        return list(self.steps.rows)
+        assert isinstance(self.steps.rows, list)
+        return self.steps.rows
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -40,8 +52,8 @@ class Request:
         return alike if isinstance(self.steps.task.loss, str) else (*alike, *map(len, self.steps.rows))
 
 
-def train(requests: list[Request], plans: Plans) -> list[float]:
-    """Train the models of all requests, which have one key, and return each one's mean loss.
+def train(requests: list[Request], plans: Plans) -> None:
+    """Train the models of all requests, which have one key, and set the loss of each.
 
     Raises NotBatched before any model is changed.
     """
@@ -67,9 +79,12 @@ def train(requests: list[Request], plans: Plans) -> list[float]:
             total[:active] += found.sums[:active]
             weight[:active] += found.weights[:active]
     losses = (total / weight.where(weight > 0, 1)).tolist()
-    for request, model in zip(requests, models, strict=True):
-        request.row.become(model)
-    return losses
+    copied = models.clone()  # uploads are parts of it
+    names = first.row.shared
+    pieces = zip(*(_piece(copied, first.row, name).unbind() for name in names), strict=True) if names else repeat(())
+    for request, model, loss, mine in zip(requests, models.unbind(), losses, pieces, strict=False):
+        request.loss = loss
+        request.row.become(model, dict(zip(names, mine, strict=True)))
 
 
 def _piece(models: Tensor, row: Row, name: str) -> Tensor:
@@ -96,8 +111,9 @@ def _noise(
         return ()
     drawn = []
     for request, size in zip(requests, sizes, strict=False):
-        with request.stream():
-            drawn.append([dropout.draw(size) for dropout in dropouts])
+        request.stream.draw()
+        drawn.append([dropout.draw(size) for dropout in dropouts])
+        request.stream.rest()
     blank = [torch.zeros_like(mask) for mask in drawn[0]]
     drawn += [blank] * (clients - len(drawn))
     return tuple(torch.stack(masks).to(requests[0].row.device) for masks in zip(*drawn, strict=True))

@@ -1,7 +1,7 @@
 """All clients that may take part, on one scratch model: held by a simulation and by each of its workers."""
 
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -21,6 +21,8 @@ from fedshare.training.fit import Engine, Plain
 from fedshare.training.parts import Role
 from fedshare.training.scratch import Scratch
 from fedshare.weights import Given
+
+Place = tuple[Scratch, Engine]
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,11 @@ class Population:
         """The number of clients that train, or may."""
         return len(self.shares) - self.unseen
 
-    def client(self, id: int, state: State, record: PrivacyRecord | None = None) -> Client:
+    def client(self, id: int, state: State, record: PrivacyRecord | None = None, place: Place | None = None) -> Client:
         """Return the client without any adversary's changes."""
+        scratch, engine = place or (self.scratch, self.engine)
         share = self.shares[id]
-        return Client(id, self.seed, self.scratch, self.training, share, state, record, self.task, self.engine)
-
-    def on(self, scratch: Scratch, engine: Engine) -> "Population":
-        """Return a copy whose clients use another model in memory and another engine."""
-        return replace(self, scratch=scratch, engine=engine)
+        return Client(id, self.seed, scratch, self.training, share, state, record, self.task, engine)
 
     def sizes(self) -> list[int]:
         """Return each client's number of training examples."""
@@ -92,13 +91,15 @@ class Population:
         download: Payload,
         state: State,
         record: PrivacyRecord | None = None,
+        place: Place | None = None,
     ) -> Answer:
         """Return a client's reply to `download`; a test changes nothing in `state`.
 
         `record` is the client's own; a simulation has none, so that runs are repeatable and the noise is known.
+        `place`: the model in memory and the engine that the client uses instead of the population's.
         """
         tests = purpose is Purpose.EVALUATE
-        client = self.client(id, deepcopy(state) if tests else state, record)
+        client = self.client(id, deepcopy(state) if tests else state, record, place)
         client, strategy = self.liars.play(client, self.strategy, round)
         payload = answer(strategy, client, purpose, round, download)
         if not tests:

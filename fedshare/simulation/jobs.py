@@ -10,7 +10,10 @@ from fedshare.errors import RunHalted, UserError, brief, first_line
 from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.population import Answer, Population
+from fedshare.population.population import Place
 from fedshare.state import State
+from fedshare.training.fit import Engine
+from fedshare.training.scratch import Scratch
 
 log = logging.getLogger(__name__)
 GROUPS, FEW = (
@@ -28,8 +31,8 @@ class Job:
     download: Payload
     state: State
 
-    def run(self, population: Population) -> Answer:
-        return population.answer(self.purpose, self.round, self.client, self.download, self.state)
+    def run(self, population: Population, place: Place | None = None) -> Answer:
+        return population.answer(self.purpose, self.round, self.client, self.download, self.state, None, place)
 
     def __str__(self) -> str:
         return f"round {self.round}: client {self.client}: {self.purpose.value}"
@@ -48,10 +51,10 @@ def divided(jobs: list[Job], size: int) -> list[list[Job]]:
     return [jobs[len(jobs) * i // count : len(jobs) * (i + 1) // count] for i in range(count)]
 
 
-def played(job: Job, population: Population) -> Answer:
+def played(job: Job, population: Population, scratch: Scratch, engine: Engine) -> Answer:
     """Return the answer; a client that raises ends the run, with its traceback logged."""
     try:
-        return job.run(population)
+        return job.run(population, (scratch, engine))
     except (UserError, RunHalted):
         raise
     except Exception as error:
@@ -59,11 +62,11 @@ def played(job: Job, population: Population) -> Answer:
         raise RunHalted(f"{job}: {raised(error)}") from error
 
 
-def attempt(job: Job, population: Population) -> Outcome:
+def attempt(job: Job, population: Population, scratch: Scratch, engine: Engine) -> Outcome:
     """Return the answer, or the error in one line; after an error, the client's memory is unchanged."""
     state = deepcopy(job.state) if job.purpose is Purpose.TRAIN else job.state  # a test does not change it
     try:
-        return replace(job, state=state).run(population)
+        return replace(job, state=state).run(population, (scratch, engine))
     except UserError:
         raise
     except Exception as error:

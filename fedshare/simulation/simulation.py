@@ -12,8 +12,6 @@ from fedshare.population import Population
 from fedshare.simulation.jobs import Job, Outcome, attempt, divided, played
 from fedshare.simulation.workers import Workers
 from fedshare.state import State
-from fedshare.training.fit import Engine
-from fedshare.training.scratch import Scratch
 
 
 class Held:
@@ -110,10 +108,7 @@ class Simulation:
     def _here(self, groups: list[list[Job]]) -> Iterator[tuple[int, Outcome]]:
         play = played if self._halts else attempt
 
-        def answered(job: Job, scratch: Scratch, engine: Engine) -> Outcome:
-            return play(job, self.population.on(scratch, engine))
-
         with one_thread():
             for jobs in groups:
-                outcomes = self._playing.play([partial(answered, job) for job in jobs])
+                outcomes = self._playing.play([partial(play, job, self.population) for job in jobs])
                 yield from zip((job.client for job in jobs), outcomes, strict=True)

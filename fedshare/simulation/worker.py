@@ -160,7 +160,7 @@ def _serve(connection: Connection, build: Callable[[], Population], engine: Make
 
 def _reply(job: Job, population: Population, scratch: Scratch, engine: Engine) -> State:
     try:
-        answer = job.run(population.on(scratch, engine))
+        answer = job.run(population, (scratch, engine))
         payload: State = {"tensors": answer.payload.tensors, "metrics": answer.payload.metrics}
         return payload | {"state": answer.state, "digests": answer.digests}
     except UserError as error:

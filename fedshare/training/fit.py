@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from fedshare import seeds
 from fedshare.data.dataset import Examples, Inputs
 from fedshare.tasks import Losses, Task, models
 from fedshare.training.scratch import Scratch
@@ -41,7 +42,11 @@ class Steps(Protocol):
 
 
 class Engine(Protocol):
-    """Carries out a fit."""
+    """Carries out fits."""
+
+    def scope(self, *key: seeds.Key) -> AbstractContextManager[None]:
+        """Return a context in which torch's own generator has the stream named `key` whenever the model's code runs."""
+        ...
 
     def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
         """Train the model in `scratch` and return the mean of all losses, each taken before its step."""
@@ -73,6 +78,9 @@ class Batches:
 
 class Plain:
     """The plain engine: one step after another, on the trained parameters only."""
+
+    def scope(self, *key: seeds.Key) -> AbstractContextManager[None]:
+        return seeds.scope(*key)
 
     def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
         chosen, names = set(fit.names), list(fit.names)
