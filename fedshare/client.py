@@ -15,7 +15,8 @@ from fedshare.state import State
 from fedshare.tasks import Classification, Task
 from fedshare.tensors import Tensors
 from fedshare.training import batching
-from fedshare.training.fit import Batch, Batches, Engine, Fit, Plain, Steps, check_like
+from fedshare.training.engine import Engine, Plain
+from fedshare.training.fit import Batch, Batches, Fit, Steps, check_like
 from fedshare.training.measure import Measure
 from fedshare.training.private.budget import Budget, PrivacyRecord
 from fedshare.training.scratch import Scratch
@@ -208,12 +209,12 @@ class Client:
         metrics = {"examples": float(len(self.train_examples))}
         if training.sampling != "poisson":
             steps: Steps = self._steps(round, epochs)
-            metrics["train_loss"] = self.engine.run(scratch, training, asked, steps)
+            metrics["train_loss"] = self.engine.train(scratch, training, asked, steps)
         else:
             scratch.train()  # otherwise its BatchNorms would go unnoticed
             key = self._budget.key(asked, scratch, self.train_examples)
             poisson = self._budget.steps(key, asked, scratch, self.task, training, self.train_examples)
-            loss = self.engine.run(scratch, training, asked, poisson)
+            loss = self.engine.train(scratch, training, asked, poisson)
             if training.privacy:
                 metrics |= self._budget.spend(self.state, training.privacy, key, asked, poisson)
             else:
@@ -241,7 +242,7 @@ class Client:
 
     def sums(self, examples: Examples) -> Tensors:
         """Return the sums of a test on `examples`."""
-        return self._measure.sums(examples)
+        return self.engine.sums(self._measure, examples)
 
     def scores(self) -> dict[str, float]:
         """Return the metrics on the test examples, and ``examples``: their number of targets."""

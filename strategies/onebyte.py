@@ -127,10 +127,10 @@ class OneByte(Strategy):
         replica, known = self._replica(client), self._known(client)
         client.load({})
         replica.follow(*known.heard(download))
-        replica.show()
+        replica.show(client.vector)
 
     def _replica(self, client: Client) -> Replica:
-        return client.once(self, lambda: Replica(Meaning(self.manifest(client.initial)), client.vector, client.first))
+        return client.once(self, lambda: Replica(Meaning(self.manifest(client.initial)), client.first))
 
     def _known(self, client: Client) -> Transcript:
         manifest = self._replica(client).meaning.manifest
@@ -165,7 +165,7 @@ class OneByte(Strategy):
                 origin = replica.meaning.origin(client.id, round, message)
                 probes = min(PROBES, self.probes - PROBES * message)
                 loss, together = partial(client.loss, batch), partial(client.losses, batch)
-                losses.append(replica.probe(origin, probes, self.epsilon, client.size, loss, together))
+                losses.append(replica.probe(client.vector, origin, probes, self.epsilon, client.size, loss, together))
         return torch.cat(losses)
 
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:

@@ -3,7 +3,7 @@
 import ast
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import world
 from fedshare.client import Client, Training
 from fedshare.data.dataset import Examples
+from fedshare.engine.single import Body, Single
 from fedshare.forms import Dense
 from fedshare.forms.codes import Codes
 from fedshare.forms.sparse import Sparse
@@ -32,7 +33,8 @@ from fedshare.strategy import Strategy, weakness
 from fedshare.tasks import Classification
 from fedshare.tensors import Tensors
 from fedshare.training import fit as fits
-from fedshare.training.fit import Batches, Fit, Plain
+from fedshare.training.engine import Plain
+from fedshare.training.fit import Batches, Fit
 from fedshare.training.scratch import Scratch
 
 each_strategy = pytest.mark.parametrize("name", world.STRATEGIES)
@@ -224,7 +226,7 @@ def test_a_client_knows_how_many_steps_its_training_has(sampling: str, epochs: f
     taken = []
 
     class Counting(Plain):
-        def run(self, scratch: Scratch, training: Training, fit: Fit, steps: fits.Steps) -> float:
+        def train(self, scratch: Scratch, training: Training, fit: Fit, steps: fits.Steps) -> float:
             taken.append(sum(1 for _ in steps.batches()))
             return 0.0
 
@@ -239,7 +241,7 @@ def test_the_plain_engine_runs_a_fit_without_a_client() -> None:
     before = scratch.params()
     asked = Fit(round=1, names=("weight", "bias"), correction=CORRECTION)
     steps = Batches(scratch, Classification(), training, examples, [torch.arange(2)])
-    loss = Plain().run(scratch, training, asked, steps)
+    loss = Plain().train(scratch, training, asked, steps)
     slope = gradient_by_hand(before["weight"], before["bias"], examples)
     for name, tensor in scratch.params().items():
         torch.testing.assert_close(tensor, before[name] - 0.5 * (slope[name] + CORRECTION[name]))
@@ -247,16 +249,20 @@ def test_the_plain_engine_runs_a_fit_without_a_client() -> None:
     assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, examples.y)), rel=1e-5)
 
 
-def test_a_client_asks_its_population_s_engine() -> None:
+def test_a_client_asks_its_simulation_s_engine() -> None:
     asked: list[Fit] = []
 
     class Watched(Plain):
-        def run(self, scratch: Scratch, training: Training, fit: Fit, steps: fits.Steps) -> float:
+        def train(self, scratch: Scratch, training: Training, fit: Fit, steps: fits.Steps) -> float:
             asked.append(fit)
-            return super().run(scratch, training, fit, steps)
+            return super().train(scratch, training, fit, steps)
 
-    made = replace(world.build("ditto"), engine=Watched())
-    usual, other = Simulation(lambda: made), Simulation(partial(world.build, "ditto"))
+    class Watching(Single):
+        def play(self, bodies: Sequence[Body[Any]]) -> list[Any]:
+            return [body(made.scratch, Watched()) for body in bodies]
+
+    made = world.build("ditto")
+    usual, other = Simulation(lambda: made, engine=Watching), Simulation(partial(world.build, "ditto"))
     links = [
         [done.link for done in run_server(made.strategy, network, world.begin(made), Schedule(rounds=1, seed=0))]
         for network in (usual, other)

@@ -54,7 +54,7 @@ def meaning(size: int, kind: Rademacher | Gaussian = SIGNS, pool: int = 0, run: 
 
 
 def copy_of(vector: Tensor, kind: Rademacher | Gaussian = SIGNS) -> Replica:
-    return Replica(meaning(len(vector), kind), vector, vector.clone())
+    return Replica(meaning(len(vector), kind), vector.clone())
 
 
 def commits(rounds: int, peers: int = 3, probes: int = 11, seed: int = 0) -> list[Commit]:
@@ -72,7 +72,7 @@ def projected(
     vector: Tensor, origin: Origin, epsilon: float, f: Callable[[Tensor], Tensor], kind: Rademacher | Gaussian
 ) -> Tensor:
     """Of eight probes, the differences of `f`, of vectors along the last dimension, over the distance: ``[8]``."""
-    up, down = copy_of(vector, kind).probe(origin, 8, epsilon, len(vector), lambda: f(vector), f).unbind(1)
+    up, down = copy_of(vector, kind).probe(vector, origin, 8, epsilon, len(vector), lambda: f(vector), f).unbind(1)
     return (up - down) / (2 * epsilon)
 
 
@@ -191,7 +191,7 @@ def test_sums_are_told_in_as_few_bits_as_they_need_however_they_came_about() -> 
     size, some = 500, commits(400, probes=8)
     means, copies = meaning(size), []
     for each in (1, len(some)):
-        copies.append(Replica(means, torch.zeros(size), torch.zeros(size)))
+        copies.append(Replica(means, torch.zeros(size)))
         known = Transcript.begin(means.manifest)
         for start in range(0, len(some), each):
             new = some[start : start + each]

@@ -9,19 +9,24 @@ import contextvars
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from greenlet import greenlet
 
 from fedshare import seeds
+from fedshare.data.dataset import Examples
 from fedshare.engine.fitting import objection
 from fedshare.engine.plans import NotBatched, Plans
 from fedshare.engine.rows import Desk
 from fedshare.engine.single import Body
+from fedshare.engine.testing import Test, test
 from fedshare.engine.together import Request, train
 from fedshare.tasks import Task
-from fedshare.training.fit import Batches, Fit, Plain, Steps
+from fedshare.tensors import Tensors
+from fedshare.training.engine import Plain
+from fedshare.training.fit import Batches, Fit, Steps
+from fedshare.training.measure import Measure
 from fedshare.training.scratch import Scratch
 from fedshare.training.settings import Training
 
@@ -56,7 +61,7 @@ class Batched:
                     lane.resume()
                 while waiting := [lane.request for lane in lanes if lane.request]:
                     for requests in _alike(waiting):
-                        self._train(requests)
+                        self._serve(requests)
                     for lane in lanes:
                         if lane.request:
                             lane.resume()
@@ -70,11 +75,12 @@ class Batched:
         """Return why a fit is left to the plain engine, before it is looked at."""
         return self._objection or (None if torch.is_grad_enabled() else "the strategy trains without gradients")
 
-    def _train(self, requests: list[Request]) -> None:
-        """Answer each request; where training cannot be batched, it is left to the plain engine."""
+    def _serve(self, requests: list[Request] | list[Test]) -> None:
+        """Answer each request; what cannot be batched is left to the plain engine."""
         self._desk.vacate()
         try:
-            train(requests, self._plans)
+            train(fits, self._plans) if (fits := [r for r in requests if isinstance(r, Request)]) else None
+            test(tests, self._plans) if (tests := [r for r in requests if isinstance(r, Test)]) else None
         except NotBatched as error:
             self.reasons.add(str(error))
 
@@ -83,7 +89,7 @@ class _Lane(Generic[Result]):
     """One client's coroutine, and the engine that it sees."""
 
     def __init__(self, hub: Batched, desk: Desk, body: Body[Result]) -> None:
-        self.request: Request | None = None
+        self.request: Request | Test | None = None
         self.results: list[Result] = []
         self._hub, self._row = hub, desk.row(self.draw)
         self._key: tuple[seeds.Key, ...] = ()
@@ -111,7 +117,15 @@ class _Lane(Generic[Result]):
         if self._drawing:
             self._random, self._drawing = torch.get_rng_state(), False
 
-    def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
+    def sums(self, measure: Measure, examples: Examples) -> Tensors:
+        """Wait for the test, as the client's `Engine`."""
+        self._row.leave()
+        self.request = request = Test(self._row, measure, examples, self)
+        self._coroutine.parent.switch()
+        self.request = None
+        return measure.sums(examples) if request.sums is None else request.sums
+
+    def train(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
         """Wait for the training, as the client's `Engine`."""
         assert scratch is self._row
         if reason := self._hub.refusal():
@@ -126,7 +140,7 @@ class _Lane(Generic[Result]):
             if request.loss is not None:
                 return request.loss
         self._row.mount()
-        return Plain().run(scratch, training, fit, steps)
+        return Plain().train(scratch, training, fit, steps)
 
     def resume(self) -> None:
         """Let the client go on until it waits again or ends."""
@@ -138,8 +152,8 @@ class _Lane(Generic[Result]):
             self._coroutine.throw()  # GreenletExit: it ends its contexts
 
 
-def _alike(requests: list[Request]) -> list[list[Request]]:
-    groups: dict[object, list[Request]] = {}
+def _alike(requests: list[Request | Test]) -> list[list[Any]]:
+    groups: dict[object, list[Request | Test]] = {}
     for request in requests:
         groups.setdefault(request.key, []).append(request)
     return list(groups.values())

@@ -13,14 +13,17 @@ SPARE = 2  # so many times the rows that a fit uses are copied at once, which is
 
 
 class Batches:
-    """`rows`: of each client, the row indices of each of its batches in its own examples; the longest lists first."""
+    """`rows`: of each client, the row indices of each of its batches in its own examples; the longest lists first.
 
-    def __init__(self, examples: Sequence[Examples], rows: Sequence[list[Tensor]]) -> None:
+    Batches are padded to the longest, or to `width`.
+    """
+
+    def __init__(self, examples: Sequence[Examples], rows: Sequence[list[Tensor]], width: int = 0) -> None:
         self._examples = examples
         self.sizes = [[len(some) for some in each] for each in rows]
         self.steps = max(map(len, self.sizes), default=0)
-        self._width = max((max(sizes, default=0) for sizes in self.sizes), default=0)
-        self._pooled, self._offsets = _pooled(examples, sum(map(sum, self.sizes)))
+        self._width = max(width, max((max(sizes, default=0) for sizes in self.sizes), default=0))
+        self._pooled, self._offsets = pooled(examples, sum(map(sum, self.sizes)))
         self._index = torch.stack([self._padded(each) for each in rows])
         self._counts = [] if self._even() else [torch.stack([self._counted(sizes) for sizes in self.sizes])]
 
@@ -77,7 +80,7 @@ class Batches:
         return mapped(shaped, inputs), shaped(targets)
 
 
-def _pooled(examples: Sequence[Examples], rows: int) -> tuple[Examples | None, Tensor]:
+def pooled(examples: Sequence[Examples], rows: int) -> tuple[Examples | None, Tensor]:
     """Return all clients' examples as one, and where each client's begin, if few of them are not used for `rows`."""
     ends = torch.tensor([len(mine) for mine in examples]).cumsum(0)
     first = examples[0]

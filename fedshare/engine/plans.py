@@ -62,6 +62,8 @@ class Plans:
 
     def __init__(self, scratch: Scratch, training: Training, task: Task) -> None:
         self._scratch, self._training, self._task = scratch, training, task
+        self._near = NEAR if training.precision == "float32" else 100 * NEAR
+        self._tests: dict[Hashable, Callable[..., Tensor]] = {}
         self._plans: dict[Hashable, Callable[..., Step]] = {}
         self._dropouts: dict[Hashable, tuple[Dropout, ...]] = {}
 
@@ -75,6 +77,13 @@ class Plans:
             self._plans[key] = self._made(trained, others, batch)
         return self._plans[key](tuple(trained.values()), tuple(others.values()), *batch)
 
+    def outputs(self, values: Tensors, batch: Batch) -> Tensor:
+        """Return each model's outputs in a test, ``[clients, batch, ...]``. Raises NotBatched as `step` does."""
+        key = "outputs", _form(batch)
+        if key not in self._tests:
+            self._tests[key] = self._made_test(values, batch)
+        return self._tests[key](tuple(values.values()), batch.inputs)
+
     def dropouts(self, trained: Tensors, others: Tensors, batch: Batch) -> tuple[Dropout, ...]:
         """Return where the model applies dropout to a batch of this form, from one forward pass of the first client.
 
@@ -85,9 +94,25 @@ class Plans:
             self._dropouts[key] = self._found(*_first(trained, others, batch))
         return self._dropouts[key]
 
-    def _made(self, trained: Tensors, others: Tensors, batch: Batch) -> Callable[..., Step]:
-        from torch.fx.experimental.proxy_tensor import make_fx  # takes seconds to import
+    def _made_test(self, values: Tensors, batch: Batch) -> Callable[..., Tensor]:
+        names = tuple(values)
 
+        def outputs(tensors: tuple[Tensor, ...], inputs: Inputs) -> Tensor:
+            positional, keyword = models.arguments(inputs)
+            with autocast(self._training, self._scratch.device):
+                named = dict(zip(names, tensors, strict=True))
+                returned = torch.func.functional_call(self._scratch.module, named, positional, keyword)
+            return models.select(returned, self._task.output)[0]
+
+        self._scratch.module.eval()
+        graph = _traced(torch.func.vmap(outputs), tuple(values.values()), batch.inputs)
+        first, _, one = _first(values, {}, batch)
+        alone, found = outputs(tuple(first.values()), one.inputs), graph(tuple(values.values()), batch.inputs)[0]
+        if float((alone - found).norm()) > self._near * float(alone.norm()) + 1e-12:
+            raise NotBatched("the model gives other outputs when several are evaluated at once")
+        return graph
+
+    def _made(self, trained: Tensors, others: Tensors, batch: Batch) -> Callable[..., Step]:
         names, beside = tuple(trained), tuple(others)
 
         def gradients(params: tuple[Tensor, ...], rest: tuple[Tensor, ...], *data: Any) -> Step:
@@ -99,17 +124,12 @@ class Plans:
             return Step(found, sums.detach(), weights)
 
         values = tuple(trained.values()), tuple(others.values()), *batch
-        together = torch.func.vmap(gradients)
         self._scratch.train()
         try:
             with torch.enable_grad():
-                graph = make_fx(together)(*values)
-        except Exception as error:  # any of a user's model
-            raise NotBatched(f"the model cannot be batched: {first_line(error)}") from error
+                graph = _traced(torch.func.vmap(gradients), *values)
         finally:
             self._scratch.module.eval()
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
         self._check(graph(*values), gradients, *_first(trained, others, batch))
         return graph
 
@@ -121,8 +141,7 @@ class Plans:
         pairs = list(zip((g[0] for g in step.gradients), alone.gradients, strict=True))
         size = sum(float(wanted.square().sum()) for _, wanted in pairs) ** 0.5
         off = sum(float((found - wanted).square().sum()) for found, wanted in pairs) ** 0.5
-        near = NEAR if self._training.precision == "float32" else 100 * NEAR
-        if off > near * size + 1e-12:
+        if off > self._near * size + 1e-12:
             raise NotBatched(f"the model mixes the examples of a batch: a gradient is off by {off / (size or 1):.1g}")
 
     def _loss(self, named: Tensors, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -153,6 +172,19 @@ class Plans:
         if any(dropout.shape[:1] != (batch,) for dropout in heard.dropouts):
             raise NotBatched("it applies dropout to something other than a batch")
         return tuple(heard.dropouts)
+
+
+def _traced(function: Callable[..., Any], *values: Any) -> Callable[..., Any]:
+    """Return `function` as a list of operations on tensors like `values`. Raises NotBatched."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes seconds to import
+
+    try:
+        graph = make_fx(function)(*values)
+    except Exception as error:  # any of a user's model
+        raise NotBatched(f"the model cannot be batched: {first_line(error)}") from error
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 class _Listening(TorchFunctionMode):

@@ -97,6 +97,10 @@ class Row(Scratch):
                 self.write(self.flat)
                 self._restore()
 
+    def lend_no_more(self) -> None:
+        """Free the module, which has not changed the values."""
+        self._desk.discard(self)
+
     def leave(self) -> None:
         """Take the values back from the module, if it has them."""
         if self._desk.holder is self:
@@ -130,6 +134,12 @@ class Desk:
         """Forget what the module holds of `row`."""
         if self.holder is row:
             self.holder = None
+
+
+def piece(models: Tensor, row: Row, name: str) -> Tensor:
+    """Return a tensor of all models ``[clients, size]``, as a view ``[clients, ...]``."""
+    start, shape = row.views[name].storage_offset(), row.shapes[name]
+    return models[:, start : start + shape.numel()].view(len(models), *shape)
 
 
 def matrix(rows: list[Row]) -> Tensor:

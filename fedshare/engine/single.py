@@ -4,12 +4,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fedshare.tasks import Task
-from fedshare.training.fit import Engine, Plain
+from fedshare.training.engine import Engine, Plain
 from fedshare.training.scratch import Scratch
 from fedshare.training.settings import Training
 
 Result = TypeVar("Result")
 Body = Callable[[Scratch, Engine], Result]  # a client's half, on the model and with the engine given
+
+
+class Stream(Protocol):
+    """A client's random stream."""
+
+    def draw(self) -> None:
+        """Put torch's own generator at it, until `rest`."""
+        ...
+
+    def rest(self) -> None: ...
 
 
 class Playing(Protocol):

@@ -2,29 +2,19 @@
 
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedshare.engine.batches import Batches
 from fedshare.engine.plans import Dropout, Plans
-from fedshare.engine.rows import Row, matrix
+from fedshare.engine.rows import Row, matrix, piece
+from fedshare.engine.single import Stream
 from fedshare.engine.stepping import Stepper
 from fedshare.tensors import Tensors
 from fedshare.training.fit import Batches as Steps
 from fedshare.training.fit import Fit
 from fedshare.training.settings import Training
-
-
-class Stream(Protocol):
-    """A client's random stream."""
-
-    def draw(self) -> None:
-        """Put torch's own generator at it, until `rest`."""
-        ...
-
-    def rest(self) -> None: ...
 
 
 @dataclass
@@ -61,7 +51,7 @@ def train(requests: list[Request], plans: Plans) -> None:
     first = requests[0]
     batches = Batches([request.steps.examples for request in requests], [request.rows for request in requests])
     models = matrix([request.row for request in requests])
-    others = {name: _piece(models, first.row, name) for name in first.row.moved}
+    others = {name: piece(models, first.row, name) for name in first.row.moved}
     trained = {name: others.pop(name) for name in first.fit.names}
     toward, corrections = (_stacked(requests, field) for field in ("toward", "correction"))
     stepper = Stepper(first.training, first.fit, list(trained.values()), toward, corrections)
@@ -81,15 +71,10 @@ def train(requests: list[Request], plans: Plans) -> None:
     losses = (total / weight.where(weight > 0, 1)).tolist()
     copied = models.clone()  # uploads are parts of it
     names = first.row.shared
-    pieces = zip(*(_piece(copied, first.row, name).unbind() for name in names), strict=True) if names else repeat(())
+    pieces = zip(*(piece(copied, first.row, name).unbind() for name in names), strict=True) if names else repeat(())
     for request, model, loss, mine in zip(requests, models.unbind(), losses, pieces, strict=False):
         request.loss = loss
         request.row.become(model, dict(zip(names, mine, strict=True)))
-
-
-def _piece(models: Tensor, row: Row, name: str) -> Tensor:
-    start, shape = row.views[name].storage_offset(), row.shapes[name]
-    return models[:, start : start + shape.numel()].view(len(models), *shape)
 
 
 def _stacked(requests: list[Request], field: str) -> dict[int, Tensor]:

@@ -17,7 +17,7 @@ from fedshare.state import State, digests
 from fedshare.strategy import Strategy
 from fedshare.tasks import Classification, Task
 from fedshare.tensors import Tensors, digest
-from fedshare.training.fit import Engine, Plain
+from fedshare.training.engine import Engine
 from fedshare.training.parts import Role
 from fedshare.training.scratch import Scratch
 from fedshare.weights import Given
@@ -49,7 +49,6 @@ class Population:
     given: Given | None = None  # the part of the model that came from a file of weights
     targets: int = 1  # the largest number of targets in one example
     stand_in: Part | None = None  # placeholder examples, if clients have their data elsewhere
-    engine: Engine = field(default_factory=Plain)
 
     @cached_property
     def newcomers(self) -> list[int]:
@@ -75,7 +74,7 @@ class Population:
 
     def client(self, id: int, state: State, record: PrivacyRecord | None = None, place: Place | None = None) -> Client:
         """Return the client without any adversary's changes."""
-        scratch, engine = place or (self.scratch, self.engine)
+        scratch, engine = place or (self.scratch, None)
         share = self.shares[id]
         return Client(id, self.seed, scratch, self.training, share, state, record, self.task, engine)
 

@@ -12,7 +12,7 @@ from fedshare.payload import Payload
 from fedshare.population import Answer, Population
 from fedshare.population.population import Place
 from fedshare.state import State
-from fedshare.training.fit import Engine
+from fedshare.training.engine import Engine
 from fedshare.training.scratch import Scratch
 
 log = logging.getLogger(__name__)

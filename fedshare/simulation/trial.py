@@ -13,7 +13,8 @@ from fedshare.data.dataset import parts
 from fedshare.errors import UserError, first_line
 from fedshare.population import Population
 from fedshare.tasks import Losses
-from fedshare.training.fit import Batch, Batches, Fit, Plain
+from fedshare.training.engine import Plain
+from fedshare.training.fit import Batch, Batches, Fit
 from fedshare.training.private.noise import Stream
 from fedshare.training.private.poisson import Poisson
 
@@ -37,7 +38,7 @@ def attempt(population: Population) -> None:
             client.load({})
             batch, backward = _step(client, population, rows)
             named = _saying(backward, lambda error: f"model: fails in training: {_why(error, batch)}")
-            step = _saying(Plain().run, lambda error: f"client.optimizer: a step fails: {first_line(error)}")
+            step = _saying(Plain().train, lambda error: f"client.optimizer: a step fails: {first_line(error)}")
             step(scratch, training, Fit(round=1, names=tuple(scratch.trainable)), _One(batch, named))
             client.load({})
             with torch.no_grad():

@@ -23,7 +23,7 @@ from fedshare.population import Answer, Population
 from fedshare.simulation.jobs import Job, Outcome, raised
 from fedshare.state import State, pack, unpack
 from fedshare.tensors import Tensors
-from fedshare.training.fit import Engine
+from fedshare.training.engine import Engine
 from fedshare.training.scratch import Scratch
 
 log = logging.getLogger(__name__)

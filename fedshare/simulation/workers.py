@@ -67,10 +67,8 @@ class Workers:
                         outcomes = worker.receive(jobs, self._halts)
                     except (EOFError, OSError):
                         if worker.late:
-                            seconds = self._timeout * len(jobs)
-                            raise RunHalted(
-                                f"{named(jobs)}: no answer from the worker in {seconds:g} s (timeout={self._timeout:g})"
-                            ) from None
+                            limit = f"timeout={self._timeout:g} s" + " for each" * (len(jobs) > 1)
+                            raise RunHalted(f"{named(jobs)}: no answer from its worker in {limit}") from None
                         if attempt == ATTEMPTS:
                             cause = f"its worker process died {attempt} times ({worker.cause()})"
                             raise RunHalted(f"{named(jobs)}: {cause}") from None

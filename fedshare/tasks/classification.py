@@ -66,7 +66,8 @@ class Classification(Task):
         return there.long() if there.ndim == 1 else there.flatten(1).sum(1)
 
     def measures(self, outputs: Tensor, targets: Tensor) -> Tensors:
-        return {"correct": (self.last(outputs).argmax(-1) == self.known(targets)).sum()}
+        hits = self.last(outputs).argmax(-1) == self.known(targets)  # of each target
+        return {"correct": hits[..., None].flatten(1).sum(1)}
 
     def _measured(self) -> tuple[str, ...]:
         return ("correct",)

@@ -59,7 +59,7 @@ class MultiLabel(Task):
         return (targets != IGNORED).flatten(1).sum(1)
 
     def measures(self, outputs: Tensor, targets: Tensor) -> Tensors:
-        return {"correct": (((outputs > 0) == (targets > 0)) & (targets != IGNORED)).sum()}
+        return {"correct": (((outputs > 0) == (targets > 0)) & (targets != IGNORED)).sum(1)}
 
     def _measured(self) -> tuple[str, ...]:
         return ("correct",)

@@ -67,7 +67,7 @@ class Task(ABC):
         return torch.ones(len(targets), device=targets.device)
 
     def measures(self, outputs: Tensor, targets: Tensor) -> Tensors:
-        """Return the sums over the batch, by name, from which `made` computes the metrics of `OWN`."""
+        """Return what each example adds to the sums, by name, from which `made` computes the metrics of `OWN`."""
         return {}
 
     def made(self, sums: Tensors) -> dict[str, float]:
@@ -164,14 +164,17 @@ class Task(ABC):
         total = self.zeros()
         rows = max(1, CHUNK // max(1, outputs[:1].numel()))
         for some, wanted in zip(outputs.split(rows), targets.split(rows), strict=True):
-            losses = self._tested(some, wanted)
-            some = some.double()
-            found = {"loss": losses.sums.sum(), "weight": losses.weights.sum()}
-            found |= {"examples": self.counts(wanted).sum(), **self.measures(some, wanted)}
+            found = {name: value.sum() for name, value in self.rows(some, wanted).items()}
             if self.metrics:
-                found |= additive.updated(self.metrics, *self.answers(some, wanted))
+                found |= additive.updated(self.metrics, *self.answers(some.double(), wanted))
             total = add(total, found)
         return total
+
+    def rows(self, outputs: Tensor, targets: Tensor) -> Tensors:
+        """Return what each example adds to the sums of a test, by name, ``[batch]``; without those of `metrics`."""
+        losses = self._tested(outputs, targets)
+        found = {"loss": losses.sums, "weight": losses.weights, "examples": self.counts(targets)}
+        return found | self.measures(outputs.double(), targets)
 
     def _tested(self, outputs: Tensor, targets: Tensor) -> Losses:
         """Return the losses in float64, unless the user's function holds tensors of another type."""

@@ -1,4 +1,4 @@
-"""Training as data: a strategy's request, and the plain engine, which is the reference for all others."""
+"""Training as data: a strategy's request, and the loop that carries it out, the reference for all engines."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from fedshare import seeds
 from fedshare.data.dataset import Examples, Inputs
 from fedshare.tasks import Losses, Task, models
 from fedshare.training.scratch import Scratch
@@ -41,18 +40,6 @@ class Steps(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """Carries out fits."""
-
-    def scope(self, *key: seeds.Key) -> AbstractContextManager[None]:
-        """Return a context in which torch's own generator has the stream named `key` whenever the model's code runs."""
-        ...
-
-    def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
-        """Train the model in `scratch` and return the mean of all losses, each taken before its step."""
-        ...
-
-
 @dataclass(frozen=True)
 class Batches:
     """Steps on batches of `examples`; the gradient is that of the batch's mean loss."""
@@ -76,44 +63,42 @@ class Batches:
         return Losses(losses.sums.detach(), losses.weights.detach())
 
 
-class Plain:
-    """The plain engine: one step after another, on the trained parameters only."""
+def train(scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
+    """Take one step after another, on the trained parameters only, and return the mean of all losses.
 
-    def scope(self, *key: seeds.Key) -> AbstractContextManager[None]:
-        return seeds.scope(*key)
+    Each loss is taken before its step.
+    """
+    chosen, names = set(fit.names), list(fit.names)
+    for name in scratch.trainable:
+        scratch.parameters[name].requires_grad_(name in chosen)
+    vectors = scratch.slices(names) if training.flat else [scratch.parameters[name] for name in names]
+    optimizer = training.optimizer(vectors)
+    for group in optimizer.param_groups:
+        group["lr"] *= training.rate(fit.round)
+    anchors = {name: fit.toward[name].to(scratch.device) for name in names if name in fit.toward}
+    corrections = {name: fit.correction[name].to(scratch.device) for name in names if name in fit.correction}
+    total, weight = torch.zeros(2, device=scratch.device)
 
-    def run(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
-        chosen, names = set(fit.names), list(fit.names)
-        for name in scratch.trainable:
-            scratch.parameters[name].requires_grad_(name in chosen)
-        vectors = scratch.slices(names) if training.flat else [scratch.parameters[name] for name in names]
-        optimizer = training.optimizer(vectors)
-        for group in optimizer.param_groups:
-            group["lr"] *= training.rate(fit.round)
-        anchors = {name: fit.toward[name].to(scratch.device) for name in names if name in fit.toward}
-        corrections = {name: fit.correction[name].to(scratch.device) for name in names if name in fit.correction}
-        total, weight = torch.zeros(2, device=scratch.device)
+    def gradient(batch: Batch) -> Losses:
+        for vector in vectors:
+            vector.grad.zero_()  # type: ignore[union-attr]
+        losses = steps.backward(batch)
+        for name, anchor in anchors.items():
+            scratch.slope(name).add_(scratch.value(name) - anchor, alpha=fit.pull)
+        for name, correction in corrections.items():
+            scratch.slope(name).add_(correction)
+        if training.clip_norm is not None:
+            clip_grad_norm_(vectors, training.clip_norm)
+        return losses
 
-        def gradient(batch: Batch) -> Losses:
-            for vector in vectors:
-                vector.grad.zero_()  # type: ignore[union-attr]
-            losses = steps.backward(batch)
-            for name, anchor in anchors.items():
-                scratch.slope(name).add_(scratch.value(name) - anchor, alpha=fit.pull)
-            for name, correction in corrections.items():
-                scratch.slope(name).add_(correction)
-            if training.clip_norm is not None:
-                clip_grad_norm_(vectors, training.clip_norm)
-            return losses
-
-        step = _searching if needs_closure(optimizer) else _stepping
-        scratch.train()
-        for batch in steps.batches():
-            losses = step(optimizer, partial(gradient, batch))
-            total += losses.sums.sum()
-            weight += losses.weights.sum()
-        scratch.module.eval()
-        return float(total) / float(weight) if weight else 0.0
+    step = _searching if needs_closure(optimizer) else _stepping
+    scratch.train()
+    for batch in steps.batches():
+        losses = step(optimizer, partial(gradient, batch))
+        total += losses.sums.sum()
+        weight += losses.weights.sum()
+    scratch.module.eval()
+    return float(total) / float(weight) if weight else 0.0
 
 
 def autocast(training: Training, device: torch.device) -> AbstractContextManager[object]:
