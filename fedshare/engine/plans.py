@@ -12,6 +12,7 @@ from fedshare.data.dataset import Inputs, mapped, parts
 from fedshare.errors import first_line
 from fedshare.tasks import Losses, Task, models
 from fedshare.tensors import Tensors
+from fedshare.training import functional
 from fedshare.training.fit import autocast
 from fedshare.training.scratch import Scratch
 from fedshare.training.settings import Training
@@ -98,10 +99,8 @@ class Plans:
         names = tuple(values)
 
         def outputs(tensors: tuple[Tensor, ...], inputs: Inputs) -> Tensor:
-            positional, keyword = models.arguments(inputs)
             with autocast(self._training, self._scratch.device):
-                named = dict(zip(names, tensors, strict=True))
-                returned = torch.func.functional_call(self._scratch.module, named, positional, keyword)
+                returned = functional.call(self._scratch, dict(zip(names, tensors, strict=True)), inputs)
             return models.select(returned, self._task.output)[0]
 
         self._scratch.module.eval()
@@ -145,9 +144,8 @@ class Plans:
             raise NotBatched(f"the model mixes the examples of a batch: a gradient is off by {off / (size or 1):.1g}")
 
     def _loss(self, named: Tensors, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        positional, keyword = models.arguments(batch.inputs)
         with _given(batch.noise), autocast(self._training, self._scratch.device):
-            returned = torch.func.functional_call(self._scratch.module, named, positional, keyword)
+            returned = functional.call(self._scratch, named, batch.inputs)
         losses = self._task.train_losses(returned, batch.targets)
         for counts in batch.counts:
             losses = Losses(*(torch.where(counts, value, 0) for value in losses))

@@ -10,6 +10,7 @@ from fedshare.data.dataset import Examples, Inputs
 from fedshare.tasks import Task, models
 from fedshare.tasks.task import add
 from fedshare.tensors import Tensors
+from fedshare.training import functional
 from fedshare.training.fit import Batch, autocast
 from fedshare.training.scratch import Scratch
 from fedshare.training.settings import Training
@@ -37,11 +38,10 @@ class Measure:
         If the model's code cannot be batched, they are evaluated one after another, and the last one remains loaded.
         """
         inputs, targets = batch
-        positional, named = models.arguments(inputs)
 
         def loss(params: Tensors) -> Tensor:
             with autocast(self.training, self.scratch.device):
-                returned = torch.func.functional_call(self.scratch.module, params, positional, named)
+                returned = functional.call(self.scratch, params, inputs)
             return self.task.losses(models.select(returned, self.task.output)[0], targets).mean()
 
         try:
