@@ -68,7 +68,7 @@ def close(a: object, b: object) -> bool:
         return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(close, a, b))
-    return a == (pytest.approx(b, abs=1e-6) if isinstance(b, float) else b)
+    return a == (pytest.approx(b, rel=1e-6, abs=1e-6) if isinstance(b, float) else b)
 
 
 @each_strategy

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedshare.data.dataset import Inputs, mapped, parts
-from fedshare.errors import first_line
+from fedshare.errors import brief, first_line
 from fedshare.tasks import Losses, Task, models
 from fedshare.tensors import Tensors
 from fedshare.training import functional
@@ -129,15 +129,24 @@ class Plans:
                 graph = _traced(torch.func.vmap(gradients), *values)
         finally:
             self._scratch.module.eval()
-        self._check(graph(*values), gradients, *_first(trained, others, batch))
+        self._check(graph, gradients, trained, others, _half(batch))
         return graph
 
-    def _check(self, step: Step, gradients: Callable[..., Step], trained: Tensors, others: Tensors, one: Batch) -> None:
+    def _check(
+        self,
+        graph: Callable[..., Step],
+        gradients: Callable[..., Step],
+        trained: Tensors,
+        others: Tensors,
+        batch: Batch,
+    ) -> None:
         """Raise NotBatched if the first client's gradients differ from those that it has alone, without padding."""
+        together = graph(tuple(trained.values()), tuple(others.values()), *batch)
+        params, rest, one = _first(trained, others, batch)
         self._scratch.train()
-        alone = gradients(tuple(trained.values()), tuple(others.values()), *_unpadded(one))
+        alone = gradients(tuple(params.values()), tuple(rest.values()), *_unpadded(one))
         self._scratch.module.eval()
-        pairs = list(zip((g[0] for g in step.gradients), alone.gradients, strict=True))
+        pairs = list(zip((each[0] for each in together.gradients), alone.gradients, strict=True))
         size = sum(float(wanted.square().sum()) for _, wanted in pairs) ** 0.5
         off = sum(float((found - wanted).square().sum()) for found, wanted in pairs) ** 0.5
         if off > self._near * size + 1e-12:
@@ -179,7 +188,7 @@ def _traced(function: Callable[..., Any], *values: Any) -> Callable[..., Any]:
     try:
         graph = make_fx(function)(*values)
     except Exception as error:  # any of a user's model
-        raise NotBatched(f"the model cannot be batched: {first_line(error)}") from error
+        raise NotBatched(f"the model cannot be batched: {brief(first_line(error), 120)}") from error
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -236,6 +245,12 @@ def _first(trained: Tensors, others: Tensors, batch: Batch) -> tuple[Tensors, Te
     """Return the first client's part."""
     first = ({name: tensor[0] for name, tensor in tensors.items()} for tensors in (trained, others))
     return *first, batch.map(lambda tensor: tensor[0])  # type: ignore[return-value]
+
+
+def _half(batch: Batch) -> Batch:
+    """Return a batch in which half of each client's examples are padding, if some may be."""
+    half = torch.arange(batch.targets.shape[1]) < (batch.targets.shape[1] + 1) // 2
+    return batch._replace(counts=tuple(half.expand_as(counts) for counts in batch.counts))
 
 
 def _unpadded(one: Batch) -> Batch:

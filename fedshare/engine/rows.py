@@ -104,8 +104,8 @@ class Row(Scratch):
     def leave(self) -> None:
         """Take the values back from the module, if it has them."""
         if self._desk.holder is self:
-            self._desk.holder = None
             self._gather()
+            self._desk.holder = None
             self.become(self.flat.clone())
 
 

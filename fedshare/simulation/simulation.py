@@ -1,10 +1,12 @@
 """Clients on this machine, in this process or in several worker processes, with identical results."""
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
 from fedshare.engine.single import Make, Single
+from fedshare.errors import brief
 from fedshare.machine.threads import one_thread
 from fedshare.network import Exchange, Heard, Purpose, Quotas
 from fedshare.payload import Payload
@@ -12,6 +14,8 @@ from fedshare.population import Population
 from fedshare.simulation.jobs import Job, Outcome, attempt, divided, played
 from fedshare.simulation.workers import Workers
 from fedshare.state import State
+
+log = logging.getLogger(__name__)
 
 
 class Held:
@@ -41,7 +45,7 @@ class Simulation:
     a worker may serve any client, and nothing is lost if it dies. `timeout` is the number of seconds allowed per client
     in a worker. A client that raises is absent from the round with ``on_error="drop"``, and ends the run with ``halt``;
     a UserError, which is the config's fault, always ends it. `engine`: `Single` trains one client after another,
-    `Batched` many at once.
+    `Batched` many at once; `reasons` then has why some of the work was done by `Single`'s engine.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Simulation:
         self._sizes = self.population.sizes()
         self._build, self._timeout, self._halts = build, timeout, on_error == "halt"
         self._engine = engine
+        self.reasons: set[str] = set()
         self._playing = engine(self.population.scratch, self.population.training, self.population.task)
         self.processes = min(workers, len(self._sizes))
         self._workers: Workers | None = None  # started at the first exchange
@@ -97,6 +102,7 @@ class Simulation:
         for client, outcome in self._workers.run(groups) if self._workers else self._here(groups):
             outcomes[client] = outcome
             heard(purpose, round, len(outcomes), len(jobs))
+        self._report()
         absent = {client: why for client, why in sorted(outcomes.items()) if isinstance(why, str)}
         answers = {client: answer for client, answer in sorted(outcomes.items()) if not isinstance(answer, str)}
         payloads = {client: answer.payload for client, answer in answers.items()}
@@ -104,6 +110,13 @@ class Simulation:
             return Exchange(payloads, absent)
         self.memories.states |= {client: answer.state for client, answer in answers.items()}
         return Exchange(payloads, absent, {client: answer.digests for client, answer in answers.items()})
+
+    def _report(self) -> None:
+        """Log why clients were trained by the plain engine, once for each reason."""
+        found = self._playing.reasons | (self._workers.reasons if self._workers else set())
+        for reason in sorted(found - self.reasons):
+            log.warning("engine=batched: some of the work is left to the plain engine: %s", brief(reason))
+        self.reasons |= found
 
     def _here(self, groups: list[list[Job]]) -> Iterator[tuple[int, Outcome]]:
         play = played if self._halts else attempt

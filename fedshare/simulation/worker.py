@@ -42,6 +42,7 @@ class Worker:
             self.process.start()
         other.close()  # so that the connection ends when the process dies
         self.late = False
+        self.reasons: set[str] = set()  # why clients were trained by the plain engine
         self._deadline = time.monotonic() + START_DEADLINE
         self._download: Payload | None = None  # the last one sent to it
 
@@ -82,8 +83,9 @@ class Worker:
     def receive(self, jobs: list[Job], halts: bool) -> list[Outcome]:
         data = self.connection.recv_bytes()
         self._deadline = math.inf
-        replies = unpack(data)["replies"]
-        return [_outcome(job, reply, halts) for job, reply in zip(jobs, replies, strict=True)]
+        answer = unpack(data)
+        self.reasons.update(answer["reasons"])
+        return [_outcome(job, reply, halts) for job, reply in zip(jobs, answer["replies"], strict=True)]
 
     def cause(self) -> str:
         return death(self.process)
@@ -155,7 +157,7 @@ def _serve(connection: Connection, build: Callable[[], Population], engine: Make
                 download = Payload(tensors, request["metrics"])
                 job = Job(Purpose(request["purpose"]), request["round"], request["client"], download, request["state"])
                 bodies.append(partial(_reply, job, population))
-            connection.send_bytes(pack({"replies": playing.play(bodies)}))
+            connection.send_bytes(pack({"replies": playing.play(bodies), "reasons": sorted(playing.reasons)}))
 
 
 def _reply(job: Job, population: Population, scratch: Scratch, engine: Engine) -> State:

@@ -46,6 +46,11 @@ class Workers:
             for worker in list(self._workers):
                 worker.kill_if_late()
 
+    @property
+    def reasons(self) -> set[str]:
+        """Why clients were trained by the plain engine, if any were."""
+        return {reason for worker in self._workers for reason in worker.reasons}
+
     def run(self, groups: list[list[Job]]) -> Iterator[tuple[int, Outcome]]:
         """Yield outcomes by client, group by group as they arrive. After an error, the workers are stopped."""
         if self._closed.is_set():
