@@ -121,8 +121,7 @@ class _Lane(Generic[Result]):
         """Wait for the test, as the client's `Engine`."""
         self._row.leave()
         self.request = request = Test(self._row, measure, examples, self)
-        self._coroutine.parent.switch()
-        self.request = None
+        self._wait()
         return measure.sums(examples) if request.sums is None else request.sums
 
     def train(self, scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float:
@@ -135,12 +134,17 @@ class _Lane(Generic[Result]):
             steps = replace(steps, rows=list(steps.rows))  # the plain engine may have to read them again
             self._row.leave()
             self.request = request = Request(self._row, training, fit, steps, self)
-            self._coroutine.parent.switch()
-            self.request = None
+            self._wait()
             if request.loss is not None:
                 return request.loss
         self._row.mount()
         return Plain().train(scratch, training, fit, steps)
+
+    def _wait(self) -> None:
+        """Suspend this client until its request is answered."""
+        assert self._coroutine.parent
+        self._coroutine.parent.switch()
+        self.request = None
 
     def resume(self) -> None:
         """Let the client go on until it waits again or ends."""
