@@ -1,24 +1,31 @@
-"""Samples per second of a FedAvg round: this project compared with a plain PyTorch loop, on the same synthetic data.
+"""Samples per second of a FedAvg round: this project compared with two PyTorch loops, on the same synthetic data.
 
     python benchmarks/rounds.py [WORKLOAD ...] [--workers N] [--repeat N]
 
-The loop makes a model and an optimizer for each client, as most research code does. Runs alternate; medians and the
-ratio of medians are printed. Nothing is learned: the data are noise.
+The plain loop makes a model and an optimizer for each client, as most research code does; the flat loop is the fastest
+that eager PyTorch allows without batching clients: one model whose parameters are views of one vector, loaded and
+stepped as a whole. Runs alternate; the medians and the ratios to the flat loop with as many processes as there are
+workers are printed. Nothing is learned: the data are noise.
 """
 
 import argparse
+import multiprocessing
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import Connection
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedshare import seeds
 from fedshare.client import Training
 from fedshare.data.dataset import Examples
+from fedshare.engine.batched import Batched
+from fedshare.engine.single import Make, Single
 from fedshare.models import CNN, MLP, Logistic
 from fedshare.network import Purpose
 from fedshare.rounds import sample
@@ -26,6 +33,9 @@ from fedshare.simulation import Part, Population, Simulation
 from fedshare.strategies.fedavg import FedAvg
 from fedshare.tensors import mean
 from fedshare.training.scratch import Scratch
+
+LR = 0.1
+ENGINES: dict[str, Make] = {"plain": Single, "batched": Batched}
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ WORKLOADS = {
 
 
 def sgd(parameters: object) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.1)  # type: ignore[arg-type]
+    return torch.optim.SGD(parameters, lr=LR)  # type: ignore[arg-type]
 
 
 def build(name: str) -> Population:
@@ -85,22 +95,89 @@ def plain_round(workload: Workload, model: nn.Module, shares: list[Part], chosen
     model.load_state_dict(mean(answers))
 
 
+class Flat:
+    """The flat loop's model: its parameters and gradients are views of two vectors."""
+
+    def __init__(self, workload: Workload, shares: list[Part]) -> None:
+        self._workload, self._shares, self._module = workload, shares, workload.module()
+        parameters = list(self._module.parameters())
+        self.vector = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        self._gradient = torch.zeros_like(self.vector)
+        start = 0
+        for parameter in parameters:
+            end = start + parameter.numel()
+            parameter.data = self.vector[start:end].view_as(parameter)
+            parameter.grad = self._gradient[start:end].view_as(parameter)
+            start = end
+
+    def total(self, start: Tensor, chosen: list[int]) -> Tensor:
+        """Return the sum of the models of clients that have trained from `start`."""
+        found = torch.zeros_like(start)
+        for client in chosen:
+            train, *_ = self._shares[client]
+            self.vector.copy_(start)
+            for rows in torch.randperm(len(train)).split(self._workload.batch):
+                self._gradient.zero_()
+                nn.functional.cross_entropy(self._module(train.x[rows]), train.y[rows]).backward()
+                self.vector.sub_(self._gradient, alpha=LR)
+            found += self.vector
+        return found
+
+
+class FlatProcesses:
+    """The flat loop in several processes of one thread; each averages its part of the clients."""
+
+    def __init__(self, name: str, count: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ends: list[Connection] = []
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            context.Process(target=_flat, args=(name, theirs), daemon=True).start()
+            self._ends.append(ours)
+        self.vector = Flat(WORKLOADS[name], []).vector
+
+    def round(self, chosen: list[int]) -> None:
+        for place, end in enumerate(self._ends):
+            end.send((self.vector.numpy().tobytes(), chosen[place :: len(self._ends)]))
+        totals = [torch.frombuffer(bytearray(end.recv_bytes()), dtype=torch.float32) for end in self._ends]
+        self.vector = torch.stack(totals).sum(0) / len(chosen)
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+
+
+def _flat(name: str, end: Connection) -> None:
+    torch.set_num_threads(1)
+    flat = Flat(WORKLOADS[name], WORKLOADS[name].shares())
+    try:
+        while True:
+            start, chosen = end.recv()
+            total = flat.total(torch.frombuffer(bytearray(start), dtype=torch.float32), chosen)
+            end.send_bytes(total.numpy().tobytes())
+    except EOFError:
+        return
+
+
 def measure(name: str, workers: int, repeat: int) -> None:
     workload = WORKLOADS[name]
     shares, model = workload.shares(), workload.module()
-    with Simulation(partial(build, name)) as here, Simulation(partial(build, name), workers) as parallel:
-        state = here.population.strategy.init(here.population.scratch.initial, here.population.clients)
+    flat, processes = Flat(workload, shares), FlatProcesses(name, workers)
 
-        def fedshare_round(network: Simulation, round: int, chosen: list[int]) -> None:
-            strategy = network.population.strategy
-            downloads = {client: strategy.download(state, client, Purpose.TRAIN) for client in chosen}
-            strategy.aggregate(state, round, network.exchange(Purpose.TRAIN, round, downloads).answers)  # type: ignore[arg-type]
+    def flat_round(_: int, chosen: list[int]) -> None:
+        flat.vector.copy_(flat.total(flat.vector.clone(), chosen) / len(chosen))
 
-        ways: dict[str, Callable[[int, list[int]], None]] = {
-            "plain loop": lambda round, chosen: plain_round(workload, model, shares, chosen),
-            "fedshare, 1 process": partial(fedshare_round, here),
-            f"fedshare, {workers} workers": partial(fedshare_round, parallel),
-        }
+    base = f"flat loop, {workers} processes"
+    ways: dict[str, Callable[[int, list[int]], None]] = {
+        "plain loop": lambda _, chosen: plain_round(workload, model, shares, chosen),
+        "flat loop": flat_round,
+        base: lambda _, chosen: processes.round(chosen),
+    }
+    with ExitStack() as stack:
+        for engine, make in ENGINES.items():
+            for count in (0, workers):
+                network = stack.enter_context(Simulation(partial(build, name), count, engine=make))
+                ways[f"fedshare, {engine}, {count or 'no'} workers"] = partial(fedshare_round, network)
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for round in range(repeat + 1):  # the first one warms up
             chosen = sample(list(range(workload.clients)), workload.chosen, 0, round)
@@ -108,10 +185,20 @@ def measure(name: str, workers: int, repeat: int) -> None:
                 began = time.perf_counter()
                 run(round + 1, chosen)
                 seconds[way].append(time.perf_counter() - began)
+    processes.close()
     count = workload.chosen * workload.examples
     rates = {way: count / median(times[1:]) for way, times in seconds.items()}
     for way, rate in rates.items():
-        print(f"{name:4} {way:22} {rate:10,.0f} samples/s   {rate / rates['plain loop']:5.2f}x", flush=True)
+        spread = f"{count / max(seconds[way][1:]):,.0f} to {count / min(seconds[way][1:]):,.0f}"
+        print(f"{name:4} {way:30} {rate:10,.0f} samples/s ({spread:>20})   {rate / rates[base]:5.2f}x", flush=True)
+
+
+def fedshare_round(network: Simulation, round: int, chosen: list[int]) -> None:
+    population = network.population
+    state = population.strategy.init(population.scratch.initial, population.clients)
+    downloads = {client: population.strategy.download(state, client, Purpose.TRAIN) for client in chosen}
+    answers = network.exchange(Purpose.TRAIN, round, downloads).answers  # type: ignore[arg-type]
+    population.strategy.aggregate(state, round, answers)
 
 
 def main() -> None:

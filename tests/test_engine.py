@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import world
 from fedshare import seeds
 from fedshare.client import Client, Training
+from fedshare.engine import graphs
 from fedshare.engine.batched import Batched
 from fedshare.engine.single import Make, Single
 from fedshare.network import Purpose
@@ -47,7 +48,8 @@ def build(name: str, **options: object) -> Population:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         scratch = Scratch(Steady().double())
-    return Population(made.strategy, scratch, Training(optimizer=world.sgd, batch_size=4, **options), world.shares(), 0)
+    training = Training(**{"optimizer": world.sgd, "batch_size": 4} | options)  # type: ignore[arg-type]
+    return Population(made.strategy, scratch, training, world.shares(), 0)
 
 
 def run(name: str, engine: Make, workers: int = 0, **options: object) -> tuple[list[Round], Simulation]:
@@ -73,7 +75,25 @@ def close(a: object, b: object) -> bool:
 
 @each_strategy
 def test_five_rounds_agree_with_the_plain_engine_to_1e_10(name: str) -> None:
-    (plain, one), (batched, other) = (run(name, engine) for engine in (Single, Batched))
+    agree(name)
+
+
+def test_plain_sgd_agrees_too_which_never_computes_the_gradient_of_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    factored = []
+    usual = graphs.Graph.__call__
+
+    def watched(graph: graphs.Graph, *values: Any) -> list[graphs.Result]:
+        results = usual(graph, *values)
+        factored.append(sum(isinstance(result, graphs.Product) for result in results))
+        return results
+
+    monkeypatch.setattr(graphs.Graph, "__call__", watched)
+    agree("fedcac", optimizer=OPTIMIZERS["sgd"])
+    assert factored.count(2) > 20, "both layers' weights, in each step"
+
+
+def agree(name: str, **options: object) -> None:
+    (plain, one), (batched, other) = (run(name, engine, **options) for engine in (Single, Batched))
     for first, second in zip(plain, batched, strict=True):
         pairs = zip(tensors(first.state), tensors(second.state), strict=True)
         assert all(torch.allclose(a.double(), b.double(), rtol=0, atol=1e-10) for a, b in pairs)
@@ -83,7 +103,7 @@ def test_five_rounds_agree_with_the_plain_engine_to_1e_10(name: str) -> None:
         found = other.memories.states[client]
         pairs = zip(tensors(state), tensors(found), strict=True)
         assert all(torch.allclose(a.double(), b.double(), rtol=0, atol=1e-10) for a, b in pairs)
-    assert other._playing.reasons == set()
+    assert other.reasons == set()
 
 
 class Fits(world.strategy("fedavg").__class__):  # type: ignore[misc]
@@ -175,7 +195,7 @@ def check(optimizer: Any, options: dict[str, Any], task: Any = None, local: tupl
                 assert not exchange.absent
                 sent = [answer.tensors for answer in exchange.answers.values()]
                 found.append((sent, network.memories.states, [a.metrics for a in exchange.answers.values()]))
-            assert network._playing.reasons == set()
+            assert network.reasons == set()
     for (sent, memories, metrics), (other, others, same) in zip(found[:2], found[2:], strict=True):
         assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(tensors(sent), tensors(other), strict=True))
         pairs = zip(tensors(memories), tensors(others), strict=True)

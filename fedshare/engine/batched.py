@@ -17,7 +17,8 @@ from greenlet import greenlet
 from fedshare import seeds
 from fedshare.data.dataset import Examples
 from fedshare.engine.fitting import objection
-from fedshare.engine.plans import NotBatched, Plans
+from fedshare.engine.graphs import NotBatched
+from fedshare.engine.plans import Plans
 from fedshare.engine.rows import Desk
 from fedshare.engine.single import Body
 from fedshare.engine.testing import Test, test

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedshare.data.dataset import Inputs, mapped, parts
-from fedshare.errors import brief, first_line
+from fedshare.engine.graphs import Graph, NotBatched, Result
+from fedshare.errors import first_line
 from fedshare.tasks import Losses, Task, models
 from fedshare.tensors import Tensors
 from fedshare.training import functional
@@ -18,10 +19,6 @@ from fedshare.training.scratch import Scratch
 from fedshare.training.settings import Training
 
 NEAR = 1e-3  # the largest relative difference between a plan's first gradient and the same of one client alone
-
-
-class NotBatched(Exception):
-    """The training cannot be batched. The message is the reason, in one line."""
 
 
 class Batch(NamedTuple):
@@ -38,7 +35,7 @@ class Batch(NamedTuple):
 
 
 class Step(NamedTuple):
-    gradients: tuple[Tensor, ...]  # [clients, ...], one for each trained parameter
+    gradients: list[Result]  # [clients, ...], one for each trained parameter
     sums: Tensor  # [clients]: sums of losses before the step
     weights: Tensor  # [clients]
 
@@ -64,26 +61,29 @@ class Plans:
     def __init__(self, scratch: Scratch, training: Training, task: Task) -> None:
         self._scratch, self._training, self._task = scratch, training, task
         self._near = NEAR if training.precision == "float32" else 100 * NEAR
-        self._tests: dict[Hashable, Callable[..., Tensor]] = {}
-        self._plans: dict[Hashable, Callable[..., Step]] = {}
+        self._tests: dict[Hashable, Graph] = {}
+        self._plans: dict[Hashable, Graph] = {}
         self._dropouts: dict[Hashable, tuple[Dropout, ...]] = {}
 
-    def step(self, trained: Tensors, others: Tensors, batch: Batch) -> Step:
+    def step(self, trained: Tensors, others: Tensors, batch: Batch, products: bool = False) -> Step:
         """Return each client's gradient of its mean loss over `batch`, at the parameters given, ``[clients, ...]``.
+
+        With `products`, a gradient that is a matrix product is returned as its two factors.
 
         Raises NotBatched if the model's code does not allow it, or gives other gradients than for one client alone.
         """
-        key = tuple(trained), _form(batch)
+        key = tuple(trained), _form(batch), products
         if key not in self._plans:
-            self._plans[key] = self._made(trained, others, batch)
-        return self._plans[key](tuple(trained.values()), tuple(others.values()), *batch)
+            self._plans[key] = self._made(trained, others, batch, products)
+        *gradients, sums, weights = self._plans[key](tuple(trained.values()), tuple(others.values()), *batch)
+        return Step(gradients, sums, weights)  # type: ignore[arg-type]
 
     def outputs(self, values: Tensors, batch: Batch) -> Tensor:
         """Return each model's outputs in a test, ``[clients, batch, ...]``. Raises NotBatched as `step` does."""
         key = "outputs", _form(batch)
         if key not in self._tests:
             self._tests[key] = self._made_test(values, batch)
-        return self._tests[key](tuple(values.values()), batch.inputs)
+        return self._tests[key](tuple(values.values()), batch.inputs)[0]  # type: ignore[return-value]
 
     def dropouts(self, trained: Tensors, others: Tensors, batch: Batch) -> tuple[Dropout, ...]:
         """Return where the model applies dropout to a batch of this form, from one forward pass of the first client.
@@ -95,7 +95,7 @@ class Plans:
             self._dropouts[key] = self._found(*_first(trained, others, batch))
         return self._dropouts[key]
 
-    def _made_test(self, values: Tensors, batch: Batch) -> Callable[..., Tensor]:
+    def _made_test(self, values: Tensors, batch: Batch) -> Graph:
         names = tuple(values)
 
         def outputs(tensors: tuple[Tensor, ...], inputs: Inputs) -> Tensor:
@@ -104,29 +104,29 @@ class Plans:
             return models.select(returned, self._task.output)[0]
 
         self._scratch.module.eval()
-        graph = _traced(torch.func.vmap(outputs), tuple(values.values()), batch.inputs)
+        graph = Graph(torch.func.vmap(outputs), (tuple(values.values()), batch.inputs))
         first, _, one = _first(values, {}, batch)
-        alone, found = outputs(tuple(first.values()), one.inputs), graph(tuple(values.values()), batch.inputs)[0]
+        alone, found = outputs(tuple(first.values()), one.inputs), graph(tuple(values.values()), batch.inputs)[0][0]
         if float((alone - found).norm()) > self._near * float(alone.norm()) + 1e-12:
             raise NotBatched("the model gives other outputs when several are evaluated at once")
         return graph
 
-    def _made(self, trained: Tensors, others: Tensors, batch: Batch) -> Callable[..., Step]:
+    def _made(self, trained: Tensors, others: Tensors, batch: Batch, products: bool) -> Graph:
         names, beside = tuple(trained), tuple(others)
 
-        def gradients(params: tuple[Tensor, ...], rest: tuple[Tensor, ...], *data: Any) -> Step:
+        def gradients(params: tuple[Tensor, ...], rest: tuple[Tensor, ...], *data: Any) -> tuple[Tensor, ...]:
             def loss(params: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
                 named = dict(zip(names, params, strict=True)) | dict(zip(beside, rest, strict=True))
                 return self._loss(named, Batch(*data))
 
             found, (_, (sums, weights)) = torch.func.grad_and_value(loss, has_aux=True)(params)
-            return Step(found, sums.detach(), weights)
+            return *found, sums.detach(), weights
 
         values = tuple(trained.values()), tuple(others.values()), *batch
         self._scratch.train()
         try:
             with torch.enable_grad():
-                graph = _traced(torch.func.vmap(gradients), *values)
+                graph = Graph(torch.func.vmap(gradients), values, len(names) if products else 0)
         finally:
             self._scratch.module.eval()
         self._check(graph, gradients, trained, others, _half(batch))
@@ -134,19 +134,20 @@ class Plans:
 
     def _check(
         self,
-        graph: Callable[..., Step],
-        gradients: Callable[..., Step],
+        graph: Graph,
+        gradients: Callable[..., tuple[Tensor, ...]],
         trained: Tensors,
         others: Tensors,
         batch: Batch,
     ) -> None:
         """Raise NotBatched if the first client's gradients differ from those that it has alone, without padding."""
-        together = graph(tuple(trained.values()), tuple(others.values()), *batch)
+        *together, _, _ = graph(tuple(trained.values()), tuple(others.values()), *batch)
         params, rest, one = _first(trained, others, batch)
         self._scratch.train()
-        alone = gradients(tuple(params.values()), tuple(rest.values()), *_unpadded(one))
+        *alone, _, _ = gradients(tuple(params.values()), tuple(rest.values()), *_unpadded(one))
         self._scratch.module.eval()
-        pairs = list(zip((each[0] for each in together.gradients), alone.gradients, strict=True))
+        first = [(each if isinstance(each, Tensor) else each.computed())[0] for each in together]
+        pairs = list(zip(first, alone, strict=True))
         size = sum(float(wanted.square().sum()) for _, wanted in pairs) ** 0.5
         off = sum(float((found - wanted).square().sum()) for found, wanted in pairs) ** 0.5
         if off > self._near * size + 1e-12:
@@ -179,19 +180,6 @@ class Plans:
         if any(dropout.shape[:1] != (batch,) for dropout in heard.dropouts):
             raise NotBatched("it applies dropout to something other than a batch")
         return tuple(heard.dropouts)
-
-
-def _traced(function: Callable[..., Any], *values: Any) -> Callable[..., Any]:
-    """Return `function` as a list of operations on tensors like `values`. Raises NotBatched."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # takes seconds to import
-
-    try:
-        graph = make_fx(function)(*values)
-    except Exception as error:  # any of a user's model
-        raise NotBatched(f"the model cannot be batched: {brief(first_line(error), 120)}") from error
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
 
 
 class _Listening(TorchFunctionMode):

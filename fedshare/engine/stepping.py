@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fedshare.engine.graphs import Result
 from fedshare.training.fit import Fit
 from fedshare.training.settings import Training
 
@@ -29,6 +30,7 @@ class Stepper:
         self._optimizer = training.optimizer(self._params)
         for group in self._optimizer.param_groups:
             group["lr"] *= training.rate(fit.round)
+        self.descends = not anchors and not corrections and self._clip is None and _descends(self._optimizer)
 
     def narrow(self, active: int) -> None:
         """Leave out all clients but the first `active` from now on."""
@@ -46,9 +48,16 @@ class Stepper:
             group["params"] = [fresh[known[id(param)]] for param in group["params"]]
         self._params = fresh
 
-    def step(self, gradients: tuple[Tensor, ...]) -> None:
-        """Take a step along `gradients`, ``[clients, ...]`` with at least the active ones. They are written over."""
-        active, some = self._active, [gradient[: self._active] for gradient in gradients]
+    def step(self, gradients: list[Result]) -> None:
+        """Take a step along `gradients`, ``[clients, ...]`` with at least the active ones. They are written over.
+
+        Only if it `descends`, some may be given as products.
+        """
+        if self.descends:
+            self._descend(gradients)
+            return
+        active = self._active
+        some = [gradient[:active] for gradient in gradients if isinstance(gradient, Tensor)]
         for place, anchor in self._anchors.items():
             some[place].add_(self._params[place].detach() - anchor[:active], alpha=self._pull)
         for place, correction in self._corrections.items():
@@ -61,3 +70,23 @@ class Stepper:
         for param, gradient in zip(self._params, some, strict=True):
             param.grad = gradient
         self._optimizer.step()
+
+    def _descend(self, gradients: list[Result]) -> None:
+        """Subtract the gradients times the rate, a product without computing it: a step waits for memory."""
+        rate = -self._optimizer.param_groups[0]["lr"]
+        for view, gradient in zip(self._views, gradients, strict=True):
+            if isinstance(gradient, Tensor):
+                view[: self._active].add_(gradient[: self._active], alpha=rate)
+            else:
+                left, right = (factor[: self._active] for factor in gradient)
+                view[: self._active].baddbmm_(left, right, alpha=rate)
+
+
+def _descends(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step is only the gradient times the rate."""
+    options = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False}
+    return type(optimizer) is torch.optim.SGD and all(
+        len(optimizer.param_groups) == 1 and group[name] == value
+        for group in optimizer.param_groups
+        for name, value in options.items()
+    )

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fedshare.data.dataset import Examples
 from fedshare.engine.batches import Batches, pooled
-from fedshare.engine.plans import NotBatched, Plans
+from fedshare.engine.graphs import NotBatched
+from fedshare.engine.plans import Plans
 from fedshare.engine.rows import Row, matrix, piece
 from fedshare.engine.single import Stream
 from fedshare.tasks import apart

@@ -63,7 +63,7 @@ def train(requests: list[Request], plans: Plans) -> None:
             now, beside = some
             sizes = [sizes[step] for sizes in batches.sizes[:active]]
             noise = _noise(plans.dropouts(now, beside, batch), requests, sizes, clients)
-            found = plans.step(now, beside, batch._replace(noise=noise))
+            found = plans.step(now, beside, batch._replace(noise=noise), stepper.descends)
             stepper.narrow(active)
             stepper.step(found.gradients)
             total[:active] += found.sums[:active]
