@@ -23,7 +23,8 @@ from fedshare.engine.single import Make, Single
 from fedshare.experiments import cli
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.runs import checkpoint
-from fedshare.simulation import Population, Simulation
+from fedshare.simulation import Population, Simulation, choice
+from fedshare.simulation.effort import Effort
 from fedshare.simulation.jobs import FEW, divided
 from fedshare.training.scratch import Scratch
 
@@ -79,6 +80,43 @@ def test_kill_9_then_resume_gives_the_same_bits(tmp_path: Path) -> None:
     assert fedshare("resume", str(killed)) == 0
     assert fedshare("run", f"folder={whole}", "workers=2", *BATCHED) == 0
     assert fedshare("verify", str(whole), str(killed)) == 0
+
+
+def test_verify_says_first_that_the_engines_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = {engine: tmp_path / engine for engine in ("plain", "batched")}
+    for engine, folder in folders.items():
+        assert fedshare("run", f"folder={folder}", "workers=0", *BATCHED, f"engine={engine}", "rounds=1") == 0
+    capsys.readouterr()
+    assert fedshare("verify", *map(str, folders.values())) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("other engines (engine: plain | engine: batched), so other bits: differ first in round 1")
+
+
+def test_auto_is_resolved_once_printed_and_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["workers=0", "data=digits", "model=logistic", "rounds=1", "partition.clients=40", "clients_per_round=40"]
+    assert fedshare("run", f"folder={tmp_path / 'small'}", *small) == 0
+    assert "\nengine: plain\n" in (tmp_path / "small" / "config.yaml").read_text()
+    assert "engine=" not in capsys.readouterr().out, "a small run is no matter for engines"
+    assert fedshare("run", f"folder={tmp_path / 'long'}", *small, "client.epochs=400") == 0
+    assert "\nengine: batched\n" in (tmp_path / "long" / "config.yaml").read_text()
+    assert "engine=batched: 63,600 steps, 1e+09 multiply-adds; 40 clients at once\n" in capsys.readouterr().out
+
+
+def test_auto_goes_by_sizes() -> None:
+    made = many("fedavg")
+
+    def why(steps: int = 60_000, operations: float = 1e6, clients: int | None = None) -> tuple[str, str]:
+        return choice.chosen(made, Effort(steps, steps * operations), clients)
+
+    assert why() == ("batched", "60,000 steps, 6e+10 multiply-adds; 32 clients at once")
+    assert why(steps=50_000)[0] == why(operations=3.1e7)[0] == why(clients=7)[0] == "plain"
+    assert why(clients=8)[0] == why(operations=2.9e7)[0] == "batched"
+    assert choice.chosen(FALLS_BACK["optimizer"][0](), Effort(10**6, 1e6), 20)[1].startswith("LBFGS")
+
+
+def test_a_deployment_trains_by_the_plain_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedshare("server", "--clients", "1", "--insecure", f"folder={tmp_path / 'run'}", "engine=batched") == 2
+    assert "engine=batched: is for simulations" in capsys.readouterr().err
 
 
 def fedshare(*arguments: str) -> object:

@@ -19,7 +19,7 @@ from fedshare.experiments.running.adversaries import played
 from fedshare.machine.files import write_atomically
 from fedshare.machine.threads import one_thread
 from fedshare.report.robustness import detection
-from fedshare.simulation import Simulation
+from fedshare.simulation import Simulation, choice
 
 KEPT = ("seconds", "rounds", "clients", "adversaries", "halted", "bytes_up", "bytes_down", "detection", "row")
 Result = dict[str, Any]  # with the keys `KEPT`
@@ -64,7 +64,8 @@ def play(config: dict[str, Any], tell: Callable[[int], None]) -> Result:
     """Play all rounds in this process; `tell` is called with each. Halted runs also have a result."""
     began, whole = time.perf_counter(), DictConfig(OmegaConf.create(config))
     sent, row, halted = {"bytes_up": 0, "bytes_down": 0}, dict[str, Any](), None
-    with Simulation(partial(build.population_of, whole)) as network:
+    engine = choice.ENGINES[whole.get("engine", "plain")]
+    with Simulation(partial(build.population_of, whole), engine=engine) as network:
         population = network.population
         with one_thread():
             state = population.strategy.init(population.scratch.initial, population.clients)

@@ -13,6 +13,7 @@ from fedshare.experiments.config.application import App
 from fedshare.experiments.config.overrides import parse
 from fedshare.experiments.config.schema import IDLE, SINCE, Matrix
 from fedshare.report.units import human_seconds
+from fedshare.simulation import choice
 
 AXES = {"attacks": "attack", "defences": "strategy", "partitions": "partition"}  # and the config group of each
 
@@ -91,6 +92,7 @@ def plan(app: App, config: DictConfig) -> list[Cell]:
                     raise UserError(f"{error} (cell {attack} / {defence} / {partition})") from error
                 for seed, whole in zip(config.seeds, configs, strict=True):
                     plain = {str(key): value for key, value in OmegaConf.to_container(whole).items()}  # type: ignore[union-attr]
+                    plain["engine"] = plain["engine"].replace(choice.AUTO, "plain")  # a cell is a small run
                     lean = {k: v for k, v in plain.items() if k not in IDLE and (k not in SINCE or v != SINCE[k])}
                     cells.append(Cell(attack, defence, partition, seed, lean))
     return sorted(cells, key=lambda cell: list(config.seeds).index(cell.seed))  # all cells of the first seed come first

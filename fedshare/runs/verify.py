@@ -162,7 +162,8 @@ def verify(a: RunFolder, b: RunFolder | None = None, *, harmless: Collection[str
     models = {run.made_with().get("model") for run in (a, b)} - {None}
     if where := chain.first_difference(mine, others):
         began = "; so do the models that they began with" if len(models) > 1 else ""
-        return False, f"differ first in {where}{began}{late(a) or late(b)}{_config_difference(a, b, harmless)}"
+        why = f"{began}{late(a) or late(b)}{_config_difference(a, b, harmless)}"
+        return False, f"{_engines(a, b)}differ first in {where}{why}"
     if len(models) > 1:  # in frozen parameters, which no round's digest covers
         return False, f"differ in the models that they began with{_config_difference(a, b, harmless)}"
     if len(mine) != len(others):
@@ -184,6 +185,15 @@ def late(run: RunFolder) -> str:
     """Return which round was closed without late clients: chance, which another run need not repeat."""
     late = [row["round"] for row in run.rows() if any(why.startswith(LATE) for why in row.get("dropped", {}).values())]
     return f"; {run.path} closed round {late[0]} without who was late (quorum)" if late else ""
+
+
+def _engines(a: RunFolder, b: RunFolder) -> str:
+    """Return that two runs had different engines, which compute different last bits."""
+    first, second = (
+        next((line for line in run.config.read_text().splitlines() if line.startswith("engine: ")), "engine: plain")
+        for run in (a, b)
+    )
+    return "" if first == second else f"other engines ({first} | {second}), so other bits: "
 
 
 def _config_difference(a: RunFolder, b: RunFolder, harmless: Collection[str]) -> str:
