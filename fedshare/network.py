@@ -59,7 +59,10 @@ class Network(Protocol):
     def memories(self) -> Memories: ...
 
     def client_ids(self) -> list[int]:
-        """Return the available clients, as stable small integers, sorted. Raises RunHalted if there are too few."""
+        """Return the available clients, as stable small integers, sorted; another list if they are others.
+
+        Raises RunHalted if there are too few.
+        """
         ...
 
     def exchange(

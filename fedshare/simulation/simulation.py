@@ -61,6 +61,7 @@ class Simulation:
             self.population = population or build()
         self.memories = Held()
         self._sizes = self.population.sizes()
+        self._ids = list(range(len(self._sizes)))
         self._build, self._timeout, self._halts = build, timeout, on_error == "halt"
         self._engine = engine
         self.reasons: set[str] = set()
@@ -79,7 +80,7 @@ class Simulation:
             self._workers.close()
 
     def client_ids(self) -> list[int]:
-        return list(range(len(self._sizes)))
+        return self._ids
 
     def exchange(
         self,
