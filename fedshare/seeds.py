@@ -5,6 +5,7 @@ every mode; different keys give different, unrelated ones. No global generator, 
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -77,7 +78,10 @@ def _named(stream: torch.Generator, key: tuple[Key, ...]) -> torch.Generator:
         return stream.manual_seed(number(*key))
     text = _text(key)
     words = hashlib.shake_256(text).digest(4 * _WORDS)
-    stream.set_state(_state(words, _number(text)))
+    state, tensor = _buffers.own()
+    state[_SEED].view(np.uint64)[0] = _number(text)  # the seed that the generator reports
+    state[_STATE].view(np.uint64)[:] = np.frombuffer(words, "<u4")
+    stream.set_state(tensor)  # copies it
     return stream
 
 
@@ -93,11 +97,19 @@ def _text(key: tuple[Key, ...]) -> bytes:
     return repr(key).encode()
 
 
-def _state(words: bytes, seed: int) -> Tensor:
-    state = _blank().copy()
-    state[_SEED].view(np.uint64)[0] = seed  # the seed that the generator reports
-    state[_STATE].view(np.uint64)[:] = np.frombuffer(words, "<u4")
-    return torch.from_numpy(state)
+class _Buffers(threading.local):
+    """Each thread's memory for a state, as an array and as the tensor on it: a stream is begun for each client."""
+
+    _made_of: np.ndarray | None = None
+
+    def own(self) -> tuple[np.ndarray, Tensor]:
+        if self._made_of is not (blank := _blank()):
+            self._made_of, self._state = blank, blank.copy()
+            self._tensor = torch.from_numpy(self._state)
+        return self._state, self._tensor
+
+
+_buffers = _Buffers()
 
 
 @cache

@@ -47,7 +47,7 @@ class Examples:
                 )
 
     def __len__(self) -> int:
-        return len(self.y)
+        return self.y.shape[0]
 
     @property
     def single(self) -> Tensor:
@@ -72,8 +72,7 @@ class Examples:
 
     def to(self, device: torch.device | str) -> "Examples":
         """Return them on `device`, without a copy if they are there."""
-        device = torch.device(device)
-        if all(part.device == device for part in (*parts(self.x), self.y)):
+        if self.y.device == torch.device(device):  # inputs and targets move together
             return self
         return Examples(mapped(lambda x: x.to(device), self.x), self.y.to(device), self.mean, self.std)
 

@@ -132,12 +132,13 @@ class _Lane(Generic[Result]):
             self._hub.reasons.add(reason)
         else:
             assert isinstance(steps, Batches)
-            steps = replace(steps, rows=list(steps.rows))  # the plain engine may have to read them again
+            rows = list(steps.rows)
             self._row.leave()
-            self.request = request = Request(self._row, training, fit, steps, self)
+            self.request = request = Request(self._row, training, fit, steps, rows, self)
             self._wait()
             if request.loss is not None:
                 return request.loss
+            steps = replace(steps, rows=rows)
         self._row.mount()
         return Plain().train(scratch, training, fit, steps)
 

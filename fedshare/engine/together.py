@@ -25,13 +25,9 @@ class Request:
     training: Training
     fit: Fit
     steps: Steps
+    rows: list[Tensor]  # those of `steps`, which can be read only once
     stream: Stream
     loss: float | None = None  # the answer; None: the plain engine has to train the model
-
-    @property
-    def rows(self) -> list[Tensor]:
-        assert isinstance(self.steps.rows, list)
-        return self.steps.rows
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -39,7 +35,7 @@ class Request:
         asked = self.fit
         alike = asked.round, asked.names, asked.pull, tuple(asked.toward), tuple(asked.correction)
         # A user's own loss may be a mean over the batch, which padding would change.
-        return alike if isinstance(self.steps.task.loss, str) else (*alike, *map(len, self.steps.rows))
+        return alike if isinstance(self.steps.task.loss, str) else (*alike, *map(len, self.rows))
 
 
 def train(requests: list[Request], plans: Plans) -> None:

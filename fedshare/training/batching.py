@@ -30,7 +30,10 @@ def passes(pieces: list[int], steps: int, count: int, generator: torch.Generator
     """Yield the rows of `steps` batches of the sizes `pieces`, pass after pass, each pass in a new random order."""
     while steps > 0 and pieces:
         rows = torch.randperm(count, generator=generator)
-        yield from rows[: sum(pieces)].split(pieces)[:steps]
+        if pieces == [count]:
+            yield rows
+        else:
+            yield from rows[: sum(pieces)].split(pieces)[:steps]
         steps -= len(pieces)
 
 
