@@ -18,9 +18,12 @@ import forked
 import world
 from fedshare.attacks.liar import Liars
 from fedshare.client import Training
+from fedshare.data.dataset import Examples
 from fedshare.engine.batched import Batched
 from fedshare.engine.single import Make, Single
 from fedshare.experiments import cli
+from fedshare.network import Purpose
+from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.runs import checkpoint
 from fedshare.simulation import Population, Simulation, choice
@@ -185,6 +188,31 @@ def test_reasons_come_from_workers_too(caplog: pytest.LogCaptureFixture) -> None
     _, network = rounds(FALLS_BACK["mixing"][0], Batched, 2)
     assert len(network.reasons) == 1
     assert "the model mixes the examples of a batch" in caplog.text
+
+
+def with_a_faulty_client() -> Population:
+    made = build("fedavg")
+    shares = list(made.shares)
+    x, y = shares[2].train.x, shares[2].train.y
+    shares[2] = shares[2]._replace(train=Examples(x, torch.full_like(y, world.CLASSES)))  # no such class
+    return replace(made, shares=shares)
+
+
+def test_a_client_that_raises_is_dropped_alone() -> None:
+    found = []
+    for engine in (Single, Batched):
+        with Simulation(with_a_faulty_client, engine=engine, on_error="drop") as network:
+            params = world.begin(network.population)["params"]
+            downloads = {client: Payload({"params": params}) for client in network.client_ids()}
+            found.append(network.exchange(Purpose.TRAIN, 1, downloads))
+    plain, batched = found
+    assert list(plain.absent) == list(batched.absent) == [2]
+    assert "raised IndexError" in batched.absent[2]
+    for client, answer in plain.answers.items():
+        for name, tensor in answer.tensors["params"].items():
+            assert torch.equal(batched.answers[client].tensors["params"][name], tensor)
+    assert all("out of bounds" in why for why in network.reasons)
+    assert network.reasons
 
 
 def attacked(option: str, strategy: str) -> Population:

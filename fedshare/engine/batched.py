@@ -23,6 +23,7 @@ from fedshare.engine.rows import Desk
 from fedshare.engine.single import Body
 from fedshare.engine.testing import Test, test
 from fedshare.engine.together import Request, train
+from fedshare.errors import first_line
 from fedshare.tasks import Task
 from fedshare.tensors import Tensors
 from fedshare.training.engine import Plain
@@ -76,14 +77,22 @@ class Batched:
         """Return why a fit is left to the plain engine, before it is looked at."""
         return self._objection or (None if torch.is_grad_enabled() else "the strategy trains without gradients")
 
-    def _serve(self, requests: list[Request] | list[Test]) -> None:
+    def _serve(self, requests: list[Request | Test]) -> None:
         """Answer each request; what cannot be batched is left to the plain engine."""
         self._desk.vacate()
+        before = [request.stream.position for request in requests]
         try:
             train(fits, self._plans) if (fits := [r for r in requests if isinstance(r, Request)]) else None
             test(tests, self._plans) if (tests := [r for r in requests if isinstance(r, Test)]) else None
         except NotBatched as error:
-            self.reasons.add(str(error))
+            reason = str(error)
+        except Exception as error:  # one client's fault, which the plain engine then meets in that client alone
+            reason = f"some clients together raised {type(error).__name__}: {first_line(error)}"
+        else:
+            return
+        self.reasons.add(reason)
+        for request, position in zip(requests, before, strict=True):
+            request.stream.position = position
 
 
 class _Lane(Generic[Result]):
@@ -94,29 +103,29 @@ class _Lane(Generic[Result]):
         self.results: list[Result] = []
         self._hub, self._row = hub, desk.row(self.draw)
         self._key: tuple[seeds.Key, ...] = ()
-        self._random: torch.Tensor | None = None  # where its stream of torch's generator is, once it has begun
+        self.position: torch.Tensor | None = None
         self._drawing = False  # whether torch's generator is at this client's stream
         self._coroutine = greenlet(lambda: self.results.append(body(self._row, self)))
         self._coroutine.gr_context = contextvars.copy_context()
 
     def scope(self, *key: seeds.Key) -> AbstractContextManager[None]:
         """Name the stream that `draw` begins. Few clients draw, and a stream costs as much as a small step."""
-        self._key, self._random = key, None
+        self._key, self.position = key, None
         return nullcontext()
 
     def draw(self) -> None:
         """Put torch's generator at this client's stream, until the client waits."""
         if not self._drawing:
             self._drawing = True
-            if self._random is None:
+            if self.position is None:
                 seeds.begin(*self._key)
             else:
-                torch.set_rng_state(self._random)
+                torch.set_rng_state(self.position)
 
     def rest(self) -> None:
         """Remember where this client's stream is."""
         if self._drawing:
-            self._random, self._drawing = torch.get_rng_state(), False
+            self.position, self._drawing = torch.get_rng_state(), False
 
     def sums(self, measure: Measure, examples: Examples) -> Tensors:
         """Wait for the test, as the client's `Engine`."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from torch import Tensor
+
 from fedshare.tasks import Task
 from fedshare.training.engine import Engine, Plain
 from fedshare.training.scratch import Scratch
@@ -14,6 +16,8 @@ Body = Callable[[Scratch, Engine], Result]  # a client's half, on the model and 
 
 class Stream(Protocol):
     """A client's random stream."""
+
+    position: Tensor | None  # where it is, once it has begun
 
     def draw(self) -> None:
         """Put torch's own generator at it, until `rest`."""
