@@ -92,7 +92,8 @@ def plan(app: App, config: DictConfig) -> list[Cell]:
                     raise UserError(f"{error} (cell {attack} / {defence} / {partition})") from error
                 for seed, whole in zip(config.seeds, configs, strict=True):
                     plain = {str(key): value for key, value in OmegaConf.to_container(whole).items()}  # type: ignore[union-attr]
-                    plain["engine"] = plain["engine"].replace(choice.AUTO, "plain")  # a cell is a small run
+                    if plain["engine"] == choice.AUTO:
+                        plain["engine"] = "plain"  # a cell is a small run
                     lean = {k: v for k, v in plain.items() if k not in IDLE and (k not in SINCE or v != SINCE[k])}
                     cells.append(Cell(attack, defence, partition, seed, lean))
     return sorted(cells, key=lambda cell: list(config.seeds).index(cell.seed))  # all cells of the first seed come first

@@ -1,7 +1,8 @@
 """A simulated run, from a resolved config to its folder; the work of `fedshare run`, `demo` and `resume`."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -58,16 +59,16 @@ def simulation(config: DictConfig, folder: RunFolder, population: Population | N
     """Return the network of simulated clients. Sets the config's engine, if it is left to be chosen."""
     make_one = partial(build.population, OmegaConf.to_yaml(config), folder.initial)  # here, and in each worker
     population = population or make_one()
-    effort = Effort.of(population, config.clients_per_round, config.rounds)
+    effort = cache(lambda: Effort.of(population, config.clients_per_round, config.rounds))  # if anything depends on it
     if config.engine == choice.AUTO:
-        config.engine, why = choice.chosen(population, effort, config.clients_per_round)
-        if not effort.small:
+        config.engine, why = choice.chosen(population, effort(), config.clients_per_round)
+        if not effort().small:
             print(f"engine={config.engine}: {why}", flush=True)
     workers, engine = _workers(config, effort), choice.ENGINES[config.engine]
     return Simulation(make_one, workers, config.timeout, population, config.on_client_error, engine)
 
 
-def _workers(config: DictConfig, effort: Effort) -> int:
+def _workers(config: DictConfig, effort: Callable[[], Effort]) -> int:
     """Return the number of processes that simulate the clients; 0 for this one."""
     cores, asked = devices.cores(), config.workers
     if asked is not None:
@@ -77,7 +78,7 @@ def _workers(config: DictConfig, effort: Effort) -> int:
     # Processes on one accelerator would each hold a context on it, and wait for each other.
     if cores == 1 or config.device != "cpu":
         return 0
-    if effort.small:
-        print(f"small run ({effort}): simulated in this process; workers={cores} starts {cores} others", flush=True)
+    if effort().small:
+        print(f"small run ({effort()}): simulated in this process; workers={cores} starts {cores} others", flush=True)
         return 0
     return cores

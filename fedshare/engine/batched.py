@@ -2,7 +2,7 @@
 
 Suspended clients that ask for the same kind of training are trained together. Which ones depends on the clients alone,
 never on time. Torch's contexts belong to a thread and would leak from one coroutine to another, so a client is
-suspended only in `Client.fit`, outside all of them; its random stream is saved and restored.
+suspended only in `Client.fit` and `Client.sums`, outside all of them; its random stream is saved and restored.
 """
 
 import contextvars
@@ -77,13 +77,15 @@ class Batched:
         """Return why a fit is left to the plain engine, before it is looked at."""
         return self._objection or (None if torch.is_grad_enabled() else "the strategy trains without gradients")
 
-    def _serve(self, requests: list[Request | Test]) -> None:
-        """Answer each request; what cannot be batched is left to the plain engine."""
+    def _serve(self, requests: list[Any]) -> None:
+        """Answer each request, all of one key; what cannot be batched is left to the plain engine."""
         self._desk.vacate()
         before = [request.stream.position for request in requests]
         try:
-            train(fits, self._plans) if (fits := [r for r in requests if isinstance(r, Request)]) else None
-            test(tests, self._plans) if (tests := [r for r in requests if isinstance(r, Test)]) else None
+            if isinstance(requests[0], Test):
+                test(requests, self._plans)
+            else:
+                train(requests, self._plans)
         except NotBatched as error:
             reason = str(error)
         except Exception as error:  # one client's fault, which the plain engine then meets in that client alone
@@ -92,6 +94,7 @@ class Batched:
             return
         self.reasons.add(reason)
         for request, position in zip(requests, before, strict=True):
+            request.stream.rest()
             request.stream.position = position
 
 

@@ -22,14 +22,12 @@ class Batches:
         self._examples = examples
         self.sizes = [[len(some) for some in each] for each in rows]
         self.steps = max(map(len, self.sizes), default=0)
+        # How many clients, the first ones, have a batch in each step.
+        self.active = [sum(len(sizes) > step for sizes in self.sizes) for step in range(self.steps)]
         self._width = max(width, max((max(sizes, default=0) for sizes in self.sizes), default=0))
         self._pooled, self._offsets = pooled(examples, sum(map(sum, self.sizes)))
         self._index = torch.stack([self._padded(each) for each in rows])
         self._counts = [] if self._even() else [torch.stack([self._counted(sizes) for sizes in self.sizes])]
-
-    def active(self, step: int) -> int:
-        """Return how many clients, the first ones, have a batch in `step`."""
-        return sum(len(sizes) > step for sizes in self.sizes)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batch of each step: the active clients' first, perhaps followed by others that do not count.
@@ -41,7 +39,7 @@ class Batches:
         for start in range(0, self.steps, window):
             inputs, targets = self._gathered(self._index[:, start : start + window])
             for place in range(targets.shape[1]):
-                clients = min(everyone, 1 << (self.active(start + place) - 1).bit_length())
+                clients = min(everyone, 1 << (self.active[start + place] - 1).bit_length())
                 counts = tuple(each[:clients, start + place] for each in self._counts)
                 cut = mapped(lambda part: part[:clients, place], inputs)  # noqa: B023  # called at once
                 yield Batch(cut, targets[:clients, place], counts)
@@ -82,7 +80,8 @@ class Batches:
 
 def pooled(examples: Sequence[Examples], rows: int) -> tuple[Examples | None, Tensor]:
     """Return all clients' examples as one, and where each client's begin, if few of them are not used for `rows`."""
-    ends = torch.tensor([len(mine) for mine in examples]).cumsum(0)
+    lengths = torch.tensor([len(mine) for mine in examples])
+    ends = lengths.cumsum(0)
     first = examples[0]
     alike = all(type(mine) is Examples and (mine.mean, mine.std) == (first.mean, first.std) for mine in examples)
     if not alike or int(ends[-1]) > SPARE * rows:
@@ -90,5 +89,4 @@ def pooled(examples: Sequence[Examples], rows: int) -> tuple[Examples | None, Te
     columns = zip(*((*parts(mine.x), mine.y) for mine in examples), strict=True)
     whole = iter([torch.cat(column) for column in columns])
     inputs = mapped(lambda _: next(whole), first.x)
-    starts = ends - torch.tensor([len(mine) for mine in examples])
-    return Examples(inputs, next(whole), first.mean, first.std), starts.view(-1, 1, 1)
+    return Examples(inputs, next(whole), first.mean, first.std), (ends - lengths).view(-1, 1, 1)

@@ -1,7 +1,7 @@
 """Gradients of many clients in one pass: traced once for each shape, and replayed without a compiler."""
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -154,7 +154,8 @@ class Plans:
             raise NotBatched(f"the model mixes the examples of a batch: a gradient is off by {off / (size or 1):.1g}")
 
     def _loss(self, named: Tensors, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        with _given(batch.noise), autocast(self._training, self._scratch.device):
+        masks = _Masking(batch.noise) if batch.noise else nullcontext()
+        with masks, autocast(self._training, self._scratch.device):
             returned = functional.call(self._scratch, named, batch.inputs)
         losses = self._task.train_losses(returned, batch.targets)
         for counts in batch.counts:
@@ -211,15 +212,6 @@ class _Masking(TorchFunctionMode):
 def _asked(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> tuple[Tensor, float] | None:
     """Return input and rate of a dropout that has an effect."""
     return (input, p) if training and p > 0 else None
-
-
-@contextmanager
-def _given(noise: tuple[Tensor, ...]) -> Iterator[None]:
-    if not noise:
-        yield
-        return
-    with _Masking(noise):
-        yield
 
 
 def _form(batch: Batch) -> tuple[Hashable, ...]:

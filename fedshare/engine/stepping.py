@@ -84,9 +84,6 @@ class Stepper:
 
 def _descends(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether a step is only the gradient times the rate."""
-    options = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False}
-    return type(optimizer) is torch.optim.SGD and all(
-        len(optimizer.param_groups) == 1 and group[name] == value
-        for group in optimizer.param_groups
-        for name, value in options.items()
-    )
+    plain = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False}
+    first, *others = optimizer.param_groups
+    return type(optimizer) is torch.optim.SGD and not others and all(first[name] == plain[name] for name in plain)

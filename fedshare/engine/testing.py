@@ -70,7 +70,7 @@ def _each(requests: list[Test], plans: Plans) -> Rows:
     models = matrix([request.row for request in requests])
     values = {name: piece(models, requests[0].row, name) for name in requests[0].row.moved}
     for step, batch in enumerate(batches):
-        clients, active = len(batch.targets), batches.active(step)
+        clients, active = len(batch.targets), batches.active[step]
         outputs = plans.outputs({name: value[:clients] for name, value in values.items()}, batch)
         counts = batch.counts[0][:active] if batch.counts else torch.ones(active, width, dtype=torch.bool)
         yield outputs[:active][counts], batch.targets[:active][counts], places[:active, None].expand_as(counts)[counts]

@@ -54,11 +54,11 @@ def train(requests: list[Request], plans: Plans) -> None:
     total, weight = torch.zeros(2, len(requests), device=models.device)
     with torch.no_grad():
         for step, batch in enumerate(batches):
-            active, clients = batches.active(step), len(batch.targets)
+            active, clients = batches.active[step], len(batch.targets)
             some = ({name: value[:clients] for name, value in tensors.items()} for tensors in (trained, others))
             now, beside = some
-            sizes = [sizes[step] for sizes in batches.sizes[:active]]
-            noise = _noise(plans.dropouts(now, beside, batch), requests, sizes, clients)
+            dropouts = plans.dropouts(now, beside, batch)
+            noise = _noise(dropouts, requests[:active], step, clients) if dropouts else ()
             found = plans.step(now, beside, batch._replace(noise=noise), stepper.descends)
             stepper.narrow(active)
             stepper.step(found.gradients)
@@ -84,17 +84,13 @@ def _stacked(requests: list[Request], field: str) -> dict[int, Tensor]:
     }
 
 
-def _noise(
-    dropouts: tuple[Dropout, ...], requests: list[Request], sizes: list[int], clients: int
-) -> tuple[Tensor, ...]:
+def _noise(dropouts: tuple[Dropout, ...], active: list[Request], step: int, clients: int) -> tuple[Tensor, ...]:
     """Return the dropout masks of a step, each drawn from its client's own stream, ``[clients, batch, ...]``."""
-    if not dropouts:
-        return ()
     drawn = []
-    for request, size in zip(requests, sizes, strict=False):
+    for request in active:
         request.stream.draw()
-        drawn.append([dropout.draw(size) for dropout in dropouts])
+        drawn.append([dropout.draw(len(request.rows[step])) for dropout in dropouts])
         request.stream.rest()
     blank = [torch.zeros_like(mask) for mask in drawn[0]]
     drawn += [blank] * (clients - len(drawn))
-    return tuple(torch.stack(masks).to(requests[0].row.device) for masks in zip(*drawn, strict=True))
+    return tuple(torch.stack(masks).to(active[0].row.device) for masks in zip(*drawn, strict=True))

@@ -121,7 +121,6 @@ class Simulation:
 
     def _here(self, groups: list[list[Job]]) -> Iterator[tuple[int, Outcome]]:
         play = played if self._halts else attempt
-
         with one_thread():
             for jobs in groups:
                 outcomes = self._playing.play([partial(play, job, self.population) for job in jobs])

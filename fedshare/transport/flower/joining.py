@@ -53,9 +53,8 @@ class Joining:
         self._allow: Callable[[dict[int, tuple[int, int]]], None] = getattr(grid, "allow", lambda _: None)
         self._short = Limits.of(Quota(), slack)  # of what is no answer to a download
         self._called: dict[int, str] = {}  # by node: how lines name it
-        self._invited: dict[
-            str, tuple[int, str]
-        ] = {}  # message -> node and name, those that have not said who they are
+        # message -> node and its name, of those that have not said who they are
+        self._invited: dict[str, tuple[int, str]] = {}
         self._begun_with = set[str]()  # messages that held the initial model
         self._ask_at: dict[int, float] = {}  # node -> when to ask it again
 
