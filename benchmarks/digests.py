@@ -26,6 +26,10 @@ OWN = {  # required by a strategy, or needed for an effect within three rounds
     "cfl": ["strategy.eps1=9", "strategy.eps2=0.01", "strategy.warmup=1"],
     "fedper": ["peft=personal_head"],
     "fedrep": ["peft=personal_head"],
+    "krum": ["strategy.rule.f=0"],
+    "multi_krum": ["strategy.rule.f=0"],
+    "nnm": ["strategy.rule.f=1", "strategy.rule.then.f=1"],
+    "trimmed_mean": ["strategy.rule.f=1"],
     "rffl": ["strategy.warmup=2"],
     "rffl_plus": ["strategy.warmup=2"],
 }
@@ -94,7 +98,8 @@ def one(package: Path, overrides: list[str], mode: str) -> dict[str, Any]:
             )
             try:
                 said, _ = server.communicate(timeout=900)
-                clients.wait(60)
+                if server.returncode == 0:
+                    clients.wait(60)
             finally:
                 for process in (server, clients):
                     process.kill() if process.poll() is None else None
