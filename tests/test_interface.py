@@ -203,6 +203,7 @@ def test_only_what_is_trained_is_corrected() -> None:
     [
         ({"wieght": torch.zeros(2, 2)}, KeyError, "the model has no tensor wieght"),
         ({"weight": torch.zeros(2)}, ValueError, "weight has shape [2], not [2, 2]"),
+        ({"weight": torch.zeros(1, 2)}, ValueError, "weight has shape [1, 2], not [2, 2]"),
         ({"bias": torch.zeros(())}, ValueError, "bias has shape [], not [2]"),
     ],
 )

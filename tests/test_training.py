@@ -141,6 +141,8 @@ def test_poisson_steps_go_by_the_same_settings() -> None:
         ({"last_batch": "pad"}, "last_batch must be join, drop or keep"),
         ({"clip_norm": 0.0}, "clip_norm must be above 0"),
         ({"precision": "int8"}, "precision must be float32 or bfloat16"),
+        ({"layout": "nhwc"}, "layout must be contiguous or channels_last, not nhwc"),
+        ({"compile": True, "sampling": "poisson"}, "compile=true: not with sampling=poisson"),
         ({"optimizer": torch.optim.LBFGS, "sampling": "poisson"}, "optimizer: LBFGS asks for a step's loss again"),
     ],
 )
@@ -262,6 +264,64 @@ def test_autocast_computes_in_few_bits_and_weights_stay_in_float32() -> None:
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert all(value.dtype in (torch.float64, torch.int64) for value in made.sums(made.test_examples).values())
+
+
+class Watching(nn.Module):
+    """A convolution that notes the layout of the images that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4 * 4, CLASSES)
+        self.seen: set[tuple[bool, bool]] = set()  # whether it trains, and whether channels are last
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add((self.training, x.is_contiguous(memory_format=torch.channels_last)))
+        out: Tensor = self.head(self.conv(x).relu().flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "poisson"])
+def test_images_have_the_configured_layout_in_steps_and_tests(sampling: str) -> None:
+    def fitted(layout: str) -> tuple[set[tuple[bool, bool]], Tensor]:
+        with seeds.scope("layout"):
+            scratch = Scratch(module := Watching().double())
+        x = torch.randn(12, 2, 4, 4, generator=seeds.generator("images"), dtype=torch.float64)
+        part = Examples(x, torch.arange(12) % CLASSES)
+        how = Training(optimizer=plain, batch_size=5, layout=layout, sampling=sampling)  # type: ignore[arg-type]
+        made = Population(FedAvg(), scratch, how, [Part(part, part)], 0).client(0, {})
+        made.load({})
+        made.fit(1)
+        made.evaluate()
+        return module.seen, scratch.vector.clone()
+
+    (last, there), (first, here) = fitted("channels_last"), fitted("contiguous")
+    assert last == {(True, True), (False, True)}
+    assert first == {(True, False), (False, False)}
+    torch.testing.assert_close(there, here, rtol=1e-12, atol=1e-12)  # only the order of sums may differ
+
+
+@pytest.mark.long
+def test_a_compiled_model_trains_as_the_model_does_and_is_compiled_once() -> None:
+    made = population(counts=(31, 20), compile=True, clip_norm=1.0)
+    compiled = []
+    for id in (0, 1):
+        ours, theirs = made.client(id, {}), population(counts=(31, 20), clip_norm=1.0).client(id, {})
+        for one in (ours, theirs):
+            one.load({})
+        losses = [one.fit(1)["train_loss"] for one in (ours, theirs)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        torch.testing.assert_close(ours.params(), theirs.params(), rtol=1e-4, atol=1e-5)
+        compiled.append(made.scratch.cache["compiled"])
+    assert compiled[0] is compiled[1] is not made.scratch.module
+
+
+def test_a_model_that_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler here\nand much more")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    with pytest.raises(UserError, match=r"^client.compile=true: .*no compiler here$"):
+        client(compile=True).fit(1)
 
 
 def test_the_training_loss_is_the_mean_over_targets_not_over_batches() -> None:

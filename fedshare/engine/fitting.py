@@ -19,6 +19,8 @@ def objection(scratch: Scratch, training: Training) -> str | None:
         return f"device={scratch.device}: only on the CPU so far"
     if training.sampling != "shuffle":
         return f"sampling={training.sampling}: each client's batches have sizes of their own"
+    if training.compile:
+        return "compile=true: compiles the steps of one client"
     if moving := sorted(scratch.buffer_names & set(scratch.moved)):
         return f"training changes the model's buffer {moving[0]}"
     if any(parameter.is_complex() for parameter in scratch.parameters.values()):

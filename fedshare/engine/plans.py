@@ -14,7 +14,7 @@ from fedshare.errors import first_line
 from fedshare.tasks import Losses, Task, models
 from fedshare.tensors import Tensors
 from fedshare.training import functional
-from fedshare.training.fit import autocast
+from fedshare.training.forward import autocast
 from fedshare.training.scratch import Scratch
 from fedshare.training.settings import Training
 

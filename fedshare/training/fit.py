@@ -1,7 +1,6 @@
 """Training as data: a strategy's request, and the loop that carries it out, the reference for all engines."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -11,7 +10,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from fedshare.data.dataset import Examples, Inputs
-from fedshare.tasks import Losses, Task, models
+from fedshare.tasks import Losses, Task
+from fedshare.training.forward import step_output
 from fedshare.training.scratch import Scratch
 from fedshare.training.settings import Training, needs_closure
 
@@ -56,8 +56,7 @@ class Batches:
 
     def backward(self, batch: Batch) -> Losses:
         inputs, targets = batch
-        with autocast(self.training, self.scratch.device):
-            returned = models.call(self.scratch.module, inputs)
+        returned = step_output(self.training, self.scratch, inputs)
         losses = self.task.train_losses(returned, targets)
         losses.mean().backward()
         return Losses(losses.sums.detach(), losses.weights.detach())
@@ -99,11 +98,6 @@ def train(scratch: Scratch, training: Training, fit: Fit, steps: Steps) -> float
         weight += losses.weights.sum()
     scratch.module.eval()
     return float(total) / float(weight) if weight else 0.0
-
-
-def autocast(training: Training, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which the model computes in the configured precision."""
-    return torch.autocast(device.type, torch.bfloat16) if training.precision == "bfloat16" else nullcontext()
 
 
 def _stepping(optimizer: torch.optim.Optimizer, gradient: Callable[[], Losses]) -> Losses:

@@ -11,7 +11,8 @@ from fedshare.tasks import Task, models
 from fedshare.tasks.task import add
 from fedshare.tensors import Tensors
 from fedshare.training import functional
-from fedshare.training.fit import Batch, autocast
+from fedshare.training.fit import Batch
+from fedshare.training.forward import arranged, autocast
 from fedshare.training.scratch import Scratch
 from fedshare.training.settings import Training
 
@@ -25,7 +26,7 @@ class Measure:
     def outputs(self, inputs: Inputs) -> Tensor:
         """Return the model's main output for a batch's inputs."""
         with autocast(self.training, self.scratch.device):
-            return self.task.outputs(self.scratch.module, inputs)
+            return self.task.outputs(self.scratch.module, arranged(self.training, inputs))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the task's loss, averaged over the batch's targets."""

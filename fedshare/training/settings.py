@@ -27,6 +27,8 @@ class Training:
     lr_decay: float = 1.0  # the learning rate is multiplied by this after each round
     clip_norm: float | None = None  # L2 norm to which a step's gradient, of all trained tensors, is clipped; null: none
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: under autocast; weights keep their type
+    layout: Literal["contiguous", "channels_last"] = "contiguous"  # of images in memory; channels_last is often faster
+    compile: bool = False  # torch.compile of the model in steps: seconds per shape and process, then faster steps
     flat: bool = True  # step on one vector; false for optimizers that depend on a tensor's shape (Muon, Adafactor)
     sampling: Literal["shuffle", "poisson"] = "shuffle"  # passes in a random order; or `private.poisson`
     privacy: Privacy | None = None  # differential privacy for each example; needs poisson
@@ -45,12 +47,16 @@ class Training:
             raise UserError(f"clip_norm must be above 0, not {self.clip_norm}")
         if self.precision not in ("float32", "bfloat16"):
             raise UserError(f"precision must be float32 or bfloat16, not {self.precision}")
+        if self.layout not in ("contiguous", "channels_last"):
+            raise UserError(f"layout must be contiguous or channels_last, not {self.layout}")
         if not 0 < self.lr_decay <= 1:
             raise UserError(f"lr_decay must be in (0, 1], not {self.lr_decay}")
         if self.sampling not in ("shuffle", "poisson"):
             raise UserError(f"sampling must be shuffle or poisson, not {self.sampling}")
         if self.privacy and self.sampling != "poisson":
             raise UserError(f"sampling={self.sampling}: privacy needs poisson, for which what is spent is counted")
+        if self.compile and self.sampling == "poisson":
+            raise UserError("compile=true: not with sampling=poisson, whose batches all have different sizes")
         try:
             made = self.optimizer([torch.zeros((1,) if self.flat else (1, 1), requires_grad=True)])
         except (TypeError, ValueError) as error:

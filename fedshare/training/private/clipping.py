@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedshare.data.dataset import Inputs, mapped
 from fedshare.errors import UserError, first_line
 from fedshare.tasks import Task, models
-from fedshare.training.fit import autocast
+from fedshare.training.forward import autocast
 from fedshare.training.scratch import as_real
 from fedshare.training.settings import Training
 

@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedshare.data.dataset import Examples
 from fedshare.errors import UserError
 from fedshare.tasks import Losses, Task, models
-from fedshare.training.fit import Batch, autocast
+from fedshare.training.fit import Batch
+from fedshare.training.forward import arranged, autocast
 from fedshare.training.private.clipping import Clipping
 from fedshare.training.private.noise import Stream
 from fedshare.training.scratch import as_real
@@ -73,7 +74,7 @@ class Poisson:
             self._finish()
         elif len(targets):
             with autocast(self._training, targets.device):
-                returned = models.call(self._module, inputs)
+                returned = models.call(self._module, arranged(self._training, inputs))
             losses = self._task.alone(returned, targets)
             (losses.sum() / self._expected).backward()
             return Losses(losses.detach(), torch.ones_like(losses.detach()))
