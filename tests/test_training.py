@@ -267,25 +267,27 @@ def test_autocast_computes_in_few_bits_and_weights_stay_in_float32() -> None:
 
 
 class Watching(nn.Module):
-    """A convolution that notes the layout of the images that it is given."""
+    """Notes the layout in which its convolution computes."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4 * 4, CLASSES)
+        self.conv, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(4 * 4, CLASSES)
         self.seen: set[tuple[bool, bool]] = set()  # whether it trains, and whether channels are last
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
         self.seen.add((self.training, x.is_contiguous(memory_format=torch.channels_last)))
-        out: Tensor = self.head(self.conv(x).relu().flatten(1))
+        out: Tensor = self.head(x.relu().flatten(1))
         return out
 
 
 @pytest.mark.parametrize("sampling", ["shuffle", "poisson"])
-def test_images_have_the_configured_layout_in_steps_and_tests(sampling: str) -> None:
+@pytest.mark.parametrize("channels", [1, 2])
+def test_images_have_the_configured_layout_in_steps_and_tests(channels: int, sampling: str) -> None:
     def fitted(layout: str) -> tuple[set[tuple[bool, bool]], Tensor]:
         with seeds.scope("layout"):
-            scratch = Scratch(module := Watching().double())
-        x = torch.randn(12, 2, 4, 4, generator=seeds.generator("images"), dtype=torch.float64)
+            scratch = Scratch(module := Watching(channels).double())
+        x = torch.randn(12, channels, 4, 4, generator=seeds.generator("images"), dtype=torch.float64)
         part = Examples(x, torch.arange(12) % CLASSES)
         how = Training(optimizer=plain, batch_size=5, layout=layout, sampling=sampling)  # type: ignore[arg-type]
         made = Population(FedAvg(), scratch, how, [Part(part, part)], 0).client(0, {})

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedshare.data.dataset import Inputs, mapped
 from fedshare.errors import UserError, first_line
@@ -23,9 +23,12 @@ def arranged(training: Training, inputs: Inputs) -> Inputs:
 
     The weights stay as they are: convolutions bring them into the layout of their inputs.
     """
-    if training.layout == "contiguous":
-        return inputs
-    return mapped(lambda part: part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part, inputs)
+    return inputs if training.layout == "contiguous" else mapped(_channels_last, inputs)
+
+
+def _channels_last(part: Tensor) -> Tensor:
+    # Not `contiguous`, which leaves images of one channel as they are.
+    return part.to(memory_format=torch.channels_last) if part.ndim == 4 else part
 
 
 def step_output(training: Training, scratch: Scratch, inputs: Inputs) -> Any:
