@@ -1,5 +1,6 @@
 """The batching engine agrees with the plain one, for every strategy."""
 
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +23,13 @@ from fedshare.tasks import Classification
 from fedshare.training.parts import Parts, Role
 from fedshare.training.scratch import Scratch
 
-each_strategy = pytest.mark.parametrize("name", world.STRATEGIES)
+
+def long_but(quick: Container[str], values: Iterable[str]) -> list[Any]:
+    """Return the values as parameters of which only those in `quick` are not marked as long."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.long) for value in values]
+
+
+each_strategy = pytest.mark.parametrize("name", long_but(("fedavg", "ditto", "onebyte"), world.STRATEGIES))
 ROUNDS = Schedule(rounds=5, seed=0, clients_per_round=4, max_examples=100)
 
 
@@ -150,21 +157,26 @@ def fitted(optimizer: Any, options: dict[str, Any], task: Any = None, local: tup
     return replace(made, strategy=Fits(), scratch=scratch, training=training, task=task or made.task)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", long_but(("sgd", "adam"), OPTIMIZERS))
 def test_each_optimizer_takes_the_plain_engine_s_steps_whatever_a_fit_asks_for(optimizer: str) -> None:
     check(OPTIMIZERS[optimizer], {"clip_norm": 0.5})
+
+
+MORE_SIZES: list[dict[str, Any]] = [
+    {"last_batch": "drop"},
+    {"batch_size": 1},
+    {"epochs": 2.5},
+    {"steps": 7},
+    {"flat": False},
+]
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"last_batch": "keep"},
-        {"last_batch": "drop"},
         {"batch_size": None},
-        {"batch_size": 1},
-        {"epochs": 2.5},
-        {"steps": 7},
-        {"flat": False},
+        *(pytest.param(options, marks=pytest.mark.long) for options in MORE_SIZES),
     ],
     ids=str,
 )
