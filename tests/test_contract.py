@@ -12,7 +12,7 @@ import world
 from fedshare.errors import RunHalted
 from fedshare.network import Exchange, Heard, Purpose, Quotas
 from fedshare.payload import Payload
-from fedshare.rounds import Round, Schedule, run_server
+from fedshare.rounds import Round, Schedule, run_server, sample
 from fedshare.simulation import Simulation
 from fedshare.state import State, digests, pack, unpack
 from fedshare.tensors import Tensors
@@ -265,6 +265,16 @@ def test_clients_that_are_not_trained_again_are_those_of_a_simulation(name: str)
     network = Trained(name, {})
     (done,) = run_server(network.inner.population.strategy, network, begin(network.inner), schedule)
     assert done.link == whole[0].link
+
+
+def test_a_round_of_which_half_is_bad_goes_on() -> None:
+    inner = simulation("fedavg")
+    schedule = dataclasses.replace(SCHEDULE, rounds=1, clients_per_round=4)
+    chosen = sample(inner.client_ids(), 4, schedule.seed, 1)
+    network = world.Altered(inner, dict.fromkeys(chosen[:2], CORRUPTIONS["NaN"]))
+    (done,) = run_server(inner.population.strategy, network, begin(inner), schedule)
+    assert sorted(done.row["dropped"], key=int) == sorted(map(str, chosen[:2]), key=int)
+    assert done.row["clients"] == sorted(chosen[2:])
 
 
 @each_strategy

@@ -34,6 +34,15 @@ def test_arithmetic_refuses_other_names_and_nothing() -> None:
         tensors.mean([{}], [1, 2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_seen_in_any_type(dtype: torch.dtype, bad: float) -> None:
+    values = torch.zeros(5, dtype=dtype)
+    assert tensors.all_finite(values)
+    values[3] = bad
+    assert not tensors.all_finite(values)
+
+
 def test_digest_sees_every_bit_the_type_and_the_shape() -> None:
     plain = torch.arange(6, dtype=torch.float32)
     flipped = plain.clone()

@@ -18,6 +18,7 @@ from fedshare.client import Client, Training
 from fedshare.data.dataset import Dataset, Examples
 from fedshare.data.partition import Iid
 from fedshare.errors import RunHalted, UserError
+from fedshare.network import Purpose, answer
 from fedshare.payload import Payload
 from fedshare.report.best import Best
 from fedshare.rounds import Schedule, run_server
@@ -122,6 +123,73 @@ def test_steps_and_parts_of_a_pass(given: dict[str, Any], steps: int) -> None:
     made = client(**given)
     assert len(list(made.batches(1))) == steps
     assert len(list(made.batches(1, epochs=1))) == (1 if given.get("batch_size", 1) is None else 3)  # a strategy's wish
+
+
+def test_orders_differ_by_round_and_client_and_are_the_same_again() -> None:
+    def order(id: int, round: int) -> list[float]:
+        made = population(counts=(31, 31)).client(id, {})
+        return torch.cat([x[:, 0] for x, _ in made.batches(round)]).tolist()
+
+    first = order(0, 1)
+    assert order(0, 1) == first
+    assert order(0, 2) != first
+    assert sorted(order(0, 2)) == sorted(first)
+
+
+class Dropping(nn.Module):
+    """Returns what its dropout lets through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.linear = nn.Dropout(0.5), nn.Linear(FEATURES, CLASSES)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.drop(torch.ones(8, FEATURES)) > 0)
+        answer: Tensor = self.linear(x)
+        return answer
+
+
+def test_what_a_model_draws_is_its_client_s_and_its_round_s_own() -> None:
+    made = population(Dropping, counts=(31, 31), batch_size=None)
+    download = Payload({"params": made.scratch.initial})
+
+    def drawn(id: int, round: int) -> Tensor:
+        made.scratch.module.seen.clear()  # type: ignore[union-attr, operator]
+        answer(made.strategy, made.client(id, {}), Purpose.TRAIN, round, download)
+        first: Tensor = made.scratch.module.seen[0]  # type: ignore[union-attr, index]
+        return first
+
+    usual = drawn(0, 1)
+    assert torch.equal(drawn(0, 1), usual)
+    assert not torch.equal(drawn(1, 1), usual)
+    assert not torch.equal(drawn(0, 2), usual)
+
+
+def test_what_is_derived_from_the_model_is_made_once_for_all_clients() -> None:
+    made, calls = population(counts=(31, 20)), list[int]()
+    for id in (0, 1, 0):
+        assert made.client(id, {}).once("key", lambda: calls.append(1) or 7) == 7  # type: ignore[func-returns-value]
+    assert calls == [1]
+
+
+def test_the_rate_is_that_of_the_round() -> None:
+    def moved(round: int) -> float:
+        made = client(batch_size=None, lr_decay=0.5)
+        before = made.params()
+        made.fit(round)
+        return float((made.params()["bias"] - before["bias"]).norm())
+
+    assert moved(2) == pytest.approx(moved(1) / 2, rel=1e-5)
+    assert moved(1) == pytest.approx(0.1 * float(gradient_of_bias().norm()), rel=1e-5)
+
+
+def gradient_of_bias() -> Tensor:
+    made = client(batch_size=None)
+    module = linear()
+    (x, y), *_ = made.batches(1)
+    (found,) = torch.autograd.grad(nn.functional.cross_entropy(module(x), y), [module.bias])  # type: ignore[list-item]
+    return found
 
 
 def test_poisson_steps_go_by_the_same_settings() -> None:
@@ -242,6 +310,9 @@ def test_lbfgs_gets_its_closure(flat: bool) -> None:
     metrics = made.fit(1)
     assert made.loss_over(made.train_examples) < 0.5 * before
     assert metrics["train_loss"] < before
+    one = client(batch_size=None, optimizer=partial(torch.optim.LBFGS, lr=0.5, max_iter=5))
+    one.load({})
+    assert one.fit(1)["train_loss"] == pytest.approx(before), "the loss before the step"
 
     by_hand = linear()
     optimizer = torch.optim.LBFGS(by_hand.parameters(), lr=0.5, max_iter=5)
