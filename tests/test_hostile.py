@@ -476,6 +476,18 @@ def test_what_only_shows_a_round_later_is_still_somebodys() -> None:
     assert "the largest updates in round 2 were those of client 2 (norm " in str(halted.value)
 
 
+def test_suspects_are_those_of_the_round_that_made_the_values_large() -> None:
+    watch, state = Watch(), {"params": {"w": torch.ones(2)}}
+    for round, value in ((1, 1.0), (2, 1e4), (3, 1e5), (4, 1e6)):
+        uploads = {client: Payload({"params": {"w": torch.full((2,), value * client)}}) for client in (0, 1)}
+        after = {"params": {"w": torch.full((2,), value)}}
+        watch.check(round, state, after, uploads, {0: Payload(), 1: Payload()})
+        state = after
+    assert watch.suspects.startswith("the largest updates in round 2 were those of client 1 (norm 1.41e+04")
+    watch.check(5, state, {"params": {"w": torch.ones(2)}}, uploads, {0: Payload(), 1: Payload()})
+    assert watch.suspects == "", "it has recovered"
+
+
 @pytest.mark.parametrize("name", ["median", "krum", "geometric_median", "qffl", "rffl", "rffl_plus", "cgsv", "local"])
 def test_who_withstands_it_goes_on(name: str) -> None:
     assert len(list(in_rounds(filled(3e38), [2], name))) == 4

@@ -173,6 +173,16 @@ def test_what_is_derived_from_the_model_is_made_once_for_all_clients() -> None:
     assert calls == [1]
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_weight_decay_leaves_what_a_fit_does_not_train(flat: bool) -> None:
+    made = client(optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.5), flat=flat)
+    before = made.params()
+    made.fit(1, ["bias"])
+    after = made.params()
+    assert torch.equal(after["weight"], before["weight"])
+    assert not torch.equal(after["bias"], before["bias"])
+
+
 def test_the_rate_is_that_of_the_round() -> None:
     def moved(round: int) -> float:
         made = client(batch_size=None, lr_decay=0.5)
