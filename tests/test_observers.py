@@ -1,5 +1,6 @@
 """Observers of a run: what they write, in what order, and before the checkpoint that depends on it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def test_the_ledgers_observer_writes_the_ledger_of_the_servers_memory(tmp_path: 
         assert folder.ledger.read().head == found[1].head
         assert len(folder.links()) == len(folder.ledger.read().places) == done.number
     before = folder.ledger.path.read_bytes()
+    LedgerWriter(folder.ledger).saw(replace(done, number=3))
+    assert folder.ledger.path.read_bytes() == before, "a round without a usable upload has no commit"
     assert LedgerWriter(folder.ledger).begin(done.state), "a run that goes on where its ledger ends"
     assert folder.ledger.path.read_bytes() == before
     folder.ledger.rewind(1)
