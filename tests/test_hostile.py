@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_quotas import Liar
-from test_stream import serving
+from test_stream import serving, wait_until
 from torch import Tensor
 
 import world
@@ -361,8 +361,7 @@ def test_who_joins_with_other_counts_than_the_servers_is_refused_with_both_numbe
         )
         for client in (0, 1, LIAR):
             Liar(server.address, client, **counts[client] | ({kind: lie} if client == LIAR else {}))
-        while len(network.client_ids()) < 2 or not network.refused:
-            pass
+        wait_until(lambda: len(network.client_ids()) >= 2 and bool(network.refused), "two take part, one is refused")
         reason = f"it says that it has {told} examples; by the server's count it has {own}"
         assert list(network.refused.values()) == [reason]
         assert network.client_ids() == [0, 1]

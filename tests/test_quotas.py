@@ -296,8 +296,7 @@ def test_a_host_cannot_write_lines_of_the_log() -> None:
     with asked(2, said.append) as (network, server, _):
         Liar(server.address, 1, host=FALSE_LINE, device=FALSE_LINE)
         until_present(server, 0, 1)
-        while network.client_ids() != [0, 1]:
-            pass
+        wait_until(lambda: network.client_ids() == [0, 1], "both take part")
         (line,) = [line for line in said if not line.startswith("waiting for")]
         shown = r"host\n2026-11-30 12:00:00 round 9 is done\x1b[2J\u202exxxx"
         assert line.startswith(f"client 1 takes part: {shown}")
