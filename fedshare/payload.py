@@ -15,6 +15,7 @@ UNKNOWN = 10**12  # maximum number of test examples of a client that has not dec
 class Payload:
     tensors: dict[str, Tensors] = field(default_factory=dict)  # {"params": {...}, "critical": {...}}
     metrics: dict[str, float] = field(default_factory=dict)  # {"examples": 600, ...}
+    weight: float | None = None  # the receiver's mixing weight for it, among peers; never sent
 
     @property
     def nbytes(self) -> int:

@@ -53,6 +53,7 @@ CORE = {
         *("attacks", "client", "data.dataset", "errors", "forms", "machine", "network", "payload", "seeds", "state"),
         *("strategy", "tensors"),
     },
+    "peers": {"peers", "client", "errors", "forms", "payload", "seeds", "state", "strategy", "tensors"},
     "engine": {"engine", "data.dataset", "errors", "seeds", "tasks", "tensors", "training"},
     "simulation": {
         *(

@@ -31,6 +31,7 @@ class Root:
     schedule: Any = key(shared=True, before={"_target_": "fedshare.training.rates.Constant"})
     task: Any = key(shared=True, before={"_target_": "fedshare.tasks.Classification"})
     attack: Any = key(shared=True, before={"_target_": "fedshare.attacks.Attack", "adversaries": 0})
+    peers: Any = key(shared=True, since=(0, 2), before={"_target_": "fedshare.peers.Served"})
     tracking: Any = key(effect=Effect.NOTHING, may_change=True)
     name: str = key(effect=Effect.NOTHING)
     folder: str = MISSING

@@ -7,6 +7,7 @@ from fedshare.client import Training
 from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition
 from fedshare.experiments.tracking import Tracker
+from fedshare.peers import Peering
 from fedshare.peft import Method
 from fedshare.strategy import Strategy
 from fedshare.tasks import Task
@@ -19,6 +20,7 @@ PARTS: dict[str, type] = {  # parts that are cheap to make
     "schedule": Rate,
     "task": Task,
     "attack": Attack,
+    "peers": Peering,
     "tracking": Tracker,
 }
 SLOTS = PARTS | {"partition": Partition, "model": torch.nn.Module, "data.load": Dataset}

@@ -1,0 +1,88 @@
+"""Any strategy without a server: every peer keeps what a server would, and aggregates what its neighbours send it."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from fedshare.client import Client
+from fedshare.forms import Form
+from fedshare.payload import Payload
+from fedshare.state import State
+from fedshare.strategy import Purpose, Strategy, weakness
+from fedshare.tensors import Tensors, flatten
+
+Mixing = list[dict[int, float]]  # by peer, the weight of each sender, itself included
+
+
+@dataclass(frozen=True)
+class Decentralised(Strategy):
+    """A strategy whose `aggregate` runs at every peer, on the uploads of the peer's neighbours and its own.
+
+    The memory has each peer's own in ``peers``. A peer that did not take part in a round keeps its memory. The weight
+    of a neighbour whose upload is missing goes to the peer's own, so that doubly stochastic weights stay so.
+    """
+
+    inner: Strategy
+    mixes: Callable[[int, int, int], Mixing]  # of the number of peers, the seed and the round
+    count: int  # peers
+    seed: int
+
+    reports: ClassVar[dict[str, str]] = {
+        "consensus": "root mean square distance of the peers' models from their average"
+    }
+
+    @property
+    def form(self) -> Form:  # type: ignore[override]
+        return self.inner.form
+
+    @property
+    def optimizes(self) -> bool:  # type: ignore[override]
+        return self.inner.optimizes
+
+    def init(self, params: Tensors, clients: int) -> State:
+        first = self.inner.init(params, clients)
+        return {"round": 0, "peers": dict.fromkeys(range(self.count), first)}
+
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
+        return self.inner.download(state["peers"][client_id], client_id, purpose)
+
+    def apply(self, client: Client, download: Payload) -> None:
+        self.inner.apply(client, download)
+
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
+        return self.inner.train(client, round, download)
+
+    def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        mixing, peers = self.mixes(self.count, self.seed, round), dict(state["peers"])
+        alike: dict[tuple[object, ...], State] = {}  # on a full graph, all peers compute the same
+        for peer in uploads:
+            weights = {sender: weight for sender, weight in mixing[peer].items() if sender in uploads}
+            weights[peer] = 1 - sum(weight for sender, weight in weights.items() if sender != peer)
+            key = id(peers[peer]), *sorted(weights.items())
+            if key not in alike:
+                gathered = {sender: replace(uploads[sender], weight=weight) for sender, weight in weights.items()}
+                alike[key] = self.inner.aggregate(state["peers"][peer], round, dict(sorted(gathered.items())))
+            peers[peer] = alike[key]
+        return {"round": round, "peers": peers}
+
+    def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
+        return self.inner.expects(state["peers"][client_id], client_id)
+
+    def evaluate(self, client: Client, round: int) -> Payload:
+        return self.inner.evaluate(client, round)
+
+    def weakness(self, clients: Collection[int]) -> str | None:
+        """Of the peer with the fewest neighbours among `clients`, in the first round's graph."""
+        mixing = self.mixes(self.count, self.seed, 1)
+        fewest = min((mixing[peer].keys() & clients for peer in clients), key=len, default=set())
+        return weakness(self.inner, sorted(fewest))
+
+    def report(self, state: State) -> dict[str, Any]:
+        models = [flatten(own["params"]).double() for own in state["peers"].values() if "params" in own]
+        if not models:
+            return {}
+        apart = torch.stack(models)
+        apart -= apart.mean(0)
+        return {"consensus": float(apart.square().sum() / len(models)) ** 0.5}

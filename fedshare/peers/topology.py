@@ -1,0 +1,86 @@
+"""Who exchanges uploads with whom in a round, and how much each counts."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from fedshare.errors import UserError
+from fedshare.peers.decentralised import Decentralised, Mixing
+from fedshare.strategy import Strategy
+
+Links = list[list[int]]  # by peer, the peers whose uploads it receives, sorted, without itself
+
+
+class Peering(ABC):
+    """How participants are organised: with a server, or as peers in a graph."""
+
+    @abstractmethod
+    def around(self, strategy: Strategy, peers: int, seed: int) -> Strategy:
+        """Return the strategy as it runs among `peers` participants. Raises UserError if they cannot form the graph."""
+
+
+class Served(Peering):
+    """A server aggregates for all: the strategy as it is."""
+
+    def around(self, strategy: Strategy, peers: int, seed: int) -> Strategy:
+        return strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology(Peering):
+    """A graph of peers, perhaps another one in each round."""
+
+    mixing: Literal["metropolis", "uniform"] = "metropolis"  # the weights of neighbours; metropolis: doubly stochastic
+
+    def __post_init__(self) -> None:
+        if self.mixing not in ("metropolis", "uniform"):
+            raise UserError(f"peers.mixing={self.mixing}: must be metropolis or uniform")
+
+    def around(self, strategy: Strategy, peers: int, seed: int) -> Strategy:
+        if peers < 2:
+            raise UserError(f"peers: a graph needs at least 2 peers, not {peers}")
+        self.check(self.links(peers, seed, 1))
+        return Decentralised(strategy, self.mixes, peers, seed)
+
+    @abstractmethod
+    def links(self, peers: int, seed: int, round: int) -> Links:
+        """Return the links of a round. Raises UserError if so many peers cannot form the graph."""
+
+    def check(self, links: Links) -> None:
+        """Raise UserError if information from some peer never reaches some other."""
+        if lost := unreached(links):
+            raise UserError(f"peers: the graph is not connected: nothing from peer 0 reaches peer {lost[0]}")
+
+    def mixes(self, peers: int, seed: int, round: int) -> Mixing:
+        """Return the weight of each upload that a peer receives, by peer and sender; each peer's sum to 1.
+
+        ``metropolis``: 1 / (1 + the larger number of neighbours of the two), and the rest for the peer's own, so that
+        the sums over receivers are 1, too (Xiao, Boyd and Lall 2006). ``uniform``: all equal, its own included.
+        """
+        links = self.links(peers, seed, round)
+        degrees = [len(others) for others in links]
+        mixing = []
+        for peer, others in enumerate(links):
+            if self.mixing == "uniform":
+                weights = dict.fromkeys(others, 1 / (1 + len(others)))
+            else:
+                weights = {other: 1 / (1 + max(degrees[peer], degrees[other])) for other in others}
+            mixing.append(dict(sorted((weights | {peer: 1 - sum(weights.values())}).items())))
+        return mixing
+
+
+def unreached(links: Links) -> list[int]:
+    """Return the peers that are not reached from peer 0, or do not reach it, along the links."""
+    forward: Links = [[] for _ in links]
+    for receiver, senders in enumerate(links):
+        for sender in senders:
+            forward[sender].append(receiver)
+    lost = set[int]()
+    for ways in (forward, links):
+        seen, edge = {0}, [0]
+        while edge:
+            found = {other for peer in edge for other in ways[peer]} - seen
+            seen |= found
+            edge = list(found)
+        lost |= set(range(len(links))) - seen
+    return sorted(lost)

@@ -1,0 +1,250 @@
+"""Peers without a server: graphs and their weights, and any strategy whose aggregate runs at every peer."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import world
+from fedshare.engine.batched import Batched
+from fedshare.errors import UserError
+from fedshare.experiments.cli import main
+from fedshare.payload import Payload
+from fedshare.peers import Decentralised, Topology
+from fedshare.peers.graphs import ErdosRenyi, Exponential, File, Full, RandomRegular, Ring, SmallWorld, Star, Torus
+from fedshare.peers.varying import Matching, OnePeerExponential
+from fedshare.population import Population
+from fedshare.rounds import Round, Schedule, run_server
+from fedshare.runs import RunFolder, verify
+from fedshare.simulation import Simulation
+from fedshare.state import digests, pack, unpack
+from fedshare.strategies.fedavg import FedAvg
+from fedshare.strategies.gossip import Gossip
+
+SCHEDULE = Schedule(rounds=3, seed=0, clients_per_round=4, max_examples=100)
+EVERYONE = replace(SCHEDULE, clients_per_round=None)
+UNDIRECTED: list[Topology] = [
+    *(Full(), Ring(), Star(), Torus(), Exponential(), RandomRegular(), ErdosRenyi(), SmallWorld(), Matching()),
+]
+DIRECTED: list[Topology] = [OnePeerExponential()]
+each_strategy = pytest.mark.parametrize("name", world.STRATEGIES)
+RUN = ["data=digits", "partition.clients=6", "train_examples=300", "client.epochs=1", "tracking=none", "workers=0"]
+
+
+def among(topology: Topology, strategy: Any) -> Population:
+    made = world.build(strategy) if isinstance(strategy, str) else replace(world.build("fedavg"), strategy=strategy)
+    return replace(made, strategy=topology.around(made.strategy, world.CLIENTS, 0))
+
+
+def run(population: Population, schedule: Schedule = SCHEDULE, **options: Any) -> list[Round]:
+    with Simulation(lambda: population, population=population, **options) as network:
+        return list(run_server(population.strategy, network, world.begin(population), schedule))
+
+
+# Graphs and weights
+
+
+def matrix(topology: Topology, peers: int, seed: int, round: int) -> np.ndarray:
+    found = np.zeros((peers, peers))
+    for peer, weights in enumerate(topology.mixes(peers, seed, round)):
+        for sender, weight in weights.items():
+            found[peer, sender] = weight
+    return found
+
+
+@pytest.mark.parametrize("topology", UNDIRECTED, ids=lambda one: type(one).__name__)
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from([9, 12, 15, 16, 20, 25]), st.integers(0, 50), st.integers(1, 9))
+def test_metropolis_weights_are_symmetric_and_doubly_stochastic(
+    topology: Topology, peers: int, seed: int, round: int
+) -> None:
+    found = matrix(topology, peers, seed, round)
+    np.testing.assert_allclose(found, found.T, atol=1e-15)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-12)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-12)
+    assert (found >= 0).all()
+    assert (np.diag(found) > 0).all()
+
+
+@pytest.mark.parametrize("topology", [*UNDIRECTED, *DIRECTED], ids=lambda one: type(one).__name__)
+def test_uniform_weights_are_equal_and_sum_to_1(topology: Topology) -> None:
+    for weights in replace(topology, mixing="uniform").mixes(16, 0, 1):
+        assert len(set(weights.values())) == 1 or np.ptp(list(weights.values())) < 1e-15
+        assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_a_one_peer_exponential_graph_averages_exactly_after_all_its_powers() -> None:
+    product = np.eye(16)
+    for round in (1, 2, 3, 4):
+        product = matrix(OnePeerExponential(), 16, 0, round) @ product
+    np.testing.assert_allclose(product, np.full((16, 16), 1 / 16), atol=1e-12)
+
+
+def test_random_graphs_are_connected_and_the_seed_s_own() -> None:
+    """Of networkx's random regular graphs of degree 2 with 20 nodes, most seeds give one that is not connected."""
+    for seed in range(20):
+        RandomRegular(degree=2).around(Gossip(), 20, seed)
+    draws = [RandomRegular().links(20, seed, 1) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+# Without a server
+
+
+def begun(peers: int, values: torch.Tensor) -> tuple[dict[str, Any], dict[int, Payload]]:
+    uploads = {
+        peer: Payload({"params": {"w": values[peer : peer + 1].clone()}}, {"examples": 1.0}) for peer in range(peers)
+    }
+    return {"round": 0, "peers": {peer: {"params": one.tensors["params"]} for peer, one in uploads.items()}}, uploads
+
+
+def test_on_a_ring_the_consensus_error_falls_by_the_second_eigenvalue() -> None:
+    peers = 10
+    values, vectors = np.linalg.eigh(matrix(Ring(), peers, 0, 1))
+    second, start = values[-2], torch.from_numpy(vectors[:, -2].copy())
+    assert second == pytest.approx((1 + 2 * np.cos(2 * np.pi / peers)) / 3)
+    strategy = Ring().around(Gossip(), peers, 0)
+    state, uploads = begun(peers, start)
+    before = strategy.report(state)["consensus"]
+    for round in range(1, 20):
+        state = strategy.aggregate(state, round, uploads)
+        uploads = {peer: replace(uploads[peer], tensors=own) for peer, own in state["peers"].items()}
+        after = strategy.report(state)["consensus"]
+        assert after / before == pytest.approx(second, abs=1e-9)
+        before = after
+
+
+def test_who_is_absent_keeps_its_model_and_its_weight_goes_to_each_receiver_s_own() -> None:
+    strategy = Ring().around(Gossip(), 5, 0)
+    state, uploads = begun(5, torch.arange(5, dtype=torch.float64))
+    del uploads[1]
+    after = [float(own["params"]["w"]) for own in strategy.aggregate(state, 1, uploads)["peers"].values()]
+    assert after == pytest.approx([4 / 3, 1.0, 2 * 2 / 3 + 3 / 3, 3.0, (3 + 4 + 0) / 3])
+    assert sum(after) == pytest.approx(10), "the sum of all is kept"
+
+
+@pytest.mark.parametrize("mixing", ["metropolis", "uniform"])
+def test_gossip_on_a_full_graph_is_fedavg_of_everyone(mixing: Any) -> None:
+    found = run(among(Full(mixing=mixing), Gossip()), EVERYONE)[-1]
+    server = run(replace(world.build("fedavg"), strategy=FedAvg(weighted=False)), EVERYONE)[-1]
+    for own in found.state["peers"].values():
+        for name, value in server.state["params"].items():
+            torch.testing.assert_close(own["params"][name], value, rtol=0, atol=1e-6)
+    assert found.row["consensus"] == pytest.approx(0, abs=1e-9)
+
+
+@each_strategy
+def test_on_a_full_graph_every_peer_has_the_bits_of_a_server(name: str) -> None:
+    found, server = run(among(Full(), name), EVERYONE), run(world.build(name), EVERYONE)
+    for one, other in zip(found, server, strict=True):
+        assert all(digests(own) == digests(other.state) for own in one.state["peers"].values())
+        same = other.row.keys() & {"accuracy", "loss", "train_loss", "per_client", "examples"}
+        assert {key: one.row[key] for key in same} == {key: other.row[key] for key in same}
+
+
+@each_strategy
+def test_every_strategy_runs_on_a_ring_and_goes_on_to_the_same_bits(name: str) -> None:
+    population = among(Ring(), name)
+    rounds = run(population)
+    assert all(not done.row["dropped"] for done in rounds)
+    first, *rest = rounds
+    with Simulation(lambda: population, population=population) as network:
+        list(run_server(population.strategy, network, world.begin(population), replace(SCHEDULE, rounds=1)))
+        network.memories.recall(unpack_each(network.memories.remember()), 1)
+        state = unpack(pack(first.state))
+        again = list(run_server(population.strategy, network, state, SCHEDULE, start=1, digest=first.link.digest))
+    assert [done.link for done in again] == [done.link for done in rest]
+
+
+def unpack_each(memories: dict[int, Any]) -> dict[int, Any]:
+    return {client: unpack(pack(state)) for client, state in memories.items()}
+
+
+def test_peers_are_clients_of_the_batching_engine() -> None:
+    population = among(Ring(), Gossip())
+    plain, batched = run(population), run(population, engine=Batched)
+    for peer, own in plain[-1].state["peers"].items():
+        for name, value in own["params"].items():
+            torch.testing.assert_close(value, batched[-1].state["peers"][peer]["params"][name], rtol=0, atol=1e-5)
+
+
+def test_a_wrapper_declares_what_it_reports() -> None:
+    found = run(among(Ring(), "rffl"))[-1].row.keys() & {"consensus"}
+    assert not found, "there is no global model"
+    strategy = among(Ring(), Gossip()).strategy
+    assert isinstance(strategy, Decentralised)
+    assert strategy.report(run(among(Ring(), Gossip()))[-1].state).keys() <= strategy.reports.keys()
+
+
+# Commands
+
+
+@pytest.mark.parametrize("peers", ["ring", "matching"])
+def test_a_run_among_peers_is_one_line_and_goes_on(peers: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    given = ["run", f"peers={peers}", "strategy=gossip", *RUN]
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "rounds=3", f"folder={whole}"])
+    assert not ended.value.code
+    for arguments in ([*given, "rounds=1", f"folder={parts}"], ["resume", str(parts), "--rounds", "3"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert not ended.value.code
+    assert verify(RunFolder(whole), RunFolder(parts))[0]
+    rows = RunFolder(whole).rows()
+    assert rows[-1]["accuracy"] > 0.3
+    assert rows[-1]["consensus"] > 0
+
+
+BAD = {
+    "peers=torus partition.clients=7": "peers=torus: 7 peers form no grid with sides of at least 3; 9, 12, 15 or 16 do",
+    "peers=ring partition.clients=1": "peers: a graph needs at least 2 peers, not 1",
+    "peers=random_regular peers.degree=3 partition.clients=5": (
+        "peers.degree=3: 5 peers cannot have so many neighbours each: must be from 1 to 4, and even because the number"
+    ),
+    "peers=random_regular peers.degree=9": "peers.degree=9: 6 peers cannot have so many neighbours each",
+    "peers=erdos_renyi peers.p=0": "peers.p=0: must be above 0 and at most 1",
+    "peers=erdos_renyi peers.p=0.01": "peers: none of 100 such graphs of 6 peers is connected: more links are required",
+    "peers=small_world peers.nearest=3": "peers.nearest=3: must be even, at least 2, and below 6, the peers",
+    "peers=ring peers.mixing=none": "peers.mixing=none: must be one of metropolis, uniform",
+    "peers=file peers.path=/nowhere": "peers.path=/nowhere: cannot be read",
+}
+
+
+@pytest.mark.parametrize("overrides", BAD)
+def test_what_is_no_graph_is_one_line(overrides: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "strategy=gossip", *RUN, *overrides.split(), f"folder={tmp_path / 'run'}"])
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert BAD[overrides] in line
+    assert len(line.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("0 1\n1 2\n2 9\n", "line 3: there is no peer 9, only 0 to 3"),
+        ("0 1\n1 1\n", "line 2: links peer 1 to itself"),
+        ("0 1 2\n", "line 1: must be two numbers of peers, not '0 1 2'"),
+        ("0 one\n", "line 1: must be two numbers of peers"),
+        ("0 1\n2 3  # the others\n", "peers: the graph is not connected: nothing from peer 0 reaches peer 2"),
+        ("", "peers: the graph is not connected"),
+    ],
+)
+def test_what_a_file_of_links_may_not_hold(text: str, line: str, tmp_path: Path) -> None:
+    (path := tmp_path / "links").write_text(text)
+    with pytest.raises(UserError, match=line.replace("'", ".")):
+        File(path=str(path)).around(Gossip(), 4, 0)
+
+
+def test_a_file_of_links_is_a_graph(tmp_path: Path) -> None:
+    (path := tmp_path / "links").write_text("# a path\n0 1\n\n2 1\n3 2\n")
+    assert File(path=str(path)).links(4, 0, 1) == [[1], [0, 2], [1, 3], [2]]
+    assert Ring().links(2, 0, 1) == [[1], [0]]
