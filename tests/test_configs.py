@@ -46,7 +46,7 @@ def given(group: str, option: str) -> list[str]:
 def test_every_option_composes_and_fits_what_it_names(group: str, option: str) -> None:
     text = ["data=sst_trees"] if option in LANGUAGE else []
     config = resolved([*text, *given(group, option)])
-    for key in ("strategy", "peft", "partition", "model", "client", "schedule", "task", "attack", "tracking"):
+    for key in ("strategy", "peft", "partition", "model", "client", "schedule", "task", "attack", "peers", "tracking"):
         check(config[key], key)
     check(config.data.load, "data.load")
     for key, kind in (("strategy", Strategy), ("partition", Partition), ("client", Training)):

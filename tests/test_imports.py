@@ -116,6 +116,7 @@ FENCED = {
     "pandas": ("fedshare.data",),
     "datasets": ("fedshare.data",),
     "greenlet": ("fedshare.engine.batched",),
+    "networkx": ("fedshare.peers.graphs",),
     "numba": ("fedshare.directions.kernels",),
     "prometheus_client": ("experiments.hosts.prometheus",),
 }

@@ -19,6 +19,7 @@ from fedshare.experiments.config.device import device_of
 from fedshare.experiments.config.examples import shared_out
 from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.config.model import tuned
+from fedshare.experiments.config.schema import SINCE
 from fedshare.machine.threads import one_thread
 from fedshare.peers import Peering
 from fedshare.rounds import Schedule
@@ -70,7 +71,9 @@ def population_of(config: DictConfig, own: str | None = None) -> Population:
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
         with seeds.scope(config.seed, "model"):  # a lazy data set may draw random numbers
             targets = max(1, dataset.pool.batch(slice(0, 1))[1].numel())
-        strategy = make(config.peers, "peers", Peering).around(strategy, len(shares), config.seed)
+        strategy = make(config.get("peers", OmegaConf.create(SINCE["peers"])), "peers", Peering).around(
+            strategy, len(shares), config.seed
+        )
         made = Population(
             *(strategy, scratch, training, shares, config.seed, liars, task, config.unseen, given),
             targets=targets,

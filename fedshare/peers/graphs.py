@@ -124,9 +124,11 @@ class SmallWorld(Fixed):
 class File(Fixed):
     """A list of links: two peers in each line; ``#`` begins a comment."""
 
-    path: str  # of the file
+    path: str | None = None  # of the file; required
 
     def graph(self, peers: int, seed: int) -> nx.Graph:
+        if self.path is None:
+            raise UserError("peers.path: required: the file of the links")
         try:
             lines = Path(self.path).read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
