@@ -1,6 +1,7 @@
 """Everything that is sent: named groups of named tensors, and metrics."""
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import torch
@@ -53,21 +54,23 @@ def same_tensors(a: Payload, b: Payload) -> bool:
     )
 
 
-def flaw(upload: Payload, expected: dict[str, Tensors], max_examples: int) -> str | None:
+def flaw(upload: Payload, expected: dict[str, Tensors], max_examples: int, finite: bool = True) -> str | None:
     """Return why an untrusted `upload` is invalid; None if it is valid.
 
     It must hold exactly the groups, names, shapes and types of `expected`, only finite numbers, and an integer number
-    of examples in 1..max_examples. Other shapes are not broadcast, which would distort the average unnoticed.
+    of examples in 1..max_examples. Other shapes are not broadcast, which would distort the average unnoticed. Without
+    `finite`, the tensors' numbers are not checked.
     """
-    if wrong := _names("groups", set(upload.tensors), set(expected)):
-        return wrong
+    if upload.tensors.keys() != expected.keys():
+        return _names("groups", upload.tensors.keys(), expected.keys())
     for group, tensors in upload.tensors.items():
         if not isinstance(tensors, dict):
             return f"{group} is a {type(tensors).__name__}, not named tensors"
-        if wrong := _names(group, set(tensors), set(expected[group])):
-            return wrong
+        wanted = expected[group]
+        if tensors.keys() != wanted.keys():
+            return _names(group, tensors.keys(), wanted.keys())
         for name, tensor in tensors.items():
-            if reason := _unlike(tensor, expected[group][name]):
+            if reason := _unlike(tensor, wanted[name], finite):
                 return f"{group}: {name} {reason}"
     for name, value in upload.metrics.items():
         if not is_finite(value):
@@ -84,12 +87,12 @@ def evaluation_flaw(
     counts from 0 to that number; a loss may be NaN, which is a valid result. The optional group ``validation`` is
     checked like ``sums``, or against `max_validation`.
     """
-    if wrong := _names("groups", set(answer.tensors) - {"validation"}, {"sums"}):
+    if wrong := _names("groups", answer.tensors.keys() - {"validation"}, {"sums"}):
         return wrong
     for group, sums in answer.tensors.items():
         if not isinstance(sums, dict):
             return f"{group} is a {type(sums).__name__}, not named tensors"
-        if wrong := _names(group, set(sums), set(zeros)):
+        if wrong := _names(group, sums.keys(), zeros.keys()):
             return wrong
         for name, tensor in sums.items():
             if reason := _unlike(tensor, zeros[name], finite=False):
@@ -112,7 +115,7 @@ def _unlike(tensor: object, like: Tensor, finite: bool = True) -> str | None:
         return f"has shape {list(tensor.shape)}, not {list(like.shape)}"
     if tensor.dtype != like.dtype:
         return f"is {tensor.dtype}, not {like.dtype}"
-    return None if not finite or all_finite(tensor) else "holds NaN or infinity"
+    return None if not finite or all_finite([tensor]) else "holds NaN or infinity"
 
 
 def _count(metrics: dict[str, float], least: int, most: int) -> str | None:
@@ -124,7 +127,7 @@ def _count(metrics: dict[str, float], least: int, most: int) -> str | None:
     return None
 
 
-def _names(what: str, found: set[str], expected: set[str]) -> str | None:
+def _names(what: str, found: AbstractSet[str], expected: AbstractSet[str]) -> str | None:
     if found == expected:
         return None
     some = [f"lacks {name}" for name in sorted(expected - found)] + [

@@ -2,13 +2,15 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 _HUGE = 1e300
+_BLOCK = 2**15  # numbers of a sum that stay in the cache while all summands are added
+_SMALL = 2**13  # smaller tensors are joined: a call of torch takes longer than to copy them
 
 
 def add(a: Tensors, b: Tensors, alpha: float = 1.0) -> Tensors:
@@ -41,12 +43,28 @@ def mean(items: Sequence[Tensors], weights: Sequence[float] | None = None) -> Te
     weights = [1.0] * len(items) if weights is None else weights
     if len(weights) != len(items):
         raise ValueError(f"{len(items)} items but {len(weights)} weights")
+    for item in items[1:]:
+        _same_names(items[0], item)
     whole = sum(weights)
-    total = scale(items[0], weights[0] / whole)
-    for item, weight in zip(items[1:], weights[1:], strict=True):
-        _same_names(total, item)
-        for name, tensor in total.items():
-            tensor.add_(item[name], alpha=weight / whole)
+    shares = [weight / whole for weight in weights]
+    return {name: _weighted_sum([item[name] for item in items], shares) for name in items[0]}
+
+
+def _weighted_sum(tensors: list[Tensor], shares: list[float]) -> Tensor:
+    """Return the sum by `shares`, in the order given. Every block of it is finished before the next is begun."""
+    first = tensors[0]
+    size, shape, kind = first.numel(), first.shape, first.dtype
+    blockwise = size > _BLOCK and (kind.is_floating_point or kind.is_complex)
+    if not blockwise or any(t.shape != shape or t.dtype != kind or not t.is_contiguous() for t in tensors):
+        total = first * shares[0]
+        for tensor, share in zip(tensors[1:], shares[1:], strict=True):
+            total.add_(tensor, alpha=share)
+        return total
+    total = torch.empty_like(first, requires_grad=False)
+    for block, start, *others in zip(*(t.detach().view(-1).split(_BLOCK) for t in (total, *tensors)), strict=True):
+        torch.mul(start, shares[0], out=block)
+        for other, share in zip(others, shares[1:], strict=True):
+            block.add_(other, alpha=share)
     return total
 
 
@@ -63,17 +81,39 @@ def flatten(tensors: Tensors) -> Tensor:
 
 def dot(a: Tensors, b: Tensors) -> float:
     """Return the inner product over all tensors, in float64."""
-    return sum(float(torch.dot(a[name].double().reshape(-1), b[name].double().reshape(-1))) for name in a)
+    return sum(float(torch.dot(_precise(a[name]), _precise(b[name]))) for name in a)
 
 
 def norm(a: Tensors) -> float:
-    return math.sqrt(dot(a, a))
+    return math.sqrt(sum(_square(_precise(tensor)) for tensor in a.values()))
 
 
 def cosine(a: Tensors, b: Tensors) -> float:
     """Return the cosine similarity, in float64; 0 if one of them is zero."""
-    length = math.sqrt(dot(a, a) * dot(b, b))
-    return dot(a, b) / length if length > 0 else 0.0
+    return cosines([a], b)[0]
+
+
+def cosines(items: Sequence[Tensors], b: Tensors) -> list[float]:
+    """Return the cosine similarity of each of `items` with `b`, in float64; 0 if one of the two is zero."""
+    towards = {name: _precise(tensor) for name, tensor in b.items()}
+    square, found = sum(map(_square, towards.values())), list[float]()
+    for item in items:
+        squares, products = list[float](), list[float]()
+        for name, tensor in item.items():
+            vector = _precise(tensor)
+            squares.append(_square(vector))
+            products.append(float(torch.dot(vector, towards[name])))
+        length = math.sqrt(sum(squares) * square)
+        found.append(sum(products) / length if length > 0 else 0.0)
+    return found
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.double().reshape(-1)
+
+
+def _square(vector: Tensor) -> float:
+    return float(torch.dot(vector, vector))
 
 
 def is_finite(value: object) -> bool:
@@ -81,11 +121,32 @@ def is_finite(value: object) -> bool:
     return isinstance(value, float | int) and -_HUGE < value < _HUGE  # excludes ints too large for a float
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Return whether it holds neither NaN nor infinity."""
-    if tensor.is_floating_point() and tensor.numel():  # one pass without a copy: both ends are NaN if any element is
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether none of them holds NaN or infinity."""
+    joined = dict[torch.dtype, list[Tensor]]()
+    count = 0
+    for tensor in tensors:
+        if (size := tensor.numel()) >= _SMALL:
+            if not _finite(tensor):
+                return False
+        elif size:
+            joined.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
+            count += size
+        if count >= _BLOCK:
+            if not all(map(_finite, map(_cat, joined.values()))):
+                return False
+            joined, count = {}, 0
+    return all(map(_finite, map(_cat, joined.values())))
+
+
+def _cat(pieces: list[Tensor]) -> Tensor:
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.is_floating_point():  # one pass without a copy: both ends are NaN if any element is
         return all(math.isfinite(float(end)) for end in tensor.detach().aminmax())
-    return bool(tensor.isfinite().all())
+    return not tensor.is_complex() or bool(tensor.isfinite().all())
 
 
 def digest(tensor: Tensor) -> str:

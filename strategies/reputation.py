@@ -19,7 +19,7 @@ from fedshare.forms import Form, masks, sparse
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.strategy import Purpose, Strategy
-from fedshare.tensors import Tensors, add, cosine, mean, norm, subtract, zeros_like
+from fedshare.tensors import Tensors, add, cosines, mean, norm, subtract, zeros_like
 
 # How much of a client's own update stays in its model, by the update's weight in the average.
 OWN: dict[str, Callable[[float], float]] = {
@@ -134,8 +134,7 @@ class Scaled(Reputation):
         reputation = admitted(state["reputation"], {c: upload.metrics["examples"] for c, upload in uploads.items()})
         weights = shares({client: reputation[client] for client in updates})
         average = mean(list(updates.values()), list(weights.values()))
-        for client, update in updates.items():
-            agreed = cosine(update, average)
+        for client, agreed in zip(updates, cosines(list(updates.values()), average), strict=True):
             reputation[client] = max(0.0, self.alpha * reputation[client] + (1 - self.alpha) * agreed)
         return average, weights, shares(reputation)
 

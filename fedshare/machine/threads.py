@@ -37,7 +37,8 @@ def spread(work: Callable[[Item], Result], items: Iterable[Item], count: int | N
     `count` threads, by default one per core. Numpy and torch release the interpreter lock while they compute, so this
     pays for items that take about a millisecond or more.
     """
-    if count == 1:
+    items = list(items)
+    if count == 1 or len(items) == 1:
         with one_thread():
             return [work(item) for item in items]
     with one_thread(), ThreadPoolExecutor(count or cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -1,7 +1,7 @@
 """How far each client moves a round's aggregate: outliers, and suspects if the aggregate becomes unusable."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median_low
 from typing import Any
 
@@ -13,6 +13,7 @@ from fedshare.payload import Payload
 from fedshare.state import State
 
 _NAMED = 3  # clients in a line
+_TOGETHER = 2**16  # numbers of tensors that are treated together
 _LARGE = 1e3  # values above this that have also grown by this factor were caused by a client
 
 Uploads = Mapping[int, Payload]
@@ -51,10 +52,11 @@ class Watch:
             was = earlier.get(path)
             if tensor is was:
                 continue
-            if _useful(tensor):
-                largest = max(largest, _magnitude(tensor))
-            elif was is None or _useful(was):  # otherwise an infinity of the strategy's own
-                found = f"numbers up to {size:.3g}" if (size := _magnitude(tensor)) < math.inf else "NaN or infinity"
+            size = _magnitude(tensor)
+            if size <= _most(tensor):
+                largest = max(largest, size)
+            elif was is None or _magnitude(was) <= _most(was):  # otherwise an infinity of the strategy's own
+                found = f"numbers up to {size:.3g}" if size < math.inf else "NaN or infinity"
                 raise RunHalted(
                     f"round {round}: the aggregate is of no use, for {path} holds {found}; "
                     f"the largest updates are those of {_largest(uploads, downloads)}"
@@ -72,13 +74,37 @@ def norm(upload: Payload, sent: Payload) -> float:
 
     In float64, because the square of 3e38 overflows float32.
     """
-    return math.hypot(*(_length(tensor, sent.tensors.get(g, {}).get(n)) for g, n, tensor in _named(upload)))
+    return _norms({0: upload}, {0: sent})[0]
 
 
-def _length(tensor: Tensor, start: Tensor | None) -> float:
-    precise = tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
-    change = precise - start if start is not None and start.shape == tensor.shape else precise
-    return float(torch.linalg.vector_norm(change))
+def _norms(uploads: Uploads, downloads: Uploads) -> dict[int, float]:
+    """Return the norms of all updates; like tensors of clients that were sent the same one are treated together."""
+    alike = dict[tuple[Any, ...], list[tuple[int, Tensor]]]()
+    starts = dict[tuple[Any, ...], Tensor | None]()
+    for client, upload in uploads.items():
+        for group, name, tensor in _named(upload):
+            start = downloads[client].tensors.get(group, {}).get(name)
+            key = group, name, tensor.shape, tensor.dtype, id(start)
+            starts[key] = start
+            alike.setdefault(key, []).append((client, tensor))
+    lengths = dict[tuple[int, str, str], float]()
+    for key, found in alike.items():
+        many = max(1, _TOGETHER // max(1, found[0][1].numel()))
+        for first in range(0, len(found), many):
+            clients, tensors = zip(*found[first : first + many], strict=True)
+            for client, length in zip(clients, _lengths(tensors, starts[key]), strict=True):
+                lengths[client, key[0], key[1]] = length
+    return {client: math.hypot(*(lengths[client, g, n] for g, n, _ in _named(u))) for client, u in uploads.items()}
+
+
+def _lengths(tensors: Sequence[Tensor], start: Tensor | None) -> list[float]:
+    """Return the norm of each tensor minus `start`, or of each tensor if that has another shape."""
+    first = tensors[0]
+    together = torch.stack(tensors) if len(tensors) > 1 else first[None]
+    precise = together.to(torch.complex128 if first.is_complex() else torch.float64)
+    change = precise - start if start is not None and start.shape == first.shape else precise
+    lengths: list[float] = torch.linalg.vector_norm(change.reshape(len(tensors), first.numel()), dim=1).tolist()
+    return lengths
 
 
 def _named(upload: Payload) -> Iterator[tuple[str, str, Tensor]]:
@@ -86,10 +112,6 @@ def _named(upload: Payload) -> Iterator[tuple[str, str, Tensor]]:
         for name, tensor in tensors.items():
             if _numeric(tensor):
                 yield group, name, tensor
-
-
-def _norms(uploads: Uploads, downloads: Uploads) -> dict[int, float]:
-    return {client: norm(upload, downloads[client]) for client, upload in uploads.items()}
 
 
 def _largest(uploads: Uploads, downloads: Uploads) -> str:
@@ -122,7 +144,7 @@ def _magnitude(tensor: Tensor) -> float:
     return math.inf if math.isnan(float(low)) else found
 
 
-def _useful(tensor: Tensor) -> bool:
-    """Whether its values and their squares are finite: otherwise training turns them into NaN in the next round."""
+def _most(tensor: Tensor) -> float:
+    """Return the largest value whose square is finite, too: others turn into NaN in the next round's training."""
     wide = tensor.dtype in (torch.float64, torch.complex128)
-    return _magnitude(tensor) <= math.sqrt(torch.finfo(torch.float64 if wide else torch.float32).max)
+    return math.sqrt(torch.finfo(torch.float64 if wide else torch.float32).max)

@@ -10,6 +10,7 @@ from fedshare.rounds.influence import Watch
 from fedshare.rounds.schedule import Schedule
 from fedshare.state import State
 from fedshare.strategy import Strategy, weakness
+from fedshare.tensors import Tensors, all_finite
 
 
 def downloads_of(strategy: Strategy, state: State, clients: list[int], purpose: Purpose) -> dict[int, Payload]:
@@ -63,22 +64,27 @@ def _usable(
     most: Callable[[int], int],
 ) -> tuple[dict[int, Payload], dict[int, str]]:
     """Return the usable uploads, and why the others are not usable, both in client order."""
-    usable, dropped = {}, {}
+    expected, decoded, reasons = dict[int, dict[str, Tensors]](), dict[int, Payload](), dict[int, str | None]()
     for client in sorted(downloads):
         if client not in answers:
-            dropped[client] = "no answer"
-        else:
-            expected = strategy.expects(state, client)
-            try:
-                upload = strategy.form.decode(answers[client], expected)
-                reason = flaw(upload, expected, most(client))
-            except ValueError as error:
-                reason = str(error)
-            if reason:
-                dropped[client] = brief(reason)  # it may contain names chosen by the sender
-            else:
-                usable[client] = upload
-    return usable, dropped
+            reasons[client] = "no answer"
+            continue
+        expected[client] = strategy.expects(state, client)
+        try:
+            decoded[client] = strategy.form.decode(answers[client], expected[client])
+        except ValueError as error:
+            reasons[client] = str(error)
+    for client, upload in decoded.items():
+        reasons[client] = flaw(upload, expected[client], most(client), finite=False)
+    sound = [upload for client, upload in decoded.items() if not reasons[client]]
+    # The numbers of all uploads are checked at once, which is much faster, and one by one only if some are not finite.
+    whole = all_finite(t for upload in sound for tensors in upload.tensors.values() for t in tensors.values())
+    for client, upload in decoded.items():
+        if reasons[client] or not whole:
+            reasons[client] = flaw(upload, expected[client], most(client))
+    usable = {client: upload for client, upload in decoded.items() if not reasons[client]}
+    # A reason may contain names chosen by the sender.
+    return usable, {client: brief(reason) for client, reason in sorted(reasons.items()) if reason}
 
 
 def _listing(dropped: dict[int, str], most: int = 3) -> str:

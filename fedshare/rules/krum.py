@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedshare.rules.matrix import by_columns, squared_distances, weighted
+from fedshare.rules.matrix import by_columns, ordered, squared_distances, weighted
 from fedshare.rules.rule import at_least, withstood
 
 
@@ -92,7 +92,7 @@ def ranked(distances: Tensor, f: int) -> Tensor:
 def near_median(block: Tensor, count: int) -> Tensor:
     """Return, per column, the mean of the `count` values nearest its median; ties prefer the smaller value."""
     n = len(block)
-    ordered = block.sort(dim=0).values.double()
-    median = ordered[(n - 1) // 2 : n // 2 + 1].mean(dim=0)
-    nearest = (ordered - median).abs().argsort(dim=0, stable=True)[:count]
-    return ordered.gather(0, nearest).mean(dim=0).to(block.dtype)
+    values = ordered(block).contiguous().double()
+    median = values[(n - 1) // 2 : n // 2 + 1].mean(dim=0)
+    nearest = (values - median).abs().argsort(dim=0, stable=True)[:count]
+    return values.gather(0, nearest).mean(dim=0).to(block.dtype)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from fedshare.errors import UserError
-from fedshare.rules.matrix import by_columns
+from fedshare.rules.matrix import by_columns, ordered
 
 
 @runtime_checkable
@@ -61,6 +61,7 @@ def trimmed(updates: Tensor, f: int) -> Tensor:
     """Return the coordinate-wise mean without the `f` largest and the `f` smallest values."""
 
     def mean(block: Tensor) -> Tensor:
-        return block.sort(dim=0).values[f : len(block) - f].double().mean(dim=0).to(block.dtype)
+        kept = ordered(block)[f : len(block) - f].contiguous()
+        return kept.double().mean(dim=0).to(block.dtype)
 
     return by_columns(mean, updates)
