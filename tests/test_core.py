@@ -38,9 +38,9 @@ def test_arithmetic_refuses_other_names_and_nothing() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_seen_in_any_type(dtype: torch.dtype, bad: float) -> None:
     values = torch.zeros(5, dtype=dtype)
-    assert tensors.all_finite(values)
+    assert tensors.all_finite([values])
     values[3] = bad
-    assert not tensors.all_finite(values)
+    assert not tensors.all_finite([values])
 
 
 def test_digest_sees_every_bit_the_type_and_the_shape() -> None:
