@@ -6,8 +6,8 @@ every mode; different keys give different, unrelated ones. No global generator, 
 
 import hashlib
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedshare.errors import UserError
 
 Key = int | float | str
+Position = list[Tensor]  # the states of torch's own generators: the CPU's, then those of CUDA's devices in use
 
 # Layout of a state of torch's CPU generator, an mt19937: the seed, and the 624 words, each in 8 bytes.
 _WORDS = 624
@@ -46,17 +47,36 @@ def scope(*key: Key) -> Iterator[None]:
 
     For code that takes no generator: a module's initialisation, dropout.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        _named(torch.default_generator, key)
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(number(*key))  # CUDA's uses all bits
+    with kept():
+        begin(*key)
         yield
 
 
+def kept() -> AbstractContextManager[None]:
+    """Return a context after which torch's own generator is where it was."""
+    return torch.random.fork_rng(devices=range(len(_cuda())))
+
+
 def begin(*key: Key) -> None:
-    """Set torch's own generator, on the CPU, to the stream named `key`, and leave it there."""
+    """Set torch's own generator, on each device, to the stream named `key`, and leave it there."""
     _named(torch.default_generator, key)
+    for stream in _cuda():
+        stream.manual_seed(number(*key))  # CUDA's uses all bits
+
+
+def position() -> Position:
+    """Return where torch's own generator is, on each device."""
+    return [stream.get_state() for stream in (torch.default_generator, *_cuda())]
+
+
+def go_to(position: Position) -> None:
+    """Put torch's own generator where `position` says."""
+    for stream, state in zip((torch.default_generator, *_cuda()), position, strict=False):
+        stream.set_state(state)
+
+
+def _cuda() -> Sequence[torch.Generator]:
+    return torch.cuda.default_generators if torch.cuda.is_initialized() else ()
 
 
 @contextmanager

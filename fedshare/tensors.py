@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 _HUGE = 1e300
-_BLOCK = 2**15  # numbers of a sum that stay in the cache while all summands are added
+_JOINED = 2**15  # numbers of small tensors that are looked at in one call
 _SMALL = 2**13  # smaller tensors are joined: a call of torch takes longer than to copy them
 
 
@@ -43,28 +43,12 @@ def mean(items: Sequence[Tensors], weights: Sequence[float] | None = None) -> Te
     weights = [1.0] * len(items) if weights is None else weights
     if len(weights) != len(items):
         raise ValueError(f"{len(items)} items but {len(weights)} weights")
-    for item in items[1:]:
-        _same_names(items[0], item)
     whole = sum(weights)
-    shares = [weight / whole for weight in weights]
-    return {name: _weighted_sum([item[name] for item in items], shares) for name in items[0]}
-
-
-def _weighted_sum(tensors: list[Tensor], shares: list[float]) -> Tensor:
-    """Return the sum by `shares`, in the order given. Every block of it is finished before the next is begun."""
-    first = tensors[0]
-    size, shape, kind = first.numel(), first.shape, first.dtype
-    blockwise = size > _BLOCK and (kind.is_floating_point or kind.is_complex)
-    if not blockwise or any(t.shape != shape or t.dtype != kind or not t.is_contiguous() for t in tensors):
-        total = first * shares[0]
-        for tensor, share in zip(tensors[1:], shares[1:], strict=True):
-            total.add_(tensor, alpha=share)
-        return total
-    total = torch.empty_like(first, requires_grad=False)
-    for block, start, *others in zip(*(t.detach().view(-1).split(_BLOCK) for t in (total, *tensors)), strict=True):
-        torch.mul(start, shares[0], out=block)
-        for other, share in zip(others, shares[1:], strict=True):
-            block.add_(other, alpha=share)
+    total = scale(items[0], weights[0] / whole)
+    for item, weight in zip(items[1:], weights[1:], strict=True):
+        _same_names(total, item)
+        for name, tensor in total.items():
+            tensor.add_(item[name], alpha=weight / whole)
     return total
 
 
@@ -132,7 +116,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
         elif size:
             joined.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
             count += size
-        if count >= _BLOCK:
+        if count >= _JOINED:
             if not all(map(_finite, map(_cat, joined.values()))):
                 return False
             joined, count = {}, 0

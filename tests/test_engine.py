@@ -50,11 +50,11 @@ class Steady(nn.Module):
         return found
 
 
-def build(name: str, **options: object) -> Population:
+def build(name: str, device: str = "cpu", **options: object) -> Population:
     made = world.build(name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        scratch = Scratch(Steady().double())
+        scratch = Scratch(Steady().double(), device)
     training = Training(**{"optimizer": world.sgd, "batch_size": 4} | options)  # type: ignore[arg-type]
     return Population(made.strategy, scratch, training, world.shares(), 0)
 

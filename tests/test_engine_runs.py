@@ -19,7 +19,7 @@ import world
 from fedshare.attacks.liar import Liars
 from fedshare.client import Training
 from fedshare.data.dataset import Examples
-from fedshare.engine.batched import Batched
+from fedshare.engine.batched import FEW, Batched
 from fedshare.engine.single import Make, Single
 from fedshare.experiments import cli
 from fedshare.network import Purpose
@@ -28,7 +28,7 @@ from fedshare.rounds import Round, Schedule, run_server
 from fedshare.runs import checkpoint
 from fedshare.simulation import Population, Simulation, choice
 from fedshare.simulation.effort import Effort
-from fedshare.simulation.jobs import FEW, divided
+from fedshare.simulation.jobs import divided
 from fedshare.training.scratch import Scratch
 
 BATCHED = [
@@ -57,10 +57,10 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(strategy: str) -> None:
 
 def test_groups_depend_on_the_clients_alone() -> None:
     jobs: Any = [object() for _ in range(2 * FEW + 1)]
-    assert [len(some) for some in divided(jobs, 1000)] == [FEW, FEW + 1]
-    assert [len(some) for some in divided(jobs, 5)] == [4, 5, 5, 4, 5, 5, 5]
-    assert [len(some) for some in divided(jobs, 1)] == [1] * len(jobs)
-    assert divided([], 4) == []
+    assert [len(some) for some in divided(jobs, 1000, FEW)] == [FEW, FEW + 1]
+    assert [len(some) for some in divided(jobs, 5, FEW)] == [4, 5, 5, 4, 5, 5, 5]
+    assert [len(some) for some in divided(jobs, 1, FEW)] == [1] * len(jobs)
+    assert divided([], 4, FEW) == []
 
 
 @pytest.mark.process

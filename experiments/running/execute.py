@@ -75,9 +75,11 @@ def _workers(config: DictConfig, effort: Callable[[], Effort]) -> int:
         if asked > (most := 4 * cores):
             warn(f"workers={asked}: starting {most}, four a core")
         return int(min(asked, most))
-    # Processes on one accelerator would each hold a context on it, and wait for each other.
-    if cores == 1 or config.device != "cpu":
+    if cores == 1:
         return 0
+    # Processes on one accelerator would each hold a context on it, and wait for each other.
+    if config.device != "cpu":
+        return count if (count := devices.gpus(config.device)) > 1 and not effort().small else 0
     if effort().small:
         print(f"small run ({effort()}): simulated in this process; workers={cores} starts {cores} others", flush=True)
         return 0

@@ -15,11 +15,13 @@ SPARE = 2  # so many times the rows that a fit uses are copied at once, which is
 class Batches:
     """`rows`: of each client, the row indices of each of its batches in its own examples; the longest lists first.
 
-    Batches are padded to the longest, or to `width`.
+    The examples are on `device`, and so are the batches. These are padded to the longest, or to `width`.
     """
 
-    def __init__(self, examples: Sequence[Examples], rows: Sequence[list[Tensor]], width: int = 0) -> None:
-        self._examples = examples
+    def __init__(
+        self, examples: Sequence[Examples], rows: Sequence[list[Tensor]], device: torch.device, width: int = 0
+    ) -> None:
+        self._examples, self._device = examples, device
         self.sizes = [[len(some) for some in each] for each in rows]
         self.steps = max(map(len, self.sizes), default=0)
         # How many clients, the first ones, have a batch in each step.
@@ -27,7 +29,8 @@ class Batches:
         self._width = max(width, max((max(sizes, default=0) for sizes in self.sizes), default=0))
         self._pooled, self._offsets = pooled(examples, sum(map(sum, self.sizes)))
         self._index = torch.stack([self._padded(each) for each in rows])
-        self._counts = [] if self._even() else [torch.stack([self._counted(sizes) for sizes in self.sizes])]
+        counts = [] if self._even() else [torch.stack([self._counted(sizes) for sizes in self.sizes])]
+        self._counts = [each.to(device) for each in counts]
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batch of each step: the active clients' first, perhaps followed by others that do not count.
@@ -70,11 +73,12 @@ class Batches:
         """Return the examples at ``[clients, steps, width]``, in that shape."""
         shaped = lambda part: part.view(*index.shape, *part.shape[1:])  # noqa: E731
         if self._pooled is None:
-            found = [mine.batch(rows.reshape(-1)) for mine, rows in zip(self._examples, index, strict=True)]
+            there = index.to(self._device)
+            found = [mine.batch(rows.reshape(-1)) for mine, rows in zip(self._examples, there, strict=True)]
             columns = zip(*((*parts(inputs), targets) for inputs, targets in found), strict=True)
             whole = iter([shaped(torch.cat(column)) for column in columns])
             return mapped(lambda _: next(whole), found[0][0]), next(whole)
-        inputs, targets = self._pooled.batch((index + self._offsets).reshape(-1))
+        inputs, targets = self._pooled.batch((index + self._offsets).reshape(-1).to(self._device))
         return mapped(shaped, inputs), shaped(targets)
 
 

@@ -15,8 +15,6 @@ ELEMENTWISE = (
 
 def objection(scratch: Scratch, training: Training) -> str | None:
     """Return why no training of this model can be batched; None if it may be, for its code can still forbid it."""
-    if scratch.device.type != "cpu":
-        return f"device={scratch.device}: only on the CPU so far"
     if training.sampling != "shuffle":
         return f"sampling={training.sampling}: each client's batches have sizes of their own"
     if training.compile:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
+from fedshare.engine.replay import Function, Replays
 from fedshare.errors import brief, first_line
 
 _SAME = torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.expand.default
@@ -33,24 +34,34 @@ Result = Tensor | Product
 class Graph:
     """Takes values of the same form as `values`, and returns what `function` does, as a flat list.
 
-    `products`: how many results, the first ones, are returned as a `Product` where they are one. Raises NotBatched if
-    the function's code depends on more than the form of its values.
+    `products`: how many results, the first ones, are returned as a `Product` where they are one. Results are valid
+    until the next call of any graph of the same `replays`. Raises NotBatched if the function's code depends on more
+    than the form of its values.
     """
 
-    def __init__(self, function: Callable[..., Any], values: Sequence[Any], products: int = 0) -> None:
+    def __init__(
+        self, function: Callable[..., Any], values: Sequence[Any], replays: Replays, products: int = 0
+    ) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx  # takes seconds to import
 
         try:
             self._module: GraphModule = make_fx(function)(*values)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # any of a user's model
             reason = brief(first_line(error), 120)
             raise NotBatched(f"the model cannot be batched: {reason}") from error
         self._factored = self._flatten(products)
         self._module.graph.eliminate_dead_code()
         self._module.recompile()
+        self._replays = replays
+        self._run: Function | None = None  # prepared in the first call
 
     def __call__(self, *values: Any) -> list[Result]:
-        found = self._module(*torch.utils._pytree.tree_leaves(values))
+        leaves = torch.utils._pytree.tree_leaves(values)
+        if self._run is None:
+            self._run = self._replays(self._module, leaves)
+        found = self._run(*leaves)
         results: list[Result] = []
         rest = iter(found)
         for factored in self._factored:

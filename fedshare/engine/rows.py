@@ -57,9 +57,10 @@ class Row(Scratch):
         names = self.shared if names is None else names
         if self._loaded is not None:
             first = self._first
-            return {n: self._loaded.get(n, first[n] if n in first else self.whole[n]).clone() for n in names}
+            found = {n: self._loaded.get(n, first[n] if n in first else self.whole[n]) for n in names}
+            return {n: tensor.to("cpu", copy=True) for n, tensor in found.items()}
         if self._values is not None and names == self.moved[: len(names)]:
-            return self._split(self._values[: self._size(names)].clone(), names)
+            return self._split(self._values[: self._size(names)].to("cpu", copy=True), names)
         self.mount()
         return super().params(names)
 
@@ -82,7 +83,10 @@ class Row(Scratch):
             view.copy_((self._loaded or {}).get(name, self._first[name]))
 
     def become(self, values: Tensor, copied: Tensors | None = None) -> None:
-        """Take `values`, like `flat`, as the model's own from now on, and give `copied`, a copy, to who asks first."""
+        """Take `values`, like `flat`, as the model's own from now on.
+
+        Who asks for the shared part first is given `copied`, a copy on the CPU.
+        """
         self._loaded, self._values, self._copied = None, values, copied
 
     def mount(self) -> None:

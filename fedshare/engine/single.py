@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from torch import Tensor
-
+from fedshare import seeds
 from fedshare.tasks import Task
 from fedshare.training.engine import Engine, Plain
 from fedshare.training.scratch import Scratch
@@ -17,7 +16,7 @@ Body = Callable[[Scratch, Engine], Result]  # a client's half, on the model and 
 class Stream(Protocol):
     """A client's random stream."""
 
-    position: Tensor | None  # where it is, once it has begun
+    position: seeds.Position | None  # where it is, once it has begun
 
     def draw(self) -> None:
         """Put torch's own generator at it, until `rest`."""
@@ -30,6 +29,7 @@ class Playing(Protocol):
     """Made from a model, its training and its task, in each process that simulates clients."""
 
     size: int  # how many clients are best given at a time
+    few: int  # with fewer, a group is not worth dividing among processes
     reasons: set[str]  # why some were trained by the plain engine instead
 
     def play(self, bodies: Sequence[Body[Any]]) -> list[Any]:
@@ -43,7 +43,7 @@ Make = Callable[[Scratch, Training, Task], Playing]
 class Single:
     """One client after another, with the plain engine: the reference."""
 
-    size = 1
+    size = few = 1
 
     def __init__(self, scratch: Scratch, training: Training, task: Task) -> None:
         self.reasons: set[str] = set()

@@ -32,7 +32,7 @@ class Test:
 
 
 def test(requests: list[Test], plans: Plans) -> None:
-    """Set the sums of each request. Raises NotBatched."""
+    """Set the sums of each request. Raises NotBatched, or torch's OutOfMemoryError."""
     task = requests[0].measure.task
     if not apart.separable(task):
         raise NotBatched("the task's own loss or metrics are not sums over examples")
@@ -54,7 +54,7 @@ def _of_one(requests: list[Test]) -> Rows:
     owners = torch.repeat_interleave(torch.tensor(sizes))
     first.row.mount()
     for rows in torch.arange(len(whole)).split(first.measure.training.evaluation_batch_size):
-        inputs, targets = whole.batch(rows)
+        inputs, targets = whole.batch(rows.to(first.row.device))
         yield first.measure.outputs(inputs), targets, owners[rows]
     first.row.lend_no_more()
     first.stream.rest()
@@ -66,13 +66,15 @@ def _each(requests: list[Test], plans: Plans) -> Rows:
     most = requests[0].measure.training.evaluation_batch_size
     width = min(most, 1 << (len(requests[0].examples) - 1).bit_length())
     rows = [list(torch.arange(len(request.examples)).split(width)) for request in requests]
-    batches = Batches([request.examples for request in requests], rows, width)
+    device = requests[0].row.device
+    batches, places = Batches([request.examples for request in requests], rows, device, width), places.to(device)
     models = matrix([request.row for request in requests])
     values = {name: piece(models, requests[0].row, name) for name in requests[0].row.moved}
     for step, batch in enumerate(batches):
         clients, active = len(batch.targets), batches.active[step]
         outputs = plans.outputs({name: value[:clients] for name, value in values.items()}, batch)
-        counts = batch.counts[0][:active] if batch.counts else torch.ones(active, width, dtype=torch.bool)
+        whole = torch.ones(len(batch.targets), width, dtype=torch.bool, device=device)
+        counts = (*batch.counts, whole)[0][:active]
         yield outputs[:active][counts], batch.targets[:active][counts], places[:active, None].expand_as(counts)[counts]
 
 

@@ -41,11 +41,12 @@ class Request:
 def train(requests: list[Request], plans: Plans) -> None:
     """Train the models of all requests, which have one key, and set the loss of each.
 
-    Raises NotBatched before any model is changed.
+    Raises NotBatched, or torch's OutOfMemoryError, before any model is changed.
     """
     requests = sorted(requests, key=lambda request: -len(request.rows))
     first = requests[0]
-    batches = Batches([request.steps.examples for request in requests], [request.rows for request in requests])
+    examples, rows = [request.steps.examples for request in requests], [request.rows for request in requests]
+    batches = Batches(examples, rows, first.row.device)
     models = matrix([request.row for request in requests])
     others = {name: piece(models, first.row, name) for name in first.row.moved}
     trained = {name: others.pop(name) for name in first.fit.names}
@@ -65,7 +66,7 @@ def train(requests: list[Request], plans: Plans) -> None:
             total[:active] += found.sums[:active]
             weight[:active] += found.weights[:active]
     losses = (total / weight.where(weight > 0, 1)).tolist()
-    copied = models.clone()  # uploads are parts of it
+    copied = models.to("cpu", copy=True)  # uploads are parts of it
     names = first.row.shared
     pieces = zip(*(piece(copied, first.row, name).unbind() for name in names), strict=True) if names else repeat(())
     for request, model, loss, mine in zip(requests, models.unbind(), losses, pieces, strict=False):

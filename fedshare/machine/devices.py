@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice, takewhile
+from typing import TypeVar
 
 from fedshare.errors import UserError, first_line
 
+Made = TypeVar("Made")
 SMI_SECONDS = 15.0  # with many GPUs and no persistence mode, nvidia-smi takes several seconds
 
 
@@ -169,3 +172,27 @@ def limit(place: Place) -> None:
         raise UserError(f"{place}: torch {torch.__version__} cannot use it; --gpu none trains on the CPU")
     if place.memory is not None:
         torch.cuda.set_per_process_memory_fraction(place.memory)
+
+
+def shared(build: Callable[[], Made], device: str, worker: int) -> Callable[[], Made]:
+    """Return what builds in a worker process, by its number, as `build` does in this one.
+
+    On ``cuda``, which names no GPU, workers take the GPUs in turn.
+    """
+    return partial(_on_gpu, worker, build) if device == "cuda" else build
+
+
+def _on_gpu(number: int, build: Callable[[], Made]) -> Made:
+    import torch
+
+    torch.cuda.set_device(number % torch.cuda.device_count())
+    return build()
+
+
+def gpus(device: str) -> int:
+    """Return how many GPUs `device` stands for: all that torch can use, if it is ``cuda`` and names none."""
+    if device != "cuda":
+        return int(device != "cpu")
+    import torch
+
+    return torch.cuda.device_count()

@@ -20,9 +20,11 @@ def chosen(population: Population, effort: Effort, clients_per_round: int | None
     """Return the engine that ``auto`` stands for, and why."""
     clients = min(clients_per_round or population.clients, population.clients)
     size = group_size(population.scratch)
-    each = effort.operations / max(1, effort.steps)
+    each, device = effort.operations / max(1, effort.steps), population.scratch.device
     if reason := objection(population.scratch, population.training):
         return "plain", reason
+    if device.type != "cpu":
+        return "plain", f"device={device}: when batching pays is known for CPUs only"
     if effort.steps <= MANY:
         return "plain", f"{effort.steps:,} steps, and batching pays above {MANY:,}"
     if each > LIGHT:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedshare.data.dataset import mapped
 from fedshare.population.population import Population
 from fedshare.tasks import models
 
@@ -57,7 +58,8 @@ def operations(population: Population) -> float:
     first = next(share for share in population.shares if share.size).train
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            models.call(module, first.batch(torch.tensor([0]))[0])
+            inputs, _ = first.batch(torch.tensor([0]))
+            models.call(module, mapped(lambda part: part.to(population.scratch.device), inputs))
     except Exception:  # any user's model, which may reject a single example: it counts as large
         return math.inf
     finally:

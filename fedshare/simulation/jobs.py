@@ -16,10 +16,7 @@ from fedshare.training.engine import Engine
 from fedshare.training.scratch import Scratch
 
 log = logging.getLogger(__name__)
-GROUPS, FEW = (
-    8,
-    16,
-)  # groups of a round, if the engine takes more clients at a time; and clients of each of these at least
+GROUPS = 8  # groups of a round, if the engine takes more clients at a time
 Outcome = Answer | str  # an answer, or the reason why there is none
 
 
@@ -42,12 +39,12 @@ def named(jobs: list[Job]) -> str:
     return str(jobs[0]) + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
 
 
-def divided(jobs: list[Job], size: int) -> list[list[Job]]:
-    """Return the jobs in groups of about the same size, at most `size`, and several where there are many.
+def divided(jobs: list[Job], size: int, few: int) -> list[list[Job]]:
+    """Return the jobs in groups of about the same size, at most `size`; several groups, if all have `few` or more.
 
     How they are divided affects the last bits of batched training, so it must not depend on the number of workers.
     """
-    count = max(-(-len(jobs) // size), min(GROUPS, len(jobs) // FEW))
+    count = max(-(-len(jobs) // size), min(GROUPS, len(jobs) // few))
     return [jobs[len(jobs) * i // count : len(jobs) * (i + 1) // count] for i in range(count)]
 
 

@@ -94,9 +94,10 @@ class Simulation:
         order = sorted(downloads, key=lambda client: -self._sizes[client])
         states = self.memories.states
         jobs = [Job(purpose, round, client, downloads[client], states.get(client, {})) for client in order]
-        groups = divided(jobs, self._playing.size)
+        groups = divided(jobs, self._playing.size, self._playing.few)
         if self.processes and not self._workers:
-            self._workers = Workers(self._build, self.processes, self._timeout, self._halts, self._engine)
+            device = str(self.population.scratch.device)
+            self._workers = Workers(self._build, self.processes, self._timeout, self._halts, self._engine, device)
         heard = heard or (lambda *_: None)
         outcomes = dict[int, Outcome]()
         heard(purpose, round, 0, len(jobs))

@@ -7,6 +7,7 @@ from multiprocessing.connection import wait
 
 from fedshare.engine.single import Make, Single
 from fedshare.errors import RunHalted
+from fedshare.machine import devices
 from fedshare.population import Population
 from fedshare.simulation.jobs import Job, Outcome, named
 from fedshare.simulation.worker import GRACE, Worker
@@ -15,7 +16,9 @@ ATTEMPTS = 2  # if its worker dies, a job is given to another one once
 
 
 class Workers:
-    """`count` processes, each with its own population. Only bytes made by `pack` are exchanged.
+    """`count` processes, each with its own population, on the GPUs of `device` in turn.
+
+    Only bytes made by `pack` are exchanged.
 
     A watchdog kills a worker that is late, which ends any wait for it, even in the middle of a message. If it `halts`,
     a client that raises ends the run; otherwise the error is that client's outcome.
@@ -28,18 +31,23 @@ class Workers:
         timeout: float,
         halts: bool = True,
         engine: Make = Single,
+        device: str = "cpu",
     ) -> None:
-        self._build, self._engine, self._timeout, self._halts = build, engine, timeout, halts
+        self._build, self._engine, self._device = build, engine, device
+        self._timeout, self._halts = timeout, halts
         self._closed = threading.Event()
         self._workers: list[Worker] = []
         threading.Thread(target=self._watch, daemon=True).start()
         try:
-            self._workers += [Worker(build, engine) for _ in range(count)]  # start all at once ...
+            self._workers += [self._started(number) for number in range(count)]  # start all at once ...
             for worker in self._workers:  # ... then wait for all
                 worker.wait_until_ready()
         except BaseException:
             self.close()
             raise
+
+    def _started(self, number: int) -> Worker:
+        return Worker(devices.shared(self._build, self._device, number), self._engine)
 
     def _watch(self) -> None:
         while not self._closed.wait(0.1):
@@ -88,8 +96,8 @@ class Workers:
     def _replace(self, dead: Worker) -> None:
         dead.stop()
         dead.end(time.monotonic() + GRACE)
-        fresh = Worker(self._build, self._engine)
-        self._workers[self._workers.index(dead)] = fresh
+        number = self._workers.index(dead)
+        self._workers[number] = fresh = self._started(number)
         fresh.wait_until_ready()
 
     def close(self) -> None:

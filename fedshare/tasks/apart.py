@@ -22,8 +22,8 @@ def sums(task: Task, tests: int, batches: Iterable[tuple[Tensor, Tensor, Tensor]
     total = {name: torch.zeros(tests, dtype=zero.dtype) for name, zero in task.zeros().items()}
     for outputs, targets, owners in batches:
         outputs = outputs if outputs.is_floating_point() else outputs.float()
-        rows = task.rows(outputs.detach(), targets)
+        rows, places = task.rows(outputs.detach(), targets), owners.cpu()
         for name, column in total.items():
-            column.index_add_(0, owners, rows[name].to("cpu", column.dtype))
+            column.index_add_(0, places, rows[name].to("cpu", column.dtype))
     columns = [column.unbind() for column in total.values()]
     return [dict(zip(total, mine, strict=True)) for mine in zip(*columns, strict=True)]
