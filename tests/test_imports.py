@@ -116,6 +116,7 @@ FENCED = {
     "datasets": ("fedshare.data",),
     "greenlet": ("fedshare.engine.batched",),
     "numba": ("fedshare.directions.kernels",),
+    "ray": ("fedshare.simulation.on_ray",),
     "prometheus_client": ("experiments.hosts.prometheus",),
 }
 

@@ -8,6 +8,7 @@ from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition
 from fedshare.experiments.tracking import Tracker
 from fedshare.peft import Method
+from fedshare.simulation.cluster import Cluster
 from fedshare.strategy import Strategy
 from fedshare.tasks import Task
 from fedshare.training.rates import Rate
@@ -20,5 +21,6 @@ PARTS: dict[str, type] = {  # parts that are cheap to make
     "task": Task,
     "attack": Attack,
     "tracking": Tracker,
+    "cluster": Cluster,
 }
 SLOTS = PARTS | {"partition": Partition, "model": torch.nn.Module, "data.load": Dataset}
