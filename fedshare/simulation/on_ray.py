@@ -6,6 +6,8 @@ Ray pickles the actors' class and `build`, as every new process needs them. All 
 
 import logging
 import os
+import re
+import socket
 import sys
 import threading
 import time
@@ -40,8 +42,8 @@ class Ray:
             raise UserError(f"gpus={self.gpus:g}: must be from 0 to 1, or a whole number")
         if not self.deadline > 0:
             raise UserError(f"deadline={self.deadline:g}: must be above 0 seconds")
-        if "://" in self.address:
-            raise UserError(f"address={self.address}: must be auto or HOST:PORT, from a node of the cluster itself")
+        if not re.fullmatch(r"auto|[^:/]+:\d+", self.address):
+            raise UserError(f"address={self.address}: must be auto or HOST:PORT")
         with importing("ray", "cluster=ray"):
             import ray  # noqa: F401
 
@@ -78,12 +80,15 @@ class Ray:
 
         def connect() -> None:
             try:
+                if self.address != "auto":  # where nobody listens, Ray would try for minutes
+                    host, _, port = self.address.rpartition(":")
+                    socket.create_connection((host, int(port)), self.deadline).close()
                 ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:
                 raised.append(error)
 
         if not ray.is_initialized():
-            # Ray itself waits for minutes. In the main thread, it would also replace our handler of SIGTERM.
+            # Not in the main thread, where Ray has no deadline, and replaces our handler of SIGTERM.
             thread = threading.Thread(target=connect, daemon=True)
             thread.start()
             thread.join(self.deadline)
