@@ -3,7 +3,10 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -150,6 +153,20 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str
 def test_gpus_that_are_not_there_leave_no_room(cluster: Any) -> None:
     with pytest.raises(UserError, match=r"gpus=0.5: no room for a worker"):
         Ray(cluster.address, gpus=0.5).places()
+
+
+def test_sigterm_ends_a_run_in_order(cluster: Any, tmp_path: Path) -> None:
+    words = [*SMALL, "rounds=100000", "evaluate_every=0", "cluster=ray", f"cluster.address={cluster.address}"]
+    rows = tmp_path / "run" / "metrics.jsonl"
+    with (tmp_path / "said").open("w") as said:
+        arguments = ["-m", "fedshare", "run", *words, f"folder={tmp_path / 'run'}"]
+        process = subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, stdout=said, stderr=said)
+        while process.poll() is None and not (rows.exists() and rows.stat().st_size):
+            time.sleep(0.1)
+        process.terminate()
+        status = process.wait(world.PATIENCE)
+    assert status == 130
+    assert "SIGTERM received" not in (tmp_path / "said").read_text(), "Ray's handler, which aborts the process"
 
 
 def test_the_run_goes_on_without_a_machine_that_is_lost(cluster: Any, both: Ray) -> None:

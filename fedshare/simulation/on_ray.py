@@ -7,6 +7,7 @@ Ray pickles the actors' class and `build`, as every new process needs them. All 
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -50,9 +51,8 @@ class Ray:
     def places(self) -> int:
         """Return how many workers the whole cluster has room for. Raises UserError if it cannot be reached."""
         found = self._connected().cluster_resources()
-        places = int(found.get("CPU", 0))
-        places = min(places, int(found.get("GPU", 0) / self.gpus)) if self.gpus else places
-        if not places:
+        cores, gpus = found.get("CPU", 0), found.get("GPU", 0)
+        if not (places := int(min(cores, gpus / self.gpus) if self.gpus else cores)):
             raise UserError(f"cluster=ray, address={self.address}, gpus={self.gpus:g}: no room for a worker")
         return places
 
@@ -88,13 +88,16 @@ class Ray:
                 raised.append(error)
 
         if not ray.is_initialized():
-            # Not in the main thread, where Ray has no deadline, and replaces our handler of SIGTERM.
+            # Not in the main thread, where Ray has no deadline, and replaces Python's handler of SIGTERM.
             thread = threading.Thread(target=connect, daemon=True)
             thread.start()
             thread.join(self.deadline)
             if thread.is_alive() or raised:
                 why = " ".join(str(raised[0]).split()) if raised else f"no answer in deadline={self.deadline:g} s"
                 raise UserError(f"cluster=ray, address={self.address}: cannot be reached: {brief(why)}")
+            if threading.current_thread() is threading.main_thread():
+                # Ray's own handler, below Python's, would abort this process 3 seconds later.
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         return ray
 
 
@@ -226,7 +229,7 @@ class Actors:
         if late:
             limit = f"timeout={self._timeout:g} s" + " for each" * (len(actor.jobs) > 1)
             raise RunHalted(f"{named(actor.jobs)}: no answer from its worker in {limit}")
-        if actor.attempt == ATTEMPTS or isinstance(error, exceptions.RayTaskError):
+        if actor.attempt == ATTEMPTS:
             raise RunHalted(f"{named(actor.jobs)}: its worker died {actor.attempt} times ({why})")
         alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
         gone = [other for other in self._actors if other.node and other.node not in alive and not other.jobs]
@@ -243,5 +246,4 @@ def cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "actor_id:" not in str(error):
         return brief(lines[-1] if lines else type(error).__name__)
-    host = "".join(line.removeprefix("ip: ") + ": " for line in lines if line.startswith("ip: "))
-    return brief(host + lines[-1])
+    return brief("".join(line[4:] + ": " for line in lines if line.startswith("ip: ")) + lines[-1])
