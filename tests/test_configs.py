@@ -23,6 +23,7 @@ from fedshare.experiments.config import build
 from fedshare.experiments.config.application import CONF, SINGLE, hydra
 from fedshare.experiments.config.compose import resolved
 from fedshare.experiments.config.instantiate import check, make
+from fedshare.experiments.config.slots import PARTS
 from fedshare.experiments.config.sweeps import jobs
 from fedshare.strategy import Strategy
 
@@ -46,7 +47,7 @@ def given(group: str, option: str) -> list[str]:
 def test_every_option_composes_and_fits_what_it_names(group: str, option: str) -> None:
     text = ["data=sst_trees"] if option in LANGUAGE else []
     config = resolved([*text, *given(group, option)])
-    for key in ("strategy", "peft", "partition", "model", "client", "schedule", "task", "attack", "peers", "tracking"):
+    for key in (*PARTS, "partition", "model"):
         check(config[key], key)
     check(config.data.load, "data.load")
     for key, kind in (("strategy", Strategy), ("partition", Partition), ("client", Training)):

@@ -22,6 +22,7 @@ from fedshare.experiments.config.instantiate import make
 from fedshare.machine.extras import EXTRAS, importing
 from fedshare.models import Timm, Transformers
 from fedshare.rules.byzfl import made
+from fedshare.simulation.on_ray import Ray
 from fedshare.training.private.privacy import Privacy
 from optional import needs
 
@@ -188,6 +189,7 @@ DOORS: dict[str, tuple[str, Callable[[], object]]] = {
     "transformers": ("Transformers", lambda: Transformers("bert", "classification", 40, 12, 3)),
     "the tokenizer's transformers": ("HuggingFaceTokenizer", lambda: HuggingFaceTokenizer("bert")),
     "opacus": ("privacy.noise_multiplier", noisy),
+    "ray": ("cluster=ray", Ray),
     "the attack's byzfl": ("attack=byzfl", lambda: Attack(name="Mimic")),
     "the rule's byzfl": ("rule=byzfl", lambda: made("aggregators", "Average", {}, 1)),
 }

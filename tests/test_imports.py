@@ -118,6 +118,7 @@ FENCED = {
     "greenlet": ("fedshare.engine.batched",),
     "networkx": ("fedshare.peers.graphs",),
     "numba": ("fedshare.directions.kernels",),
+    "ray": ("fedshare.simulation.on_ray",),
     "prometheus_client": ("experiments.hosts.prometheus",),
 }
 

@@ -27,6 +27,7 @@ from fedshare.experiments.options import Parser
 from fedshare.experiments.running.execute import execute
 from fedshare.experiments.tracking import Tracker
 from fedshare.report.best import Best
+from fedshare.simulation.cluster import Cluster
 from fedshare.tasks import Task
 
 
@@ -42,6 +43,7 @@ class Work:
 
 def _build(config: DictConfig) -> Any:
     make(config.tracking, "tracking", Tracker)
+    make(config.cluster, "cluster", Cluster).places()
     return build.simulated(config)
 
 

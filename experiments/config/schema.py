@@ -52,6 +52,12 @@ class Root:
     evaluate_first: bool = key(before=False)
     checkpoint_every: int = key(_COUNT, Effect.NOTHING)
     workers: int | None = key(_WORKERS, Effect.NOTHING)
+    cluster: Any = key(
+        effect=Effect.NOTHING,
+        may_change=True,
+        since=(0, 2),
+        before={"_target_": "fedshare.simulation.cluster.Here"},
+    )
     engine: str = key(Choice(("auto", "plain", "batched")), since=(0, 2), before="plain")
     device: str = key(may_change=True)
     timeout: float = key(_SECONDS, Effect.WAITING, may_change=True)

@@ -9,6 +9,7 @@ from fedshare.data.partition.base import Partition
 from fedshare.experiments.tracking import Tracker
 from fedshare.peers import Peering
 from fedshare.peft import Method
+from fedshare.simulation.cluster import Cluster
 from fedshare.strategy import Strategy
 from fedshare.tasks import Task
 from fedshare.training.rates import Rate
@@ -22,5 +23,6 @@ PARTS: dict[str, type] = {  # parts that are cheap to make
     "attack": Attack,
     "peers": Peering,
     "tracking": Tracker,
+    "cluster": Cluster,
 }
 SLOTS = PARTS | {"partition": Partition, "model": torch.nn.Module, "data.load": Dataset}

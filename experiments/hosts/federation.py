@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedshare.errors import UserError
 from fedshare.experiments import beginnings
 from fedshare.experiments.config import build
-from fedshare.experiments.config.schema import MAY_CHANGE
+from fedshare.experiments.config.schema import MAY_CHANGE, MEANT
 from fedshare.experiments.config.stored import stored
 from fedshare.experiments.hosts.agreement import RunConfig, agreed, config_of, told
 from fedshare.experiments.hosts.orders import NoOrders, Orders
@@ -48,6 +48,8 @@ def serve(
     if config.peers._target_ != "fedshare.peers.Served":
         raise UserError("peers: graphs of peers are for simulations; a deployment has a server: peers=none")
     config.engine = "plain"
+    if config.cluster != MEANT["cluster"]:
+        raise UserError("cluster: is for simulations; the clients of a deployment run on their own hosts: cluster=none")
     order = order_of(run_config, config)
     folder = RunFolder(order.folder)
     resuming = order.resume and folder.config.exists()

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedshare.errors import UserError
 from fedshare.experiments.beginnings import begin, check_streams, create, warn
 from fedshare.experiments.config import build
+from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
 from fedshare.experiments.running.going_on import goes_on, last_checkpoint
@@ -19,6 +20,7 @@ from fedshare.machine.files import on_disk
 from fedshare.report.best import Best
 from fedshare.runs import RunFolder
 from fedshare.simulation import Population, Simulation, choice
+from fedshare.simulation.cluster import Cluster
 from fedshare.simulation.effort import Effort
 
 
@@ -64,8 +66,17 @@ def simulation(config: DictConfig, folder: RunFolder, population: Population | N
         config.engine, why = choice.chosen(population, effort(), config.clients_per_round)
         if not effort().small:
             print(f"engine={config.engine}: {why}", flush=True)
-    workers, engine = _workers(config, effort), choice.ENGINES[config.engine]
-    return Simulation(make_one, workers, config.timeout, population, config.on_client_error, engine)
+    cluster, engine = make(config.cluster, "cluster", Cluster), choice.ENGINES[config.engine]
+    places = cluster.places()
+    workers = _placed(config.workers, places) if places else _workers(config, effort)
+    return Simulation(make_one, workers, config.timeout, population, config.on_client_error, engine, cluster)
+
+
+def _placed(asked: int | None, places: int) -> int:
+    """Return the number of workers on a cluster that has room for `places`."""
+    if asked and asked > places:
+        warn(f"workers={asked}: starting {places}, which is all that the cluster has room for")
+    return min(asked or places, places)
 
 
 def _workers(config: DictConfig, effort: Callable[[], Effort]) -> int:

@@ -19,6 +19,7 @@ EXTRAS = {  # package -> extra
     "peft": "peft",
     "prometheus_client": "metrics",
     "pyarrow": "tables",
+    "ray": "ray",
     "timm": "timm",
     "transformers": "peft",
 }

@@ -1,4 +1,4 @@
-"""Clients on this machine, in this process or in several worker processes, with identical results."""
+"""Simulated clients, in this process or in workers here or on other machines, with identical results."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -11,8 +11,8 @@ from fedshare.machine.threads import one_thread
 from fedshare.network import Exchange, Heard, Purpose, Quotas
 from fedshare.payload import Payload
 from fedshare.population import Population
+from fedshare.simulation.cluster import Cluster, Here, Pool
 from fedshare.simulation.jobs import Job, Outcome, attempt, divided, played
-from fedshare.simulation.workers import Workers
 from fedshare.state import State
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ class Simulation:
     a worker may serve any client, and nothing is lost if it dies. `timeout` is the number of seconds allowed per client
     in a worker. A client that raises is absent from the round with ``on_error="drop"``, and ends the run with ``halt``;
     a UserError, which is the config's fault, always ends it. `engine`: `Single` trains one client after another,
-    `Batched` many at once; `reasons` then has why some of the work was done by `Single`'s engine.
+    `Batched` many at once; `reasons` then has why some of the work was done by `Single`'s engine. `cluster`: whose
+    machines run the workers, if not this one alone.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Simulation:
         population: Population | None = None,
         on_error: Literal["halt", "drop"] = "halt",
         engine: Make = Single,
+        cluster: Cluster | None = None,
     ) -> None:
         with one_thread():
             self.population = population or build()
@@ -67,7 +69,8 @@ class Simulation:
         self.reasons: set[str] = set()
         self._playing = engine(self.population.scratch, self.population.training, self.population.task)
         self.processes = min(workers, len(self._sizes))
-        self._workers: Workers | None = None  # started at the first exchange
+        self._cluster = cluster or Here()
+        self._workers: Pool | None = None  # started at the first exchange
 
     def __enter__(self) -> "Simulation":
         return self
@@ -96,8 +99,9 @@ class Simulation:
         jobs = [Job(purpose, round, client, downloads[client], states.get(client, {})) for client in order]
         groups = divided(jobs, self._playing.size, self._playing.few)
         if self.processes and not self._workers:
-            device = str(self.population.scratch.device)
-            self._workers = Workers(self._build, self.processes, self._timeout, self._halts, self._engine, device)
+            self._workers = self._cluster.start(
+                self._build, self.population, self.processes, self._timeout, self._halts, self._engine
+            )
         heard = heard or (lambda *_: None)
         outcomes = dict[int, Outcome]()
         heard(purpose, round, 0, len(jobs))

@@ -85,7 +85,7 @@ class Worker:
         self._deadline = math.inf
         answer = unpack(data)
         self.reasons.update(answer["reasons"])
-        return [_outcome(job, reply, halts) for job, reply in zip(jobs, answer["replies"], strict=True)]
+        return [outcome(job, reply, halts) for job, reply in zip(jobs, answer["replies"], strict=True)]
 
     def cause(self) -> str:
         return death(self.process)
@@ -104,7 +104,7 @@ class Worker:
         self.process.close()
 
 
-def _outcome(job: Job, reply: State, halts: bool) -> Outcome:
+def outcome(job: Job, reply: State, halts: bool) -> Outcome:
     if "wrong" in reply:
         raise UserError(reply["wrong"])
     if "error" in reply and not halts:
@@ -156,11 +156,11 @@ def _serve(connection: Connection, build: Callable[[], Population], engine: Make
                 tensors = request.get("tensors", tensors)
                 download = Payload(tensors, request["metrics"])
                 job = Job(Purpose(request["purpose"]), request["round"], request["client"], download, request["state"])
-                bodies.append(partial(_reply, job, population))
+                bodies.append(partial(reply, job, population))
             connection.send_bytes(pack({"replies": playing.play(bodies), "reasons": sorted(playing.reasons)}))
 
 
-def _reply(job: Job, population: Population, scratch: Scratch, engine: Engine) -> State:
+def reply(job: Job, population: Population, scratch: Scratch, engine: Engine) -> State:
     try:
         answer = job.run(population, (scratch, engine))
         payload: State = {"tensors": answer.payload.tensors, "metrics": answer.payload.metrics}
