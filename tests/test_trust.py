@@ -62,7 +62,16 @@ CONFIG = DictConfig(OmegaConf.create({"model": {"_target_": "fedshare.models.Log
 # What a config may name
 
 
-@pytest.mark.parametrize("file", sorted((world.ROOT / "experiments" / "conf").glob("*/*.yaml")), ids=lambda f: f.stem)
+CONF = world.ROOT / "experiments" / "conf"
+ELSEWHERE = CONF / "cluster" / "ray.yaml"  # it sends the run's code and data to the machines that a config names
+
+
+def test_another_s_config_names_no_cluster() -> None:
+    with pytest.raises(UserError, match=r"cluster\._target_=.*: may not be named here"):
+        trust._check(OmegaConf.to_container(OmegaConf.load(ELSEWHERE)), "cluster", Any, Trust())
+
+
+@pytest.mark.parametrize("file", sorted({*CONF.glob("*/*.yaml")} - {ELSEWHERE}), ids=lambda f: f.stem)
 def test_every_option_of_ours_may_be_named(file: Path) -> None:
     node = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(node, dict)
