@@ -22,7 +22,7 @@ from fedshare.machine.extras import importing
 from fedshare.payload import Payload, same_tensors
 from fedshare.population import Population
 from fedshare.simulation.jobs import Job, Outcome, named
-from fedshare.simulation.serving import Serving, traits
+from fedshare.simulation.remote import Remote, traits
 from fedshare.simulation.worker import START_DEADLINE, outcome
 from fedshare.simulation.workers import ATTEMPTS
 from fedshare.state import State, pack, unpack
@@ -101,7 +101,7 @@ class Ray:
         return ray
 
 
-class Placed(Serving):
+class Placed(Remote):
     """A worker that knows where it is."""
 
     def __init__(self, folders: list[str]) -> None:

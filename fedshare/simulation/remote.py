@@ -19,7 +19,7 @@ from fedshare.state import State, pack, unpack
 from fedshare.tensors import digest
 
 
-class Serving:
+class Remote:
     """A worker of this process, at `host` and `node`, as whoever carries the bytes names them.
 
     `folders` are those that the run's process imports from.
