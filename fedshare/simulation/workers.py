@@ -7,15 +7,16 @@ from multiprocessing.connection import wait
 
 from fedshare.engine.single import Make, Single
 from fedshare.errors import RunHalted
+from fedshare.machine.memory import Region
 from fedshare.population import Population
 from fedshare.simulation.jobs import Job, Outcome, named
-from fedshare.simulation.worker import GRACE, Worker
+from fedshare.simulation.worker import GRACE, Worker, shared
 
 ATTEMPTS = 2  # if its worker dies, a job is given to another one once
 
 
 class Workers:
-    """`count` processes, each with its own population. Only bytes made by `pack` are exchanged.
+    """`count` processes, each with its own population. Only tensors, numbers and text are exchanged.
 
     A watchdog kills a worker that is late, which ends any wait for it, even in the middle of a message. If it `halts`,
     a client that raises ends the run; otherwise the error is that client's outcome.
@@ -31,10 +32,11 @@ class Workers:
     ) -> None:
         self._build, self._engine, self._timeout, self._halts = build, engine, timeout, halts
         self._closed = threading.Event()
+        self._commons = Region()
         self._workers: list[Worker] = []
         threading.Thread(target=self._watch, daemon=True).start()
         try:
-            self._workers += [Worker(build, engine) for _ in range(count)]  # start all at once ...
+            self._workers += [Worker(build, engine, self._commons) for _ in range(count)]  # start all at once ...
             for worker in self._workers:  # ... then wait for all
                 worker.wait_until_ready()
         except BaseException:
@@ -57,6 +59,7 @@ class Workers:
             raise RuntimeError("these workers were closed, or ended with an error")
         waiting = [(jobs, 1) for jobs in reversed(groups)]
         busy: dict[Worker, tuple[list[Job], int]] = {}
+        common = shared(groups, self._commons)
         for worker in self._workers:
             worker.forget()
         try:
@@ -64,7 +67,7 @@ class Workers:
                 for worker in self._workers:
                     if waiting and worker not in busy:
                         busy[worker] = waiting.pop()
-                        worker.send(busy[worker][0], self._timeout)
+                        worker.send(busy[worker][0], self._timeout, common)
                 ready = wait([worker.connection for worker in busy])
                 for worker in [worker for worker in busy if worker.connection in ready]:
                     jobs, attempt = busy.pop(worker)
@@ -88,7 +91,7 @@ class Workers:
     def _replace(self, dead: Worker) -> None:
         dead.stop()
         dead.end(time.monotonic() + GRACE)
-        fresh = Worker(self._build, self._engine)
+        fresh = Worker(self._build, self._engine, self._commons)
         self._workers[self._workers.index(dead)] = fresh
         fresh.wait_until_ready()
 
@@ -99,3 +102,4 @@ class Workers:
         until = time.monotonic() + GRACE
         while self._workers:
             self._workers.pop().end(until)
+        self._commons.close()
