@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 TIMEOUT = 30.0  # seconds without data after which a connection counts as lost
 DEADLINE = 3600.0  # seconds: the most that one file may take
@@ -76,8 +76,11 @@ class Resumable:
             raise ConnectionError(f"cut off after {self.have} of {total} bytes")
 
 
-def progress() -> Progress:
+def progress() -> "Progress":
     """Return a progress bar on standard error, silent if that is not a terminal."""
+    from rich.console import Console  # imported here for the same reason as pooch below
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
     columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 

@@ -14,7 +14,7 @@ from fedshare.network import Purpose
 from fedshare.payload import Payload
 from fedshare.population import Population
 from fedshare.simulation.jobs import Job
-from fedshare.simulation.worker import reply
+from fedshare.simulation.serving import reply
 from fedshare.state import State, pack, unpack
 from fedshare.tensors import digest
 

@@ -1,30 +1,27 @@
-"""A single-threaded worker process, both ends of its connection: only bytes made by `pack` are exchanged."""
+"""A worker process as the simulation sees it: `serving` is what it runs."""
 
 import contextlib
+import json
 import logging
 import math
 import multiprocessing
 import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from functools import partial
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
-
-import torch
+from typing import Any
 
 from fedshare.engine.single import Make
 from fedshare.errors import RunHalted, UserError
-from fedshare.network import Purpose
-from fedshare.payload import Payload, same_tensors
+from fedshare.machine.memory import Region
+from fedshare.payload import Payload
 from fedshare.population import Answer, Population
-from fedshare.simulation.jobs import Job, Outcome, raised
-from fedshare.state import State, pack, unpack
+from fedshare.simulation.jobs import Job, Outcome
+from fedshare.simulation.messages import Header, Writer, sealed, value
+from fedshare.simulation.serving import End, serve
 from fedshare.tensors import Tensors
-from fedshare.training.engine import Engine
-from fedshare.training.scratch import Scratch
 
 log = logging.getLogger(__name__)
 START_DEADLINE = 300.0  # seconds for a worker to import torch and load its data
@@ -32,19 +29,26 @@ GRACE = 5.0  # seconds for workers to exit by themselves
 
 
 class Worker:
-    def __init__(self, build: Callable[[], Population], engine: Make) -> None:
+    """Sends jobs to a process of its own and receives their outcomes.
+
+    `commons` is the memory of the tensors that several workers are sent.
+    """
+
+    def __init__(self, build: Callable[[], Population], engine: Make, commons: Region) -> None:
         if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
             multiprocessing.set_start_method("spawn", force=True)  # joblib may set a method that no child knows
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(other, build, engine), daemon=True)
+        self._inbox, self._outbox = Region(), Region()  # as the process sees them
+        end = End(other, commons, self._inbox, self._outbox)
+        self.process: SpawnProcess = context.Process(target=serve, args=(end, build, engine), daemon=True)
         with ctrl_c_ignored():  # the child inherits this: this process handles Ctrl-C and stops the others in order
             self.process.start()
         other.close()  # so that the connection ends when the process dies
         self.late = False
         self.reasons: set[str] = set()  # why clients were trained by the plain engine
         self._deadline = time.monotonic() + START_DEADLINE
-        self._download: Payload | None = None  # the last one sent to it
+        self._informed = False  # whether it has been told what is in `commons`
 
     def kill_if_late(self) -> None:
         if time.monotonic() > self._deadline and not self.late:
@@ -53,7 +57,7 @@ class Worker:
 
     def wait_until_ready(self) -> None:
         try:
-            reply = unpack(self.connection.recv_bytes())
+            reply = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             if self.late:
                 raise RunHalted(f"a worker process was not ready after {START_DEADLINE:g} s") from None
@@ -64,28 +68,32 @@ class Worker:
             raise RunHalted(f"a worker process could not start: {reply['error']}")
 
     def forget(self) -> None:
-        self._download = None
+        """Expect other tensors in `commons` from now on."""
+        self._informed = False
 
-    def send(self, jobs: list[Job], timeout: float) -> None:
+    def send(self, jobs: list[Job], timeout: float, shared: "Shared") -> None:
         self._deadline = time.monotonic() + timeout * len(jobs)
+        message = Writer(self._inbox, shared.numbers)
+        groups: dict[int, tuple[int, Tensors]] = {}  # by id: the global model is named once, not for each client
+        requests = []
+        for job in jobs:
+            named = {
+                name: groups.setdefault(id(group), (len(groups), group))[0]
+                for name, group in job.download.tensors.items()
+            }
+            requests.append([job.purpose.value, job.round, job.client, named, job.download.metrics, job.state])
+        header = message.header(message.encoded([[group for _, group in groups.values()], requests]))
+        parts = {"jobs": header} if self._informed else {"jobs": header, "shared": shared.header}
+        self._informed = True
         with contextlib.suppress(OSError):  # it has died; receive() will report that
-            self.connection.send_bytes(pack({"jobs": [self._request(job) for job in jobs]}))
-
-    def _request(self, job: Job) -> State:
-        request: State = {"round": job.round, "client": job.client, "purpose": job.purpose.value, "state": job.state}
-        request["metrics"] = job.download.metrics
-        # One global model goes to many clients: it is sent to each worker once.
-        if self._download is None or not same_tensors(self._download, job.download):
-            self._download = job.download
-            request["tensors"] = job.download.tensors
-        return request
+            self.connection.send_bytes(sealed(parts))
 
     def receive(self, jobs: list[Job], halts: bool) -> list[Outcome]:
         data = self.connection.recv_bytes()
         self._deadline = math.inf
-        answer = unpack(data)
-        self.reasons.update(answer["reasons"])
-        return [outcome(job, reply, halts) for job, reply in zip(jobs, answer["replies"], strict=True)]
+        replies, reasons = value(self._outbox, json.loads(data), [])
+        self.reasons.update(reasons)
+        return [outcome(job, reply, halts) for job, reply in zip(jobs, replies, strict=True)]
 
     def cause(self) -> str:
         return death(self.process)
@@ -102,9 +110,31 @@ class Worker:
             self.process.kill()
             self.process.join()
         self.process.close()
+        self._inbox.close()
+        self._outbox.close()
 
 
-def outcome(job: Job, reply: State, halts: bool) -> Outcome:
+@dataclass(frozen=True)
+class Shared:
+    """Tensors that several workers are sent."""
+
+    numbers: Mapping[int, int]  # by id: by which messages name them
+    header: Header
+
+
+def shared(groups: list[list[Job]], commons: Region) -> Shared:
+    """Copy the tensors that more than one of the groups needs into `commons`, which no worker may be reading."""
+    message = Writer(commons)
+    first: dict[int, int] = {}  # by id: the first group that needs it
+    for place, jobs in enumerate(groups):
+        needed = {id(group): group for job in jobs for group in job.download.tensors.values()}
+        for tensor in (tensor for group in needed.values() for tensor in group.values()):
+            if first.setdefault(id(tensor), place) != place:
+                message.number(tensor)
+    return Shared(message.numbers, message.header())
+
+
+def outcome(job: Job, reply: dict[str, Any], halts: bool) -> Outcome:
     if "wrong" in reply:
         raise UserError(reply["wrong"])
     if "error" in reply and not halts:
@@ -134,38 +164,3 @@ def ctrl_c_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _serve(connection: Connection, build: Callable[[], Population], engine: Make) -> None:
-    """Run a worker: build the population, then answer until the connection ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.disable(logging.WARNING)  # the parent has already logged the data's warnings
-    torch.set_num_threads(1)
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone, or has closed the connection
-        try:
-            population = build()
-            playing = engine(population.scratch, population.training, population.task)
-        except Exception as error:
-            connection.send_bytes(pack({"error": f"{type(error).__name__}: {error}"}))
-            return
-        connection.send_bytes(pack({"ready": True}))
-        tensors: dict[str, Tensors] = {}
-        while True:
-            bodies = []
-            for request in unpack(connection.recv_bytes())["jobs"]:
-                tensors = request.get("tensors", tensors)
-                download = Payload(tensors, request["metrics"])
-                job = Job(Purpose(request["purpose"]), request["round"], request["client"], download, request["state"])
-                bodies.append(partial(reply, job, population))
-            connection.send_bytes(pack({"replies": playing.play(bodies), "reasons": sorted(playing.reasons)}))
-
-
-def reply(job: Job, population: Population, scratch: Scratch, engine: Engine) -> State:
-    try:
-        answer = job.run(population, (scratch, engine))
-        payload: State = {"tensors": answer.payload.tensors, "metrics": answer.payload.metrics}
-        return payload | {"state": answer.state, "digests": answer.digests}
-    except UserError as error:
-        return {"wrong": str(error)}
-    except Exception as error:
-        return {"error": raised(error), "trace": traceback.format_exc()}

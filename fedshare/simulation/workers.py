@@ -8,9 +8,10 @@ from multiprocessing.connection import wait
 from fedshare.engine.single import Make, Single
 from fedshare.errors import RunHalted
 from fedshare.machine import devices
+from fedshare.machine.memory import Region
 from fedshare.population import Population
 from fedshare.simulation.jobs import Job, Outcome, named
-from fedshare.simulation.worker import GRACE, Worker
+from fedshare.simulation.worker import GRACE, Worker, shared
 
 ATTEMPTS = 2  # if its worker dies, a job is given to another one once
 
@@ -18,7 +19,7 @@ ATTEMPTS = 2  # if its worker dies, a job is given to another one once
 class Workers:
     """`count` processes, each with its own population, on the GPUs of `device` in turn.
 
-    Only bytes made by `pack` are exchanged.
+    Only tensors, numbers and text are exchanged.
 
     A watchdog kills a worker that is late, which ends any wait for it, even in the middle of a message. If it `halts`,
     a client that raises ends the run; otherwise the error is that client's outcome.
@@ -36,6 +37,7 @@ class Workers:
         self._build, self._engine, self._device = build, engine, device
         self._timeout, self._halts = timeout, halts
         self._closed = threading.Event()
+        self._commons = Region()
         self._workers: list[Worker] = []
         threading.Thread(target=self._watch, daemon=True).start()
         try:
@@ -47,7 +49,7 @@ class Workers:
             raise
 
     def _started(self, number: int) -> Worker:
-        return Worker(devices.shared(self._build, self._device, number), self._engine)
+        return Worker(devices.shared(self._build, self._device, number), self._engine, self._commons)
 
     def _watch(self) -> None:
         while not self._closed.wait(0.1):
@@ -65,6 +67,7 @@ class Workers:
             raise RuntimeError("these workers were closed, or ended with an error")
         waiting = [(jobs, 1) for jobs in reversed(groups)]
         busy: dict[Worker, tuple[list[Job], int]] = {}
+        common = shared(groups, self._commons)
         for worker in self._workers:
             worker.forget()
         try:
@@ -72,7 +75,7 @@ class Workers:
                 for worker in self._workers:
                     if waiting and worker not in busy:
                         busy[worker] = waiting.pop()
-                        worker.send(busy[worker][0], self._timeout)
+                        worker.send(busy[worker][0], self._timeout, common)
                 ready = wait([worker.connection for worker in busy])
                 for worker in [worker for worker in busy if worker.connection in ready]:
                     jobs, attempt = busy.pop(worker)
@@ -107,3 +110,4 @@ class Workers:
         until = time.monotonic() + GRACE
         while self._workers:
             self._workers.pop().end(until)
+        self._commons.close()
