@@ -94,7 +94,7 @@ def flower(setting: Setting) -> list[float]:
     def train(message: Message, context: Context) -> Message:
         state = message.content["arrays"].to_torch_state_dict()  # type: ignore[union-attr]
         sent, count = trained(setting, int(context.node_config["partition-id"]), state)
-        records = {"arrays": ArrayRecord(sent), "metrics": MetricRecord({"num-examples": count})}
+        records = {"arrays": ArrayRecord(sent), "metrics": MetricRecord({"num-examples": count})}  # type: ignore[dict-item]
         return Message(RecordDict(records), reply_to=message)  # type: ignore[arg-type]
 
     gpus = float(setting.device != "cpu")

@@ -73,7 +73,15 @@ def test_everything_else_is_read_as_written(region: Region) -> None:
     assert read(region) == []
 
 
-@pytest.mark.parametrize("wrong", [{1, 2}, {(1,): 2}, {"state": object()}, torch.eye(3).to_sparse()], ids=repr)
+WRONG: dict[str, Any] = {
+    "a set": {1, 2},
+    "a key that is a tuple": {(1,): 2},
+    "an object": {"state": object()},
+    "a sparse tensor": torch.eye(3).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_what_no_state_may_hold_is_refused_and_others_are_read(wrong: Any, region: Region) -> None:
     message, weight = Writer(region), torch.randn(3)
     with pytest.raises((TypeError, RuntimeError)):

@@ -100,7 +100,7 @@ def _norms(uploads: Uploads, downloads: Uploads) -> dict[int, float]:
 def _lengths(tensors: Sequence[Tensor], start: Tensor | None) -> list[float]:
     """Return the norm of each tensor minus `start`, or of each tensor if that has another shape."""
     first = tensors[0]
-    together = torch.stack(tensors) if len(tensors) > 1 else first[None]
+    together = torch.stack(list(tensors)) if len(tensors) > 1 else first[None]
     precise = together.to(torch.complex128 if first.is_complex() else torch.float64)
     change = precise - start if start is not None and start.shape == first.shape else precise
     lengths: list[float] = torch.linalg.vector_norm(change.reshape(len(tensors), first.numel()), dim=1).tolist()
