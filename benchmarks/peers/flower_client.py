@@ -26,7 +26,7 @@ def arrays() -> tuple[torch.Tensor, torch.Tensor]:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     model = models.make(os.environ[NAME])
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     x, y = arrays()
     client = int(context.node_config["partition-id"])
     examples = TensorDataset(x[client], y[client])

@@ -7,6 +7,7 @@ not of that Python are rewritten in the environment; the versions that are print
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy==2.4.6", "tqdm==4.67.1"]
 # [tool.peer]
+# preferred = ["python3.14t", "python3.14"]
 # regardless = ["blazefl==3.0.0"]  # of the Python that it asks for
 # ///
 

@@ -63,10 +63,10 @@ def metadata(script: Path) -> dict[str, Any]:
     return tomllib.loads("\n".join(line[2:] for line in block[1].splitlines()))
 
 
-def interpreter(wanted: str) -> str:
-    """Return the first Python here of a version as `wanted` says ('>=3.11,<3.13'); this one, if it is."""
+def interpreter(wanted: str, preferred: list[str]) -> str:
+    """Return the first Python here of a version as `wanted` says ('>=3.11,<3.13'): a preferred one, or this one."""
     lowest, *less = (tuple(map(int, part.split("."))) for part in re.findall(r"[\d.]+", wanted))
-    for python in [sys.executable, *PYTHONS]:
+    for python in [*preferred, sys.executable, *PYTHONS]:
         if shutil.which(python):
             answer = subprocess.run([python, "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True)
             found = tuple(map(int, answer.stdout.split()))
@@ -78,16 +78,17 @@ def interpreter(wanted: str) -> str:
 def install(peer: str, folder: Path) -> Path:
     """Make a peer's environment, unless it is there, and return its Python."""
     wanted = metadata(HERE / f"on_{peer}.py")
+    special = wanted.get("tool", {}).get("peer", {})
     home, pins = folder / peer, folder / peer / "pins.json"
     python = home / "bin" / "python"
     if not pins.exists() or json.loads(pins.read_text()) != wanted:
         shutil.rmtree(home, ignore_errors=True)
         print(f"installing {peer} ...", file=sys.stderr, flush=True)
-        call([interpreter(wanted["requires-python"]), "-m", "venv", str(home)], INSTALL)
+        call([interpreter(wanted["requires-python"], special.get("preferred", [])), "-m", "venv", str(home)], INSTALL)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
         call([*pip, *wanted["dependencies"]], INSTALL)
-        if regardless := wanted.get("tool", {}).get("peer", {}).get("regardless"):
-            call([*pip, "--no-deps", "--ignore-requires-python", *regardless], INSTALL)
+        if "regardless" in special:
+            call([*pip, "--no-deps", "--ignore-requires-python", *special["regardless"]], INSTALL)
         pins.write_text(json.dumps(wanted))
     return python
 
