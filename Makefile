@@ -1,12 +1,13 @@
 # `make demo`, `make test` and `make quick` set up what they need in .venv; `make clean` removes it.
 # `make quick` plays the tests that start no process and play no whole runs.
+# `make bench` takes up to ten minutes on 2 cores and wants them for itself: benchmarks/rounds.py, all workloads.
 PYTHON ?= python3
 EXTRAS ?= dev
 READY := .venv/installed-$(EXTRAS)
 
 TESTS := OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick lint types check clean
+.PHONY: demo test quick bench lint types check clean
 
 demo: $(READY)
 	.venv/bin/fedshare demo
@@ -16,6 +17,9 @@ test: $(READY)
 
 quick: $(READY)
 	$(TESTS) -m 'not process and not long'
+
+bench: $(READY)
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/rounds.py --repeat 3
 
 lint: $(READY)
 	.venv/bin/ruff check

@@ -1,26 +1,32 @@
 """Samples per second of a FedAvg round: this project compared with two PyTorch loops, on the same synthetic data.
 
-    python benchmarks/rounds.py [WORKLOAD ...] [--workers N] [--repeat N]
+    python benchmarks/rounds.py [WORKLOAD ...] [--workers N ...] [--repeat N] [--json]
 
 The plain loop makes a model and an optimizer for each client, as most research code does; the flat loop is the fastest
 that eager PyTorch allows without batching clients: one model whose parameters are views of one vector, loaded and
-stepped as a whole. Runs alternate; the medians and the ratios to the flat loop with as many processes as there are
-workers are printed. Nothing is learned: the data are noise.
+stepped as a whole. Runs alternate; the medians, the smallest and the largest, and the ratios to the flat loop with as
+many processes as there are workers at most are printed. Nothing is learned: the data are noise, the same that
+`benchmarks/peers/run.py` gives to other libraries.
 """
 
 import argparse
+import json
 import multiprocessing
+import platform
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+import fedshare
 from fedshare import seeds
 from fedshare.client import Training
 from fedshare.data.dataset import Examples
@@ -34,39 +40,38 @@ from fedshare.strategies.fedavg import FedAvg
 from fedshare.tensors import mean
 from fedshare.training.scratch import Scratch
 
-LR = 0.1
+sys.path.append(str(Path(__file__).parent / "peers"))
+import arrays
+from arrays import LR
+
 ENGINES: dict[str, Make] = {"plain": Single, "batched": Batched}
 
 
 @dataclass(frozen=True)
-class Workload:
-    model: type[nn.Module]
-    shape: list[int]
-    clients: int  # in total
-    chosen: int  # per round
-    examples: int  # per client
-    batch: int
-    options: dict[str, object] = field(default_factory=dict)  # of the model
+class Workload(arrays.Workload):
+    name: str = ""
+    model: Callable[..., nn.Module] = Logistic
 
     def module(self) -> nn.Module:
         with seeds.scope("benchmark", "model"):
-            return self.model(shape=self.shape, classes=10, **self.options)
+            return self.model(shape=self.shape, classes=arrays.CLASSES)
 
     def shares(self) -> list[Part]:
-        random = seeds.generator("benchmark", "data")
-        x = torch.rand(self.clients * self.examples, *self.shape, generator=random)
-        y = torch.randint(10, (len(x),), generator=random)
-        parts = zip(x.split(self.examples), y.split(self.examples), strict=True)
-        return [Part(Examples(inputs, targets), Examples(inputs[:1], targets[:1])) for inputs, targets in parts]
+        x, y = (torch.from_numpy(array) for array in arrays.generate(self.name))
+        return [
+            Part(Examples(inputs, targets), Examples(inputs[:1], targets[:1]))
+            for inputs, targets in zip(x, y, strict=True)
+        ]
 
 
-WORKLOADS = {
-    "W1": Workload(CNN, [3, 32, 32], 100, 10, 500, 20, {"padding": "valid"}),
-    "W2m": Workload(MLP, [1, 28, 28], 1000, 50, 60, 10, {"hidden": [200, 200]}),
-    "W2c": Workload(CNN, [1, 28, 28], 1000, 50, 60, 10, {"padding": "valid"}),
-    "W3": Workload(Logistic, [60], 10_000, 200, 10, 10),
-    "W3b": Workload(MLP, [784], 10_000, 200, 10, 10, {"hidden": [32]}),
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "W1": partial(CNN, padding="valid"),
+    "W2m": MLP,
+    "W2c": partial(CNN, padding="valid"),
+    "W3": Logistic,
+    "W3b": partial(MLP, hidden=[32]),
 }
+WORKLOADS = {name: Workload(**vars(size), name=name, model=MODELS[name]) for name, size in arrays.WORKLOADS.items()}
 
 
 def sgd(parameters: object) -> torch.optim.Optimizer:
@@ -159,38 +164,54 @@ def _flat(name: str, end: Connection) -> None:
         return
 
 
-def measure(name: str, workers: int, repeat: int) -> None:
+def measure(name: str, workers: list[int], repeat: int) -> dict[str, list[float]]:
+    """Return the samples per second of each way in each round; the last of the loops is the base of ratios."""
     workload = WORKLOADS[name]
     shares, model = workload.shares(), workload.module()
-    flat, processes = Flat(workload, shares), FlatProcesses(name, workers)
+    flat, processes = Flat(workload, shares), FlatProcesses(name, max(workers))
 
     def flat_round(_: int, chosen: list[int]) -> None:
         flat.vector.copy_(flat.total(flat.vector.clone(), chosen) / len(chosen))
 
-    base = f"flat loop, {workers} processes"
     ways: dict[str, Callable[[int, list[int]], None]] = {
         "plain loop": lambda _, chosen: plain_round(workload, model, shares, chosen),
         "flat loop": flat_round,
-        base: lambda _, chosen: processes.round(chosen),
+        base(workers): lambda _, chosen: processes.round(chosen),
     }
     with ExitStack() as stack:
         for engine, make in ENGINES.items():
-            for count in (0, workers):
+            for count in (0, *workers):
                 network = stack.enter_context(Simulation(partial(build, name), count, engine=make))
                 ways[f"fedshare, {engine}, {count or 'no'} workers"] = partial(fedshare_round, network)
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for round in range(repeat + 1):  # the first one warms up
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        for round in range(repeat + 1):
             chosen = sample(list(range(workload.clients)), workload.chosen, 0, round)
             for way, run in ways.items():
                 began = time.perf_counter()
                 run(round + 1, chosen)
-                seconds[way].append(time.perf_counter() - began)
+                if round:  # the first one warms up
+                    rates[way].append(workload.samples / (time.perf_counter() - began))
     processes.close()
-    count = workload.chosen * workload.examples
-    rates = {way: count / median(times[1:]) for way, times in seconds.items()}
-    for way, rate in rates.items():
-        spread = f"{count / max(seconds[way][1:]):,.0f} to {count / min(seconds[way][1:]):,.0f}"
-        print(f"{name:4} {way:30} {rate:10,.0f} samples/s ({spread:>20})   {rate / rates[base]:5.2f}x", flush=True)
+    return rates
+
+
+def base(workers: list[int]) -> str:
+    return f"flat loop, {max(workers)} processes"
+
+
+def show(name: str, rates: dict[str, list[float]], base: str) -> None:
+    for way, found in rates.items():
+        spread = f"{min(found):,.0f} to {max(found):,.0f}"
+        ratio = median(found) / median(rates[base])
+        print(f"{name:4} {way:30} {median(found):10,.0f} samples/s ({spread:>20})   {ratio:5.2f}x", flush=True)
+
+
+def show_json(name: str, rates: dict[str, list[float]]) -> None:
+    """Print a line for each way, in the form of the peers' scripts."""
+    versions = {"fedshare": fedshare.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    for way, found in rates.items():
+        line = {"way": way, "workload": name, "rate": median(found), "rates": found, "versions": versions}
+        print(json.dumps(line), flush=True)
 
 
 def fedshare_round(network: Simulation, round: int, chosen: list[int]) -> None:
@@ -204,12 +225,17 @@ def fedshare_round(network: Simulation, round: int, chosen: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", choices=[[], *WORKLOADS], default=[])
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each way")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.workloads or WORKLOADS:
-        measure(name, options.workers, options.repeat)
+        rates = measure(name, options.workers, options.repeat)
+        if options.json:
+            show_json(name, rates)
+        else:
+            show(name, rates, base(options.workers))
 
 
 if __name__ == "__main__":
