@@ -5,23 +5,20 @@
 The model is McMahan et al.'s CNN without padding on images of 28 x 28 (582,026 parameters); the data are noise, so
 nothing is learned. Ways of fedshare alternate; medians are printed. A round is a whole one: downloads, training of all
 clients for one epoch, uploads, and their mean. Flower's simulation runs last, if Ray is installed: by its defaults, but
-with one actor that has the GPU, and its own FedAvg. On an H200, all of this should take a few minutes; `--no-flower`
-leaves Flower out. Try it anywhere with `--device cpu --clients 3 --examples 20 --repeat 1`.
+with one actor that has the GPU, and its own FedAvg. `--no-flower` leaves it out. All of it is meant to take less than 8
+minutes on a GPU, and has not run on one yet. Try it anywhere, without Ray:
+
+    python benchmarks/gpu.py --device cpu --clients 3 --examples 20 --repeat 1
 """
 
 import argparse
 import importlib.util
-import logging
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import pairwise
 from statistics import median
 
 import torch
 from rounds import WORKLOADS, Workload, fedshare_round, sgd
-from torch import nn
 
 from fedshare.client import Training
 from fedshare.engine.batched import Batched, group_size
@@ -68,62 +65,6 @@ def ours(setting: Setting) -> dict[str, list[float]]:
     return {name: times[1:] for name, times in seconds.items()}
 
 
-def flower(setting: Setting) -> list[float]:
-    """Return the seconds between the ends of Flower's rounds, after the first."""
-    from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid, ServerApp
-    from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
-    from flwr.simulation import run_simulation
-
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    server, client, ends = ServerApp(), ClientApp(), list[float]()
-
-    class Timed(FlowersFedAvg):
-        def aggregate_train(self, *given: object) -> object:  # type: ignore[override]
-            found = super().aggregate_train(*given)  # type: ignore[arg-type]
-            ends.append(time.perf_counter())
-            return found
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        strategy = Timed(fraction_evaluate=0.0, min_train_nodes=setting.workload.clients)
-        strategy.start(grid, ArrayRecord(setting.workload.module().state_dict()), setting.repeat + 1)
-
-    @client.train()
-    def train(message: Message, context: Context) -> Message:
-        state = message.content["arrays"].to_torch_state_dict()  # type: ignore[union-attr]
-        sent, count = trained(setting, int(context.node_config["partition-id"]), state)
-        records = {"arrays": ArrayRecord(sent), "metrics": MetricRecord({"num-examples": count})}  # type: ignore[dict-item]
-        return Message(RecordDict(records), reply_to=message)  # type: ignore[arg-type]
-
-    gpus = float(setting.device != "cpu")
-    one_actor = {"num_cpus": torch.get_num_threads() if gpus == 0 else 2, "num_gpus": gpus}
-    run_simulation(server, client, setting.workload.clients, backend_config={"client_resources": one_actor})
-    return [after - before for before, after in pairwise(ends)]
-
-
-@cache
-def parts(workload: Workload) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(share.train.single, share.train.y) for share in workload.shares()]
-
-
-def trained(
-    setting: Setting, number: int, state: "OrderedDict[str, torch.Tensor]"
-) -> tuple[dict[str, torch.Tensor], int]:
-    """Train as Flower's quickstart for PyTorch does: a model, a loader of shuffled batches and an optimizer."""
-    model = setting.workload.module()
-    model.load_state_dict(state)
-    model.to(setting.device).train()
-    data = torch.utils.data.TensorDataset(*parts(setting.workload)[number])
-    optimizer = sgd(model.parameters())
-    for inputs, targets in torch.utils.data.DataLoader(data, batch_size=setting.workload.batch, shuffle=True):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs.to(setting.device)), targets.to(setting.device)).backward()
-        optimizer.step()
-    return model.cpu().state_dict(), len(data)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -143,7 +84,9 @@ def main() -> None:
     if options.no_flower or not importlib.util.find_spec("ray"):
         print("without Flower's simulation" + ("" if options.no_flower else ": Ray is not installed"))
     else:
-        show(setting, {FLOWER: flower(setting)}, median(seconds[AT_ONCE]))
+        from gpu_flower import flower
+
+        show(setting, {FLOWER: flower(setting.workload, setting.device, setting.repeat)}, median(seconds[AT_ONCE]))
 
 
 def show(setting: Setting, seconds: dict[str, list[float]], base: float | None = None) -> None:
