@@ -353,6 +353,17 @@ def test_who_leaves_in_the_middle_of_a_round_is_in_nobodys_model() -> None:
         assert digests(client.params()) == digests(last.state["params"])
 
 
+def test_who_missed_rounds_is_told_the_commits_or_the_sums_whichever_is_less() -> None:
+    some, means = commits(12), meaning(5_003)
+    transcript = Transcript.begin(means.manifest).extended(*some)
+    lacking = len(transcript.after(3))
+    for size, group in ((lacking, "commits"), (lacking - 1, "sums")):
+        told = telling(transcript, torch.zeros(size, dtype=torch.int8), 3)
+        assert told.tensors["ledger"].keys() == {"head", group}
+    early = telling(transcript.snapshot(torch.zeros(5_003, dtype=torch.int32)), torch.zeros(10**6), 3)
+    assert "sums" in early.tensors["ledger"], "its commits are there no more"
+
+
 def test_another_ledger_is_refused() -> None:
     net = network(OneByte(lr=0.05))
     state = rounds(net, 3)[-1].state
