@@ -20,6 +20,7 @@ from fedshare.peers.graphs import ErdosRenyi, Exponential, File, Full, RandomReg
 from fedshare.peers.varying import Matching, OnePeerExponential
 from fedshare.population import Population
 from fedshare.rounds import Round, Schedule, run_server
+from fedshare.rounds.account import Account
 from fedshare.runs import RunFolder, verify
 from fedshare.simulation import Simulation
 from fedshare.state import digests, pack, unpack
@@ -163,6 +164,22 @@ def test_every_strategy_runs_on_a_ring_and_goes_on_to_the_same_bits(name: str) -
 
 def unpack_each(memories: dict[int, Any]) -> dict[int, Any]:
     return {client: unpack(pack(state)) for client, state in memories.items()}
+
+
+def test_an_upload_costs_its_bytes_for_each_who_receives_it() -> None:
+    account = Ring().accounted(Account({"w": "body"}, 40), 5, 0)
+    sent = {peer: Payload({"params": {"w": torch.zeros(peer)}}) for peer in (1, 2, 3)}
+    row = account.round(1, {1: sent[1], 3: sent[3]}, {2: sent[2]}, {4: sent[3]})
+    assert row == {
+        "bytes_up": 2 * 4 * (1 + 2 + 3),
+        "bytes_up_by_group": {"params/body": 2 * 4 * (1 + 3), "dropped": 2 * 4 * 2},
+        "bytes_up_full": 6 * 40,
+        "bytes_down": 2 * 4 * (1 + 3),
+        "bytes_down_by_group": {"params/body": 2 * 4 * (1 + 3)},
+        "bytes_down_full": 4 * 40,
+    }
+    star = Star().accounted(Account(), 5, 0).round(1, {0: sent[1], 1: sent[1]}, {}, {})
+    assert star["bytes_up"] == 4 * 4 + 4
 
 
 def test_peers_are_clients_of_the_batching_engine() -> None:

@@ -53,7 +53,18 @@ CORE = {
         *("attacks", "client", "data.dataset", "errors", "forms", "machine", "network", "payload", "seeds", "state"),
         *("strategy", "tensors"),
     },
-    "peers": {"peers", "client", "errors", "forms", "payload", "seeds", "state", "strategy", "tensors"},
+    "peers": {
+        "peers",
+        "client",
+        "errors",
+        "forms",
+        "payload",
+        "rounds.account",
+        "seeds",
+        "state",
+        "strategy",
+        "tensors",
+    },
     "engine": {"engine", "data.dataset", "errors", "seeds", "tasks", "tensors", "training"},
     "simulation": {
         *(

@@ -35,7 +35,7 @@ def played(
         _check_collusion(population, attack, state, config.rounds)
         network = Colluding(network, population.strategy, attack, liars, population.scratch.initial, config.seed)
     schedule = build.schedule(config, population)
-    account = build.account(population.scratch)
+    account = build.account(config, population)
     strategy, task = population.strategy, population.task
     for done in run_server(strategy, network, state, schedule, start, digest, account, task, heard):
         yield replace(done, row=done.row | observed(done.row, liars))

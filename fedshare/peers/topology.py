@@ -2,10 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from fedshare.errors import UserError
 from fedshare.peers.decentralised import Decentralised, Mixing
+from fedshare.peers.traffic import Traffic
+from fedshare.rounds.account import Account
 from fedshare.strategy import Strategy
 
 Links = list[list[int]]  # by peer, the peers whose uploads it receives, sorted, without itself
@@ -17,6 +20,10 @@ class Peering(ABC):
     @abstractmethod
     def around(self, strategy: Strategy, peers: int, seed: int) -> Strategy:
         """Return the strategy as it runs among `peers` participants. Raises UserError if they cannot form the graph."""
+
+    def accounted(self, account: Account, peers: int, seed: int) -> Account:
+        """Return the account of what these participants send."""
+        return account
 
 
 class Served(Peering):
@@ -41,6 +48,9 @@ class Topology(Peering):
             raise UserError(f"peers: a graph needs at least 2 peers, not {peers}")
         self.check(self.links(peers, seed, 1))
         return Decentralised(strategy, self.mixes, peers, seed)
+
+    def accounted(self, account: Account, peers: int, seed: int) -> Account:
+        return Traffic(account.groups, account.whole, mixes=partial(self.mixes, peers, seed))
 
     @abstractmethod
     def links(self, peers: int, seed: int, round: int) -> Links:

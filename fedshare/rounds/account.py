@@ -12,6 +12,16 @@ class Account:
     groups: Mapping[str, str] = field(default_factory=dict)  # of each shared tensor of the model, such as head or bias
     whole: int = 0  # bytes of the whole model
 
+    def round(
+        self,
+        number: int,
+        uploads: Mapping[int, Payload],
+        dropped: Mapping[int, Payload],
+        downloads: Mapping[int, Payload],
+    ) -> dict[str, int | dict[str, int]]:
+        """Return the traffic of the round `number`, from what each client sent and was sent."""
+        return self.row(uploads.values(), dropped.values(), downloads.values())
+
     def row(
         self, uploads: Collection[Payload], dropped: Collection[Payload], downloads: Collection[Payload]
     ) -> dict[str, int | dict[str, int]]:
