@@ -22,6 +22,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +79,9 @@ def sgd(parameters: object) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=LR)  # type: ignore[arg-type]
 
 
-def build(name: str) -> Population:
+def build(name: str, layout: Any = "contiguous", precision: Any = "float32") -> Population:
     workload = WORKLOADS[name]
-    training = Training(optimizer=sgd, epochs=1, batch_size=workload.batch)
+    training = Training(optimizer=sgd, epochs=1, batch_size=workload.batch, layout=layout, precision=precision)
     return Population(FedAvg(), Scratch(workload.module()), training, workload.shares(), 0)
 
 
@@ -164,7 +165,7 @@ def _flat(name: str, end: Connection) -> None:
         return
 
 
-def measure(name: str, workers: list[int], repeat: int) -> dict[str, list[float]]:
+def measure(name: str, workers: list[int], repeat: int, **training: str) -> dict[str, list[float]]:
     """Return the samples per second of each way in each round; the last of the loops is the base of ratios."""
     workload = WORKLOADS[name]
     shares, model = workload.shares(), workload.module()
@@ -181,7 +182,7 @@ def measure(name: str, workers: list[int], repeat: int) -> dict[str, list[float]
     with ExitStack() as stack:
         for engine, make in ENGINES.items():
             for count in (0, *workers):
-                network = stack.enter_context(Simulation(partial(build, name), count, engine=make))
+                network = stack.enter_context(Simulation(partial(build, name, **training), count, engine=make))
                 ways[f"fedshare, {engine}, {count or 'no'} workers"] = partial(fedshare_round, network)
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for round in range(repeat + 1):
@@ -227,11 +228,14 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", choices=[[], *WORKLOADS], default=[])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous", help="ours only")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="ours only")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each way")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.workloads or WORKLOADS:
-        rates = measure(name, options.workers, options.repeat)
+        training = {"layout": options.layout, "precision": options.precision}
+        rates = measure(name, options.workers, options.repeat, **training)
         if options.json:
             show_json(name, rates)
         else:
