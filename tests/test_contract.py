@@ -113,7 +113,7 @@ def test_nothing_on_self_changes(name: str) -> None:
     strategy = network.population.strategy
     before = copy.deepcopy(vars(strategy))
     run(network)
-    assert vars(strategy) == before
+    assert repr(vars(strategy)) == repr(before)  # a partial equals only itself
     for field in dataclasses.fields(strategy):  # type: ignore[arg-type]
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(strategy, field.name, None)
