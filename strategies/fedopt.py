@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedshare.errors import UserError
 from fedshare.payload import Payload
@@ -36,7 +36,7 @@ class FedOpt(FedAvg):
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         params, average = state["params"], super().aggregate(state, round, uploads)["params"]
-        stepped = {name: nn.Parameter(params[name].clone()) for name in state["stepped"]}
+        stepped = {name: params[name].clone().requires_grad_() for name in state["stepped"]}
         if not stepped:
             return state | {"params": average}
         optimizer = self.optimizer(stepped.values())
