@@ -36,7 +36,7 @@ class FedOpt(FedAvg):
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         params, average = state["params"], super().aggregate(state, round, uploads)["params"]
-        stepped = {name: params[name].clone().requires_grad_() for name in state["stepped"]}
+        stepped = {name: params[name].detach().clone().requires_grad_() for name in state["stepped"]}
         if not stepped:
             return state | {"params": average}
         optimizer = self.optimizer(stepped.values())
