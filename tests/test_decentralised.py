@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_engine import long_but
 
 import world
 from fedshare.engine.batched import Batched
@@ -33,7 +34,7 @@ UNDIRECTED: list[Topology] = [
     *(Full(), Ring(), Star(), Torus(), Exponential(), RandomRegular(), ErdosRenyi(), SmallWorld(), Matching()),
 ]
 DIRECTED: list[Topology] = [OnePeerExponential()]
-each_strategy = pytest.mark.parametrize("name", world.STRATEGIES)
+each_strategy = pytest.mark.parametrize("name", long_but(("fedavg", "fedcac", "onebyte"), world.STRATEGIES))
 RUN = ["data=digits", "partition.clients=6", "train_examples=300", "client.epochs=1", "tracking=none", "workers=0"]
 
 
