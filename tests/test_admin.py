@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,25 @@ def test_a_second_server_is_refused_and_a_killed_one_s_socket_is_not_in_the_way(
     with pytest.raises(UserError, match="is no socket: move it away"):
         Control(path, lambda *_: {})
     assert path.read_text() == "a file"
+
+
+def test_a_refusal_is_read_also_where_the_server_has_hung_up_before_it_was_asked(path: Path) -> None:
+    """As a server does that is not to be commanded by this user."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def refuse() -> None:
+            caller, _ = server.accept()
+            with caller:
+                caller.sendall(b'{"error": "another user runs this server"}\n')
+
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(20):  # who is first is a matter of chance
+                refused = pool.submit(refuse)
+                with pytest.raises(UserError, match="^another user runs this server$"):
+                    control.ask(path, {"command": "x" * 1000})
+                refused.result(PATIENCE)
 
 
 @pytest.mark.process

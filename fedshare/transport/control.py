@@ -119,7 +119,10 @@ def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     try:
         with _connected(path) as server:
             server.settimeout(DEADLINE)
-            server.sendall(line)
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # a server that refuses this user has answered, and reads nothing
+                server.sendall(line)
             found = json.loads(_line(server, ANSWER_LIMIT, ANSWER_DEADLINE))
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         raise UserError(f"{path}: no server is running there") from None
