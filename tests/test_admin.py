@@ -332,7 +332,7 @@ def test_a_refusal_is_read_also_where_the_server_has_hung_up_before_it_was_asked
         with ThreadPoolExecutor(1) as pool:
             for _ in range(20):  # who is first is a matter of chance
                 refused = pool.submit(refuse)
-                with pytest.raises(UserError, match="^another user runs this server$"):
+                with pytest.raises(UserError, match=r"^another user runs this server$"):
                     control.ask(path, {"command": "x" * 1000})
                 refused.result(PATIENCE)
 
