@@ -85,7 +85,7 @@ def install(peer: str, folder: Path) -> Path:
         shutil.rmtree(home, ignore_errors=True)
         print(f"installing {peer} ...", file=sys.stderr, flush=True)
         call([interpreter(wanted["requires-python"], special.get("preferred", [])), "-m", "venv", str(home)], INSTALL)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--no-compile"]
+        pip = [str(python), "-m", "pip", "install", "--quiet"]
         call([*pip, *wanted["dependencies"]], INSTALL)
         if "regardless" in special:
             call([*pip, "--no-deps", "--ignore-requires-python", *special["regardless"]], INSTALL)
