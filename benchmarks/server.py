@@ -16,6 +16,7 @@ from statistics import median
 
 import torch
 
+from fedshare import seeds
 from fedshare.machine.threads import one_thread
 from fedshare.payload import Payload
 from fedshare.rounds import Schedule
@@ -60,7 +61,7 @@ CASES: dict[str, tuple[int, Shapes]] = {  # uploads, and the shapes of a model's
 
 def models(count: int, shapes: Shapes, kind: str) -> list[Tensors]:
     sizes = [math.prod(shape) for shape in shapes]
-    matrix = torch.randn(count, sum(sizes), generator=torch.Generator().manual_seed(0))
+    matrix = torch.randn(count, sum(sizes), generator=seeds.generator("server"))
     rows = [row if kind == "rows" else row.clone() for row in matrix.unbind()]
     found = [[p.view(s) for p, s in zip(row.split(sizes), shapes, strict=True)] for row in rows]
     return [{str(i): p.clone() if kind == "apart" else p for i, p in enumerate(pieces)} for pieces in found]

@@ -102,7 +102,7 @@ def begun(peers: int, values: torch.Tensor) -> tuple[dict[str, Any], dict[int, P
     uploads = {
         peer: Payload({"params": {"w": values[peer : peer + 1].clone()}}, {"examples": 1.0}) for peer in range(peers)
     }
-    return {"round": 0, "peers": {peer: {"params": one.tensors["params"]} for peer, one in uploads.items()}}, uploads
+    return {"peers": {peer: {"params": one.tensors["params"]} for peer, one in uploads.items()}}, uploads
 
 
 def test_on_a_ring_the_consensus_error_falls_by_the_second_eigenvalue() -> None:

@@ -45,7 +45,7 @@ def serve(
     config = config_of(run_config)
     if config.engine not in ("auto", "plain"):
         raise UserError(f"engine={config.engine}: is for simulations; the clients of a deployment are trained by plain")
-    if config.peers._target_ != "fedshare.peers.Served":
+    if config.peers != MEANT["peers"]:
         raise UserError("peers: graphs of peers are for simulations; a deployment has a server: peers=none")
     config.engine = "plain"
     if config.cluster != MEANT["cluster"]:

@@ -43,7 +43,7 @@ class Decentralised(Strategy):
 
     def init(self, params: Tensors, clients: int) -> State:
         first = self.inner.init(params, clients)
-        return {"round": 0, "peers": dict.fromkeys(range(self.count), first)}
+        return {"peers": dict.fromkeys(range(self.count), first)}
 
     def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
         return self.inner.download(state["peers"][client_id], client_id, purpose)
@@ -65,7 +65,7 @@ class Decentralised(Strategy):
                 gathered = {sender: replace(uploads[sender], weight=weight) for sender, weight in weights.items()}
                 alike[key] = self.inner.aggregate(state["peers"][peer], round, dict(sorted(gathered.items())))
             peers[peer] = alike[key]
-        return {"round": round, "peers": peers}
+        return {"peers": peers}
 
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         return self.inner.expects(state["peers"][client_id], client_id)
