@@ -9,6 +9,7 @@ from test_runs import SMALL, fedshare
 
 import forked
 from fedshare.data.dataset import Dataset, Examples
+from fedshare.experiments.config.application import CONF
 from fedshare.models import MLP
 from world import PATIENCE
 
@@ -274,9 +275,11 @@ def test_cfg_shows_the_config_and_creates_nothing(
 def test_help_names_the_flags_the_groups_and_the_keys(capfd: pytest.CaptureFixture[str]) -> None:
     assert fedshare("run", "--help", "data=mnist") == 0
     out = capfd.readouterr().out
+    strategies = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+    assert "fedcac" in strategies
     for line in (
         "-m,--multirun : ",
-        "strategy: bulyan, centred_clipping, cfl, cgsv, ditto, fedavg, fedcac, fedpeft, fedper, ",
+        f"strategy: {', '.join(strategies)}\n",
         "rounds: 50\n",
         "_target_: fedshare.data.mnist\n",
     ):
