@@ -136,7 +136,8 @@ def _finite(tensor: Tensor) -> bool:
 def digest(tensor: Tensor) -> str:
     """Return the SHA-256, in hex, of a tensor's type, shape and bits."""
     whole = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    if tensor.numel():  # an empty tensor made from a numpy array has a stride of 0, and no view of another type
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 

@@ -172,21 +172,31 @@ class OneByte(Strategy):
         return {"codes": {"codes": self.CODINGS[self.coding].encode(torch.zeros(self.probes))}}
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
-        said = {client: upload.tensors["codes"]["codes"].numpy().tobytes() for client, upload in uploads.items()}
-        commit = Commit(round, self.steps.at(round, self.probes * len(said)), dict(sorted(said.items())))
+        said = {client: self.said(upload) for client, upload in sorted(uploads.items())}
+        # A client that was heard has received everything committed before.
+        told = state["told"] | dict.fromkeys(said, self._ledger(state).round)
+        after = self.extended(state, Commit(round, self.step(round, len(said)), said))
+        return after | {"told": dict(sorted(told.items()))}
+
+    def said(self, upload: Payload) -> bytes:
+        return upload.tensors["codes"]["codes"].numpy().tobytes()
+
+    def step(self, round: int, peers: int) -> int:
+        """Return the factor on each integer of a round in which `peers` take part."""
+        return self.steps.at(round, self.probes * peers)
+
+    def extended(self, state: State, commit: Commit) -> State:
+        """Return the memory with another commit in its ledger."""
         meaning = Meaning.of(state["manifest"])
         sums = Sums(state["sums"].clone(), state["bound"])
         sums.add(meaning.directions, meaning.entries(commit))
         vector = torch.empty_like(state["initial"])
         settle(vector, state["initial"], sums.values, meaning.manifest.fraction)
-        before = self._ledger(state)
         return state | {
             "params": state["params"] | meaning.manifest.parameters(vector),
             "sums": sums.values,
             "bound": sums.bound,
-            "ledger": before.extended(commit).trimmed(sums.values.nbytes).save(),
-            # A client that was heard has received everything committed before.
-            "told": dict(sorted((state["told"] | dict.fromkeys(said, before.round)).items())),
+            "ledger": self._ledger(state).extended(commit).trimmed(sums.values.nbytes).save(),
         }
 
     def _ledger(self, state: State) -> Transcript:

@@ -168,9 +168,9 @@ def unpack_each(memories: dict[int, Any]) -> dict[int, Any]:
 
 
 def test_an_upload_costs_its_bytes_for_each_who_receives_it() -> None:
-    account = Ring().accounted(Account({"w": "body"}, 40), 5, 0)
+    account = Ring().accounted(Account({"w": "body"}, 40), Gossip(), 5, 0)
     sent = {peer: Payload({"params": {"w": torch.zeros(peer)}}) for peer in (1, 2, 3)}
-    row = account.round(1, {1: sent[1], 3: sent[3]}, {2: sent[2]}, {4: sent[3]})
+    row = account.round(1, {1: sent[1], 3: sent[3]}, {2: sent[2]}, {4: sent[3]}, {})
     assert row == {
         "bytes_up": 2 * 4 * (1 + 2 + 3),
         "bytes_up_by_group": {"params/body": 2 * 4 * (1 + 3), "dropped": 2 * 4 * 2},
@@ -179,7 +179,7 @@ def test_an_upload_costs_its_bytes_for_each_who_receives_it() -> None:
         "bytes_down_by_group": {"params/body": 2 * 4 * (1 + 3)},
         "bytes_down_full": 4 * 40,
     }
-    star = Star().accounted(Account(), 5, 0).round(1, {0: sent[1], 1: sent[1]}, {}, {})
+    star = Star().accounted(Account(), Gossip(), 5, 0).round(1, {0: sent[1], 1: sent[1]}, {}, {}, {})
     assert star["bytes_up"] == 4 * 4 + 4
 
 

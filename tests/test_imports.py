@@ -58,6 +58,7 @@ CORE = {
         "client",
         "errors",
         "forms",
+        "ledger",
         "payload",
         "rounds.account",
         "seeds",

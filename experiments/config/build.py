@@ -71,7 +71,7 @@ def population_of(config: DictConfig, own: str | None = None) -> Population:
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
         with seeds.scope(config.seed, "model"):  # a lazy data set may draw random numbers
             targets = max(1, dataset.pool.batch(slice(0, 1))[1].numel())
-        strategy = peering(config).around(strategy, len(shares), config.seed)
+        strategy = peering(config).around(strategy, len(shares), config.seed, config.rounds)
         made = Population(
             *(strategy, scratch, training, shares, config.seed, liars, task, config.unseen, given),
             targets=targets,
@@ -134,7 +134,7 @@ def pace(config: DictConfig) -> Pace:
 def account(config: DictConfig, population: Population) -> Account:
     scratch = population.scratch
     made = Account(scratch.parts.groups, sum(tensor.nbytes for tensor in scratch.whole.values()))
-    return peering(config).accounted(made, len(population.shares), config.seed)
+    return peering(config).accounted(made, population.strategy, len(population.shares), config.seed)
 
 
 def peering(config: DictConfig) -> Peering:

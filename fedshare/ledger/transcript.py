@@ -112,11 +112,16 @@ def kept(state: State) -> tuple[Manifest, Transcript] | None:
 
 def telling(transcript: Transcript, sums: Tensor, round: int) -> Payload:
     """Return what a participant at `round` needs: the commits after it, or the sums if these are smaller."""
-    head = _tensor(bytes.fromhex(transcript.head))
+    head = bytes.fromhex(transcript.head)
     lacking = transcript.after(round) if round >= transcript.since else None
     if lacking is None or len(lacking) > sums.nbytes:
-        return Payload({"ledger": {"sums": sums, "head": head}}, {"round": transcript.round})
-    return Payload({"ledger": {"commits": _tensor(lacking), "head": head}})
+        return telling_sums(head, sums, transcript.round)
+    return Payload({"ledger": {"commits": _tensor(lacking), "head": _tensor(head)}})
+
+
+def telling_sums(head: bytes, sums: Tensor, round: int) -> Payload:
+    """Return the sums at `round` for a participant; `head` names the entries that they are the sums of."""
+    return Payload({"ledger": {"sums": sums, "head": _tensor(head)}}, {"round": round})
 
 
 def _bytes(tensor: Tensor) -> bytes:

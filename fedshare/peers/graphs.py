@@ -10,7 +10,8 @@ import networkx as nx
 
 from fedshare import seeds
 from fedshare.errors import UserError, first_line
-from fedshare.peers.topology import Links, Topology
+from fedshare.peers.flood import Links
+from fedshare.peers.topology import Topology
 
 ATTEMPTS = 100  # random graphs that are drawn until one is connected
 

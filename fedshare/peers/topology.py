@@ -1,27 +1,30 @@
 """Who exchanges uploads with whom in a round, and how much each counts."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 from fedshare.errors import UserError
 from fedshare.peers.decentralised import Decentralised, Mixing
-from fedshare.peers.traffic import Traffic
+from fedshare.peers.flood import Flood, Links
+from fedshare.peers.flooding import Flooding, Recorded
+from fedshare.peers.traffic import Flooded, Traffic
 from fedshare.rounds.account import Account
 from fedshare.strategy import Strategy
-
-Links = list[list[int]]  # by peer, the peers whose uploads it receives, sorted, without itself
 
 
 class Peering(ABC):
     """How participants are organised: with a server, or as peers in a graph."""
 
     @abstractmethod
-    def around(self, strategy: Strategy, peers: int, seed: int) -> Strategy:
-        """Return the strategy as it runs among `peers` participants. Raises UserError if they cannot form the graph."""
+    def around(self, strategy: Strategy, peers: int, seed: int, rounds: int = 0) -> Strategy:
+        """Return the strategy as it runs among `peers` participants; `rounds` is the last round.
 
-    def accounted(self, account: Account, peers: int, seed: int) -> Account:
+        Raises UserError if they cannot form the graph.
+        """
+
+    def accounted(self, account: Account, strategy: Strategy, peers: int, seed: int) -> Account:
         """Return the account of what these participants send."""
         return account
 
@@ -29,7 +32,7 @@ class Peering(ABC):
 class Served(Peering):
     """A server aggregates for all: the strategy as it is."""
 
-    def around(self, strategy: Strategy, peers: int, seed: int) -> Strategy:
+    def around(self, strategy: Strategy, peers: int, seed: int, rounds: int = 0) -> Strategy:
         return strategy
 
 
@@ -38,19 +41,23 @@ class Topology(Peering):
     """A graph of peers, perhaps another one in each round."""
 
     mixing: Literal["metropolis", "uniform"] = "metropolis"  # the weights of neighbours; metropolis: doubly stochastic
+    flood: Flood = field(default_factory=Flood, hash=False)  # of strategies whose model is a ledger
 
     def __post_init__(self) -> None:
         if self.mixing not in ("metropolis", "uniform"):
             raise UserError(f"peers.mixing={self.mixing}: must be metropolis or uniform")
 
-    def around(self, strategy: Strategy, peers: int, seed: int) -> Strategy:
+    def around(self, strategy: Strategy, peers: int, seed: int, rounds: int = 0) -> Strategy:
         if peers < 2:
             raise UserError(f"peers: a graph needs at least 2 peers, not {peers}")
         self.check(self.links(peers, seed, 1))
+        if isinstance(strategy, Recorded):
+            return Flooding(strategy, self.links, peers, seed, rounds, self.flood)
         return Decentralised(strategy, self.mixes, peers, seed)
 
-    def accounted(self, account: Account, peers: int, seed: int) -> Account:
-        return Traffic(account.groups, account.whole, mixes=partial(self.mixes, peers, seed))
+    def accounted(self, account: Account, strategy: Strategy, peers: int, seed: int) -> Account:
+        kind = Flooded if isinstance(strategy, Flooding) else Traffic
+        return kind(account.groups, account.whole, mixes=partial(self.mixes, peers, seed))
 
     @abstractmethod
     def links(self, peers: int, seed: int, round: int) -> Links:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fedshare.payload import Payload
 from fedshare.peers.decentralised import Mixing
 from fedshare.rounds.account import Account
+from fedshare.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Traffic(Account):
         uploads: Mapping[int, Payload],
         dropped: Mapping[int, Payload],
         downloads: Mapping[int, Payload],
+        state: State,
     ) -> dict[str, int | dict[str, int]]:
         receivers = dict.fromkeys(uploads.keys() | dropped.keys(), 0)
         for peer, weights in enumerate(self.mixes(number)):
@@ -30,3 +32,22 @@ class Traffic(Account):
             for some in (uploads, dropped)
         )
         return self.row(good, bad, good)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flooded(Traffic):
+    """Entries of a ledger, summaries and acknowledgements go over each link, as often as they are sent."""
+
+    def round(
+        self,
+        number: int,
+        uploads: Mapping[int, Payload],
+        dropped: Mapping[int, Payload],
+        downloads: Mapping[int, Payload],
+        state: State,
+    ) -> dict[str, int | dict[str, int]]:
+        sent = int(state["flood"]["sent"].sum())
+        row = super().round(number, uploads, dropped, downloads, state)
+        return row | {f"bytes_{way}": sent for way in ("up", "down")} | {
+            f"bytes_{way}_by_group": {"entries": sent} for way in ("up", "down")
+        }

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from fedshare import seeds
-from fedshare.peers.topology import Links, Topology
+from fedshare.peers.flood import Links
+from fedshare.peers.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from fedshare.payload import Payload
+from fedshare.state import State
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class Account:
         uploads: Mapping[int, Payload],
         dropped: Mapping[int, Payload],
         downloads: Mapping[int, Payload],
+        state: State,
     ) -> dict[str, int | dict[str, int]]:
-        """Return the traffic of the round `number`, from what each client sent and was sent."""
+        """Return the traffic of the round `number`, from what each client sent and was sent, and the memory after it."""
         return self.row(uploads.values(), dropped.values(), downloads.values())
 
     def row(

@@ -70,7 +70,7 @@ def run_server(
         row |= {"suspended": {str(client): why for client, why in suspended.items()}} if suspended else {}
         row |= told(answers, downloads, weakened)
         good, bad = ({client: answers[client] for client in answers.keys() & some} for some in (uploads, dropped))
-        row |= account.round(round, good, bad, downloads)
+        row |= account.round(round, good, bad, downloads, state)
         last = round == schedule.rounds
         if schedule.evaluate_every and (last or round % schedule.evaluate_every == 0):
             row = merged(row, _tested(strategy, network, state, round, here, away, schedule, task, heard))

@@ -1,0 +1,242 @@
+"""A strategy whose model is a ledger, without a server: peers pass on entries until everyone has all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedshare import seeds
+from fedshare.client import Client
+from fedshare.errors import RunHalted
+from fedshare.forms import Form
+from fedshare.ledger import Commit
+from fedshare.ledger.entries import Entries, Keys
+from fedshare.ledger.meaning import Meaning
+from fedshare.ledger.sums import Sums
+from fedshare.ledger.transcript import telling_sums
+from fedshare.payload import Payload
+from fedshare.peers.flood import Flood, Links, Spread
+from fedshare.state import State
+from fedshare.strategy import Purpose, Strategy
+from fedshare.tensors import Tensors
+
+_TOGETHER = 2**22  # integers of entries that are in memory at once
+_DENSE = 16  # a product of matrices is faster than sums of chosen rows if more than one row in this many is chosen
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A strategy whose model is the sum of a ledger's entries."""
+
+    def said(self, upload: Payload) -> bytes:
+        """Return the codes in an upload."""
+        ...
+
+    def step(self, round: int, peers: int) -> int:
+        """Return the factor on each integer of a round in which `peers` take part."""
+        ...
+
+    def extended(self, state: State, commit: Commit) -> State:
+        """Return the memory with another commit in its ledger."""
+        ...
+
+
+@dataclass(frozen=True)
+class Flooding(Strategy):
+    """Every peer has its own set of entries, and the model that follows from it.
+
+    The rest of the memory is a server's: the ledger of everything that was said, and its model, which peers have once
+    they have all entries. The step of an entry depends on its round and the number of peers alone, never on when or where
+    it arrives, so peers with equal sets have equal models, to the bit. SeedFlood (2026, arXiv 2602.18181) floods
+    the same kind of messages, and adds them in floating point.
+
+    Peers that do not take part in a round neither send nor receive, and are sent what they lack when they do again.
+    """
+
+    inner: Strategy  # Recorded, too
+    links: Callable[[int, int, int], Links]  # of the number of peers, the seed and the round
+    count: int  # peers
+    seed: int
+    rounds: int  # the last round, after which the flood settles
+    flood: Flood
+
+    reports: ClassVar[dict[str, str]] = {
+        "consensus": "root mean square distance of the peers' models from their average",
+        "missing": "entries that a peer lacks, by peer; those that lack none are left out",
+    }
+
+    @property
+    def form(self) -> Form:  # type: ignore[override]
+        return self.inner.form
+
+    @property
+    def optimizes(self) -> bool:  # type: ignore[override]
+        return self.inner.optimizes
+
+    def init(self, params: Tensors, clients: int) -> State:
+        state = self.inner.init(params, clients)
+        width = sum(t.nbytes for t in self.inner.expects(state, 0)["codes"].values())
+        empty = Entries.empty(self.count, width)
+        sums = torch.zeros((self.count, len(state["initial"])), dtype=torch.int64)
+        return state | {"flood": _saved(Spread(dict.fromkeys(range(self.count), empty), {}), sums)}
+
+    def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
+        flood = state["flood"]
+        sums = Sums(flood["sums"][client_id]).narrow()
+        return telling_sums(bytes(flood["heads"][client_id].tolist()), sums, flood["known"].shape[1] - 1)
+
+    def apply(self, client: Client, download: Payload) -> None:
+        self.inner.apply(client, download)
+
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
+        return self.inner.train(client, round, download)
+
+    def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
+        return self.inner.expects(state, client_id)
+
+    def evaluate(self, client: Client, round: int) -> Payload:
+        return self.inner.evaluate(client, round)
+
+    def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        inner, here = self._recorded, sorted(uploads)
+        spread = _restored(state["flood"], round)
+        before = {peer: spread.sets[peer].counted for peer in here}
+        links = self.links(self.count, self.seed, round)
+        spread.keep(links)
+
+        said = {peer: inner.said(upload) for peer, upload in uploads.items() if not self._stale(spread.sets[peer], peer, round)}
+        for peer, codes in sorted(said.items()):
+            spread.learnt(peer, spread.sets[peer].say(round, peer, codes))
+        for removed in self.flood.remove.get(round, ()):
+            spread.learnt(here[0], spread.sets[here[0]].remove(removed))
+
+        def hop(number: int, links: Links) -> bool:
+            draw = seeds.generator(self.seed, "flood", round, number)
+            return spread.hop(links, uploads.keys(), round, self.flood, draw)
+
+        for number in range(self.flood.hops):
+            hop(number, links)
+        if round == self.rounds:
+            spread.settle(
+                lambda later: self.links(self.count, self.seed, round + later),
+                here,
+                lambda number, links: hop(self.flood.hops + number, links),
+            )
+
+        commit = Commit(round, inner.step(round, self.count), dict(sorted(said.items())))
+        sums = state["flood"]["sums"].clone()
+        _apply(Meaning.of(state["manifest"]), inner, spread.sets, before, sums)
+        return inner.extended(state, commit) | {"flood": _saved(spread, sums)}
+
+    def report(self, state: State) -> dict[str, Any]:
+        fraction = Meaning.of(state["manifest"]).manifest.fraction
+        apart = state["flood"]["sums"].double() * 2.0**-fraction
+        apart -= apart.mean(0)
+        known = state["flood"]["known"][:, 1:].flatten(1)
+        missing = (known.any(0).sum() - known.sum(1)).tolist()
+        return {
+            "consensus": float(apart.square().sum() / self.count) ** 0.5,
+            "missing": {str(peer): lacking for peer, lacking in enumerate(missing) if lacking},
+        }
+
+    @property
+    def _recorded(self) -> Recorded:
+        assert isinstance(self.inner, Recorded)
+        return self.inner
+
+    def _stale(self, entries: Entries, peer: int, round: int) -> bool:
+        """Whether the newest entry of another peer that this one has is too old for a measurement on its model."""
+        if self.flood.stale is None:
+            return False
+        others = entries.known[1:].copy()
+        others[:, peer] = False
+        newest = int(others.any(1).nonzero()[0].max(initial=-1)) + 1
+        return round - 1 - newest > self.flood.stale
+
+
+def _apply(
+    meaning: Meaning,
+    inner: Recorded,
+    sets: dict[int, Entries],
+    before: dict[int, NDArray[np.bool_]],
+    sums: Tensor,
+) -> None:
+    """Add to each peer's sums the entries that count now and did not `before`, and subtract those that count no longer.
+
+    An entry's directions are made once for all peers; each peer adds them to sums of its own.
+    """
+    moved = list[tuple[int, int, Keys]]()
+    codes = dict[int, bytes]()
+    for peer, was in before.items():
+        now = sets[peer].counted
+        was = np.pad(was, ((0, len(now) - len(was)), (0, 0)))
+        for sign, keys in ((1, np.flatnonzero(now & ~was)), (-1, np.flatnonzero(was & ~now))):
+            moved.append((peer, sign, keys))
+            codes |= {key: sets[peer].code(key) for key in keys.tolist() if key not in codes}
+    needed, peers = np.array(sorted(codes), dtype=np.int64), sets[0].peers
+    steps = {round: inner.step(round, peers) for round in set((needed // peers).tolist())}
+    block = max(1, _TOGETHER // sums.shape[1])
+    for first in range(0, len(needed), block):
+        keys = needed[first : first + block]
+        table = torch.zeros((len(keys), sums.shape[1]), dtype=torch.int64)
+        for row, key in zip(table, keys.tolist(), strict=True):
+            round, peer = divmod(key, peers)
+            commit = Commit(round, steps[round], {peer: codes[key]})
+            Sums(row).add(meaning.directions, meaning.entries(commit))
+        most = int(table.abs().sum(0).max())
+        if int(sums.abs().max()) + most > torch.iinfo(torch.int64).max:
+            raise RunHalted("the ledger's sums overflow 64 bits: a smaller step size is required")
+        parts = [(peer, sign, np.searchsorted(keys, _between(theirs, keys))) for peer, sign, theirs in moved]
+        if most < 2**53 and sum(len(rows) for *_, rows in parts) * _DENSE > len(sums) * len(keys):
+            factors = torch.zeros((len(sums), len(keys)), dtype=torch.float64)
+            for peer, sign, rows in parts:
+                factors[peer, torch.from_numpy(rows)] = sign
+            sums += (factors @ table.double()).long()  # exact: no sum is beyond a float64's integers
+            continue
+        for peer, sign, rows in parts:
+            if len(rows):
+                sums[peer] += sign * table[torch.from_numpy(rows)].sum(0)
+
+
+def _between(theirs: Keys, keys: Keys) -> Keys:
+    """Return those of `theirs` that lie between the first and the last of `keys`; both ascend."""
+    low, high = np.searchsorted(theirs, [keys[0], keys[-1] + 1])
+    return theirs[low:high]
+
+
+def _saved(spread: Spread, sums: Tensor) -> State:
+    """Return the peers' sets and sums as plain data.
+
+    Entries are facts, the same wherever they are known, so their codes are kept once.
+    """
+    known = np.stack([entries.known for _, entries in sorted(spread.sets.items())])
+    codes = np.maximum.reduce([entries.codes for entries in spread.sets.values()])
+    heads = np.frombuffer(b"".join(entries.digest() for _, entries in sorted(spread.sets.items())), dtype=np.uint8)
+    waiting = spread.unsent()
+    pairs = np.array(sorted(waiting), dtype=np.int64).reshape(-1, 2)
+    keys = [waiting[sender, receiver] for sender, receiver in pairs.tolist()]
+    return {
+        "known": torch.from_numpy(known),
+        "codes": torch.from_numpy(codes),
+        "heads": torch.from_numpy(heads.reshape(len(known), -1).copy()),
+        "sums": sums,
+        "met": torch.from_numpy(np.concatenate([pairs, np.array([[len(some)] for some in keys]).reshape(-1, 1)], 1)),
+        "waiting": torch.from_numpy(np.concatenate([*keys, np.zeros(0, dtype=np.int64)])),
+        "sent": torch.tensor([spread.sent[peer] for peer in range(len(known))]),
+    }
+
+
+def _restored(saved: State, rounds: int) -> Spread:
+    """Return the peers' sets, with room for `rounds` rounds, and what waits to be sent."""
+    sets = dict[int, Entries]()
+    for peer, known in enumerate(saved["known"].numpy()):
+        sets[peer] = Entries(known.copy(), np.where(known[..., None], saved["codes"].numpy(), 0))
+        sets[peer].reach(rounds)
+    met = saved["met"].numpy()
+    pieces = np.split(saved["waiting"].numpy(), np.cumsum(met[:, 2])[:-1]) if len(met) else []
+    pairs = ((sender, receiver) for sender, receiver in met[:, :2].tolist())
+    return Spread(sets, dict(zip(pairs, pieces, strict=True)))
