@@ -144,7 +144,8 @@ def test_gossip_on_a_full_graph_is_fedavg_of_everyone(mixing: Any) -> None:
 def test_on_a_full_graph_every_peer_has_the_bits_of_a_server(name: str) -> None:
     found, server = run(among(Full(), name), EVERYONE), run(world.build(name), EVERYONE)
     for one, other in zip(found, server, strict=True):
-        assert all(digests(own) == digests(other.state) for own in one.state["peers"].values())
+        # A ledger floods (`test_flood`); what else there is, each peer keeps for itself.
+        assert all(digests(own) == digests(other.state) for own in one.state.get("peers", {}).values())
         same = other.row.keys() & {"accuracy", "loss", "train_loss", "per_client", "examples"}
         assert {key: one.row[key] for key in same} == {key: other.row[key] for key in same}
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 Keys = NDArray[np.int64]  # names of entries, ascending: ``round * peers + peer``; in round 0, the removal of the peer
 
 
-
 @dataclass
 class Entries:
     """The entries that a peer has."""
@@ -77,9 +76,9 @@ class Entries:
         return _numbers(np.concatenate([[len(keys)], distances])) + self._codes(measured).tobytes()
 
     def hear(self, message: bytes, rounds: int) -> tuple[Keys, Keys]:
-        """Add the entries of a message, up to the round `rounds`. Return the names of all of them, and of the new ones.
+        """Add the entries of a message, up to the round `rounds`. Return the names of all, and of those that are new.
 
-        Raises ValueError, and adds nothing, if `pack` never returns such bytes, or if an entry is known with other codes.
+        Raises ValueError, and adds nothing, if `pack` never returns such bytes, or an entry is known with other codes.
         """
         (count,), at = _read(message, 0, 1)
         distances, at = _read(message, at, int(count))
@@ -109,7 +108,7 @@ class Entries:
         return b"".join(parts)
 
     def lacking(self, summary: bytes) -> Keys:
-        """Return the names of the entries here that are not there. Raises ValueError if it is no summary of such a set."""
+        """Return the names of the entries here that are not there. Raises ValueError if `summary` is invalid."""
         (rounds,), at = _read(summary, 0, 1)
         theirs, width = np.zeros_like(self.known), (self.peers + 7) // 8
         for round in range(int(rounds)):

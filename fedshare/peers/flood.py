@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fedshare import seeds
 from fedshare.errors import UserError
 from fedshare.ledger.entries import Entries, Keys
 

@@ -50,9 +50,9 @@ class Flooding(Strategy):
     """Every peer has its own set of entries, and the model that follows from it.
 
     The rest of the memory is a server's: the ledger of everything that was said, and its model, which peers have once
-    they have all entries. The step of an entry depends on its round and the number of peers alone, never on when or where
-    it arrives, so peers with equal sets have equal models, to the bit. SeedFlood (2026, arXiv 2602.18181) floods
-    the same kind of messages, and adds them in floating point.
+    they have all entries. An entry's step depends on its round and the number of all peers, never on when or where it
+    arrives, so peers with equal sets have equal models, to the bit. The nearest work is SeedFlood (2026, arXiv
+    2602.18181), which floods such messages; here they are summed in integers, can be taken out again, and be replayed.
 
     Peers that do not take part in a round neither send nor receive, and are sent what they lack when they do again.
     """
@@ -108,8 +108,9 @@ class Flooding(Strategy):
         links = self.links(self.count, self.seed, round)
         spread.keep(links)
 
-        said = {peer: inner.said(upload) for peer, upload in uploads.items() if not self._stale(spread.sets[peer], peer, round)}
-        for peer, codes in sorted(said.items()):
+        fresh = [peer for peer in here if not self._stale(spread.sets[peer], peer, round)]
+        said = {peer: inner.said(uploads[peer]) for peer in fresh}
+        for peer, codes in said.items():
             spread.learnt(peer, spread.sets[peer].say(round, peer, codes))
         for removed in self.flood.remove.get(round, ()):
             spread.learnt(here[0], spread.sets[here[0]].remove(removed))
@@ -127,7 +128,7 @@ class Flooding(Strategy):
                 lambda number, links: hop(self.flood.hops + number, links),
             )
 
-        commit = Commit(round, inner.step(round, self.count), dict(sorted(said.items())))
+        commit = Commit(round, inner.step(round, self.count), said)
         sums = state["flood"]["sums"].clone()
         _apply(Meaning.of(state["manifest"]), inner, spread.sets, before, sums)
         return inner.extended(state, commit) | {"flood": _saved(spread, sums)}

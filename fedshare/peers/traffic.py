@@ -48,6 +48,8 @@ class Flooded(Traffic):
     ) -> dict[str, int | dict[str, int]]:
         sent = int(state["flood"]["sent"].sum())
         row = super().round(number, uploads, dropped, downloads, state)
-        return row | {f"bytes_{way}": sent for way in ("up", "down")} | {
-            f"bytes_{way}_by_group": {"entries": sent} for way in ("up", "down")
-        }
+        return (
+            row
+            | {f"bytes_{way}": sent for way in ("up", "down")}
+            | {f"bytes_{way}_by_group": {"entries": sent} for way in ("up", "down")}
+        )
