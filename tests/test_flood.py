@@ -184,7 +184,7 @@ def test_who_takes_no_part_is_sent_what_it_lacks_later() -> None:
 
 
 def test_a_removed_peer_is_as_if_it_had_said_nothing() -> None:
-    population = among(Ring(flood=Flood(remove={2: [1], 3: [3]})))
+    population = among(Ring(flood=Flood(remove=[(2, 1), (3, 3)])))
     rounds = run(population)
     final = rounds[-1].state
     found = kept(final)
@@ -232,7 +232,8 @@ def test_a_run_goes_on_from_its_memory_to_the_same_bits() -> None:
         ({"stale": -1}, "stale=-1: must be null, or at least 0"),
         ({"loss": 1.0}, "loss=1.0: must be at least 0 and below 1"),
         ({"duplicates": -0.1}, "duplicates=-0.1: must be at least 0 and below 1"),
-        ({"remove": {0: [1]}}, r"remove=\{0: \[1\]\}: must be lists of peers by round"),
+        ({"remove": [(0, 1)]}, r"remove=\[\(0, 1\)\]: must be pairs of a round and a peer, such as"),
+        ({"remove": [3]}, r"remove=\[3\]: must be pairs"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], reason: str) -> None:

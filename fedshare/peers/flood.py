@@ -1,7 +1,7 @@
 """How a ledger's entries spread over the links of a graph, until everyone has them."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ class Flood:
     stale: int | None = None  # a peer whose newest entry is older, in rounds, catches up before its measurements count
     loss: float = 0.0  # the probability that an entry is lost on a link, and sent again in the next message
     duplicates: float = 0.0  # the probability that an entry which has arrived is sent again
-    remove: Mapping[int, list[int]] = field(default_factory=dict)  # by round, peers whose entries are taken out
+    remove: Sequence[tuple[int, int]] = ()  # rounds, and the peer that is removed in each: its entries are taken out
 
     def __post_init__(self) -> None:
         if self.hops < 1:
@@ -32,9 +32,11 @@ class Flood:
         for name in ("loss", "duplicates"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise UserError(f"{name}={value}: must be at least 0 and below 1")
-        for round, peers in self.remove.items():
-            if round < 1 or not all(isinstance(peer, int) and peer >= 0 for peer in peers):
-                raise UserError(f"remove={dict(self.remove)}: must be lists of peers by round, such as {{30: [5, 9]}}")
+        for pair in self.remove:
+            if not (isinstance(pair, Sequence) and len(pair) == 2 and pair[0] >= 1 and pair[1] >= 0):
+                raise UserError(
+                    f"remove={self.remove}: must be pairs of a round and a peer, such as [[30, 5], [30, 9]]"
+                )
 
 
 class Spread:

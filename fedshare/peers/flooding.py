@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedshare import seeds
 from fedshare.client import Client
-from fedshare.errors import RunHalted
+from fedshare.errors import RunHalted, UserError
 from fedshare.forms import Form
 from fedshare.ledger import Commit
 from fedshare.ledger.entries import Entries, Keys
@@ -69,6 +69,11 @@ class Flooding(Strategy):
         "missing": "entries that a peer lacks, by peer; those that lack none are left out",
     }
 
+    def __post_init__(self) -> None:
+        for _, peer in self.flood.remove:
+            if peer >= self.count:
+                raise UserError(f"remove: there is no peer {peer}, only 0 to {self.count - 1}")
+
     @property
     def form(self) -> Form:  # type: ignore[override]
         return self.inner.form
@@ -112,8 +117,9 @@ class Flooding(Strategy):
         said = {peer: inner.said(uploads[peer]) for peer in fresh}
         for peer, codes in said.items():
             spread.learnt(peer, spread.sets[peer].say(round, peer, codes))
-        for removed in self.flood.remove.get(round, ()):
-            spread.learnt(here[0], spread.sets[here[0]].remove(removed))
+        for when, removed in self.flood.remove:
+            if when == round:
+                spread.learnt(here[0], spread.sets[here[0]].remove(removed))
 
         def hop(number: int, links: Links) -> bool:
             draw = seeds.generator(self.seed, "flood", round, number)

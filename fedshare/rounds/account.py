@@ -21,7 +21,7 @@ class Account:
         downloads: Mapping[int, Payload],
         state: State,
     ) -> dict[str, int | dict[str, int]]:
-        """Return the traffic of the round `number`, from what each client sent and was sent; `state` is that after it."""
+        """Return the traffic of the round `number`, from what each client sent and was sent; `state` follows it."""
         return self.row(uploads.values(), dropped.values(), downloads.values())
 
     def row(
