@@ -127,6 +127,9 @@ def describe(hint: Any) -> str:
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, members))}"
     if inspect.isclass(origin) and issubclass(origin, Iterable):
+        inner = typing.get_origin(members[0]) if members else None
+        if inner in (list, tuple):
+            return "a list of lists"
         return f"a list of {members[0].__name__}" if members and inspect.isclass(members[0]) else "a list"
     names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
