@@ -29,7 +29,7 @@ from fedshare.directions.rademacher import Rademacher
 from fedshare.errors import UserError
 from fedshare.forms.codes import Codes
 from fedshare.ledger import Commit, Manifest
-from fedshare.ledger.coding import Byte, Coding, Float, Sign
+from fedshare.ledger.coding import Bit, Byte, Coding, Float, Sign
 from fedshare.ledger.meaning import MESSAGES, Directions, Meaning
 from fedshare.ledger.replica import Replica
 from fedshare.ledger.steps import SCALINGS, Steps
@@ -46,7 +46,7 @@ class OneByte(Strategy):
     lr: float = 0.001  # the step size: the factor of every projected gradient
     epsilon: float = 0.001  # how far the model is moved along a direction, up and down, to measure the loss
     probes: int = 8  # directions that a client probes per round, and so the number of bytes that it sends
-    coding: Literal["byte", "sign", "float"] = "byte"  # how a projected gradient is sent; float: four bytes
+    coding: Literal["byte", "bit", "sign", "float"] = "byte"  # how a projected gradient is sent; float: four bytes
     rounding: Literal["nearest", "stochastic"] = "nearest"  # to a byte; stochastic is unbiased
     scaling: Literal["sum", "root", "mean"] = "sum"  # of the steps of a round's n probes; root: sum / root n
     directions: Literal["rademacher", "gaussian"] = "rademacher"  # signs; or the paper's, not equal on all machines
@@ -56,7 +56,7 @@ class OneByte(Strategy):
     run: int = 0  # the key of all directions
 
     optimizes: ClassVar[bool] = False
-    CODINGS: ClassVar[dict[str, Coding]] = {"byte": Byte(), "sign": Sign(), "float": Float()}
+    CODINGS: ClassVar[dict[str, Coding]] = {"byte": Byte(), "bit": Bit(), "sign": Sign(), "float": Float()}
     DIRECTIONS: ClassVar[dict[str, Directions]] = {"rademacher": Rademacher(), "gaussian": Gaussian()}
 
     def __post_init__(self) -> None:
@@ -78,6 +78,10 @@ class OneByte(Strategy):
         ):
             if (chosen := getattr(self, name)) not in known:
                 raise UserError(f"{name} must be {', '.join(known)}, not {chosen}")
+        if self.probes % (many := self.CODINGS[self.coding].together):
+            raise UserError(
+                f"probes={self.probes}: coding={self.coding} sends {many} at a time: must be a multiple of {many}"
+            )
         if self._fraction() > 63 or self.steps.whole >= 2**24:
             small = "small" if self.lr < 1 else "large"
             raise UserError(

@@ -25,7 +25,7 @@ from fedshare.directions.rademacher import Rademacher
 from fedshare.errors import RunHalted, UserError
 from fedshare.forms import wire
 from fedshare.ledger import Commit, Manifest, replica
-from fedshare.ledger.coding import Byte, Float, Sign
+from fedshare.ledger.coding import Bit, Byte, Float, Sign
 from fedshare.ledger.meaning import MESSAGES, Meaning
 from fedshare.ledger.replica import Replica
 from fedshare.ledger.steps import Steps
@@ -261,9 +261,9 @@ def test_probing_one_by_one_and_together_measure_the_same(monkeypatch: pytest.Mo
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("coding", ["byte", "sign", "float"])
+@pytest.mark.parametrize("coding", ["byte", "bit", "sign", "float"])
 def test_everyone_has_the_model_that_the_bytes_say_the_senders_too(coding: str) -> None:
-    net = network(OneByte(coding=coding, lr=0.05, probes=3))  # type: ignore[arg-type]
+    net = network(OneByte(coding=coding, lr=0.05, probes=8 if coding == "bit" else 3))  # type: ignore[arg-type]
     state = rounds(net, 4)[-1].state
     manifest, ledger = kept(state)  # type: ignore[misc]
     vector = torch.empty_like(state["initial"])
@@ -287,6 +287,17 @@ def test_a_message_has_a_byte_for_each_probe_and_nothing_else(coding: str, bytes
         assert len(wire.pack(upload)[1]) == bytes_each * probes, "the tensors as they cross the network"
     (done,) = rounds(net, 1)
     assert done.row["bytes_up"] == 5 * bytes_each * probes
+
+
+def test_a_bit_is_the_sign_and_eight_are_a_byte() -> None:
+    bit, values = Bit(), torch.tensor([1.0, -1, 0, math.nan, -math.inf, math.inf, -1e-9, 3], dtype=torch.float64)
+    sent = bit.encode(values)
+    assert sent.tolist() == [0b10101101]
+    assert bit.decode(sent).tolist() == bit.integers(sent.numpy().tobytes()).tolist() == [1, -1, 1, 1, -1, 1, -1, 1]
+    net = network(OneByte(coding="bit", probes=16))
+    assert rounds(net, 1)[0].row["bytes_up"] == 5 * 2
+    with pytest.raises(UserError, match="probes=9: coding=bit sends 8 at a time: must be a multiple of 8"):
+        OneByte(coding="bit", probes=9)
 
 
 def test_the_byte_is_that_of_the_projected_gradient() -> None:

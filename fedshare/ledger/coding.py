@@ -13,6 +13,7 @@ from fedshare.ledger import codes
 class Coding(Protocol):
     name: str  # in the manifest
     bits: int  # fractional bits of the integers
+    together: int  # values are encoded in multiples of this number
 
     def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
         """Return what is sent for each value. `threshold` is as in `fedshare.ledger.codes.encode`."""
@@ -34,7 +35,7 @@ class Coding(Protocol):
 class Byte:
     """A sign and a magnitude in eight steps per octave (`fedshare.ledger.codes`)."""
 
-    name, bits = f"byte/{codes.DIGEST}", 13
+    name, bits, together = f"byte/{codes.DIGEST}", 13, 1
 
     def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
         return torch.from_numpy(codes.encode(values.numpy(), threshold))
@@ -63,7 +64,7 @@ class Sign(Byte):
 class Float:
     """Four bytes, exact to a millionth, up to 1024: the reference for a byte's precision."""
 
-    name, bits = "int32/2**-20", 20
+    name, bits, together = "int32/2**-20", 20, 1
     _nothing, _most = np.iinfo(np.int32).min, 2**30
 
     def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
@@ -80,6 +81,27 @@ class Float:
     def integers(self, said: bytes) -> NDArray[np.int64]:
         whole = np.frombuffer(said, dtype="<i4").astype(np.int64)
         return np.where(whole == self._nothing, 0, whole)
+
+
+class Bit:
+    """A bit: 1 or -1, eight in a byte.
+
+    As in FeedSign (Cai, Chen and Zhu 2025, arXiv 2501.17610), but for a direction of one's own. It has no code for a value that is not finite, which counts as 1.
+    """
+
+    name, bits, together = "bit/1", 0, 8
+
+    def encode(self, values: Tensor, threshold: ArrayLike = 0.5) -> Tensor:
+        return torch.from_numpy(np.packbits(~(values.numpy() < 0), bitorder="little"))
+
+    def decode(self, sent: Tensor) -> Tensor:
+        return torch.from_numpy(self.integers(sent.numpy().tobytes())).double()
+
+    def flaw(self, sent: Tensor) -> str | None:
+        return None  # every byte is eight bits
+
+    def integers(self, said: bytes) -> NDArray[np.int64]:
+        return np.unpackbits(np.frombuffer(said, dtype=np.uint8), bitorder="little").astype(np.int64) * 2 - 1
 
 
 def _flaw(known: bool, nothing: bool) -> str | None:

@@ -13,7 +13,7 @@ from fedshare import seeds
 from fedshare.directions import PROBES, Entry, Origin
 from fedshare.directions.gaussian import Gaussian
 from fedshare.directions.rademacher import Rademacher
-from fedshare.ledger.coding import Byte, Coding, Float
+from fedshare.ledger.coding import Bit, Byte, Coding, Float
 from fedshare.ledger.commit import Commit, Manifest
 
 MESSAGES = 256  # per peer and round
@@ -41,7 +41,7 @@ class Directions(Protocol):
         ...
 
 
-CODINGS: dict[str, Coding] = {kind.name: kind for kind in (Byte(), Float())}
+CODINGS: dict[str, Coding] = {kind.name: kind for kind in (Byte(), Float(), Bit())}
 DIRECTIONS: dict[str, Directions] = {kind.name: kind for kind in (Rademacher(), Gaussian())}
 
 
