@@ -511,7 +511,7 @@ def test_the_step_size_rises_stays_and_falls_in_whole_numbers() -> None:
         ({"epsilon": math.inf}, "epsilon must be positive"),
         ({"probes": 0}, "probes must be 1 to 2048"),
         ({"probes": 2049}, "probes must be 1 to 2048"),
-        ({"coding": "nibble"}, "coding must be byte, sign, float"),
+        ({"coding": "nibble"}, "coding must be byte, bit, sign, float"),
         ({"scaling": "max"}, "scaling must be sum, root, mean"),
         ({"rounding": "up"}, "rounding must be nearest, stochastic"),
         ({"directions": "cauchy"}, "directions must be rademacher, gaussian"),

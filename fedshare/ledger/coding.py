@@ -86,7 +86,8 @@ class Float:
 class Bit:
     """A bit: 1 or -1, eight in a byte.
 
-    As in FeedSign (Cai, Chen and Zhu 2025, arXiv 2501.17610), but for a direction of one's own. It has no code for a value that is not finite, which counts as 1.
+    As in FeedSign (Cai, Chen and Zhu 2025, arXiv 2501.17610), but for a direction of one's own. It has no code for a
+    value that is not finite, which counts as 1.
     """
 
     name, bits, together = "bit/1", 0, 8
