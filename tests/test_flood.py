@@ -1,6 +1,9 @@
 """Ledgers among peers: sets of entries, floods over lossy links, and models equal to the bit."""
 
+import multiprocessing
+import multiprocessing.connection
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -11,10 +14,13 @@ from hypothesis import strategies as st
 
 import world
 from fedshare.errors import UserError
-from fedshare.ledger.entries import Entries
+from fedshare.ledger import Commit
+from fedshare.ledger.entries import Entries, Keys
 from fedshare.ledger.meaning import Meaning
 from fedshare.ledger.replay import parted, replay
-from fedshare.ledger.transcript import kept
+from fedshare.ledger.sums import Sums
+from fedshare.ledger.transcript import kept, telling_sums
+from fedshare.network import answer
 from fedshare.payload import Payload
 from fedshare.peers import Flood, Topology
 from fedshare.peers.graphs import Full, RandomRegular, Ring, Star
@@ -23,9 +29,13 @@ from fedshare.population import Population
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.simulation import Simulation
 from fedshare.state import digests, pack, unpack
+from fedshare.strategies.onebyte import OneByte
 from fedshare.strategy import Purpose
+from fedshare.tensors import digest
+from world import PATIENCE
 
 PEERS = 5
+SIXTEEN = range(16)
 SCHEDULE = Schedule(rounds=3, seed=0, max_examples=100)
 
 
@@ -239,3 +249,68 @@ def test_a_run_goes_on_from_its_memory_to_the_same_bits() -> None:
 def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         Flood(**fields)
+
+
+# Separate processes
+
+
+def peer(me: int, links: dict[int, Connection], rounds: int, out: Connection) -> None:
+    """Take part as a process of one's own, which shares nothing with others but messages."""
+    population = world.build("onebyte", parts=world.shares(len(SIXTEEN)))
+    strategy, client = population.strategy, population.client(me, {})
+    assert isinstance(strategy, OneByte)
+    meaning = Meaning(strategy.manifest(population.scratch.initial))
+    entries, sums = Entries.empty(len(SIXTEEN), strategy.probes), Sums.zeros(len(population.scratch.first))
+    waiting = {other: np.zeros(0, dtype=np.int64) for other in links}
+
+    def learn(new: Keys, source: int | None) -> None:
+        for key in new.tolist():
+            round, sender = divmod(key, len(SIXTEEN))
+            commit = Commit(round, strategy.step(round, len(SIXTEEN)), {sender: entries.code(key)})
+            sums.add(meaning.directions, meaning.entries(commit))
+        for other in waiting.keys() - {source}:
+            waiting[other] = np.union1d(waiting[other], new)
+
+    def hop(round: int) -> None:
+        for other, link in links.items():
+            link.send_bytes(entries.pack(waiting[other]))
+            waiting[other] = waiting[other][:0]
+        for other, link in sorted(links.items(), reverse=me % 2 == 0):
+            learn(entries.hear(link.recv_bytes(), round)[1], other)
+
+    for round in range(1, rounds + 1):
+        download = telling_sums(entries.digest(), sums.narrow(), round - 1)
+        upload = answer(strategy, client, Purpose.TRAIN, round, download)
+        learn(entries.say(round, me, strategy.said(upload)), None)
+        hop(round)
+    for _ in SIXTEEN:
+        hop(rounds)
+    out.send_bytes(entries.digest() + bytes.fromhex(digest(sums.values.long())))
+
+
+@pytest.mark.process
+def test_sixteen_processes_have_the_bits_of_a_simulation() -> None:
+    rounds = 3
+    made = world.build("onebyte", parts=world.shares(len(SIXTEEN)))
+    population = replace(made, strategy=Ring().around(made.strategy, len(SIXTEEN), 0, rounds))
+    final = run(population, replace(SCHEDULE, rounds=rounds))[-1].state
+    spawn = multiprocessing.get_context("spawn")
+    ends = {(one, (one + 1) % len(SIXTEEN)): spawn.Pipe() for one in SIXTEEN}
+    results, processes = [], []
+    for me in SIXTEEN:
+        left, right = (me - 1) % len(SIXTEEN), (me + 1) % len(SIXTEEN)
+        here, there = spawn.Pipe(duplex=False)
+        arguments = me, {left: ends[left, me][1], right: ends[me, right][0]}, rounds, there
+        processes.append(spawn.Process(target=peer, args=arguments, daemon=True))
+        processes[-1].start()
+        results.append(here)
+    assert multiprocessing.connection.wait(results, PATIENCE)
+    said = [here.recv_bytes() for here in results if here.poll(PATIENCE)]
+    for process in processes:
+        process.join(PATIENCE)
+    simulated = [
+        bytes(head.tolist()) + bytes.fromhex(digest(sums))
+        for head, sums in zip(final["flood"]["heads"], final["flood"]["sums"], strict=True)
+    ]
+    assert said == simulated
+    assert len(set(said)) == 1
