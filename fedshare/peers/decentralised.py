@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -14,6 +14,15 @@ from fedshare.strategy import Purpose, Strategy, weakness
 from fedshare.tensors import Tensors, flatten
 
 Mixing = list[dict[int, float]]  # by peer, the weight of each sender, itself included
+
+
+@runtime_checkable
+class Centred(Protocol):
+    """A strategy that treats a peer's own upload in another way than its neighbours'."""
+
+    def aggregate_at(self, peer: int, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        """Return the memory of `peer` after the round, as `Strategy.aggregate`; `uploads` has the peer's own."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,14 @@ class Decentralised(Strategy):
             weights = {sender: weight for sender, weight in mixing[peer].items() if sender in uploads}
             weights[peer] = 1 - sum(weight for sender, weight in weights.items() if sender != peer)
             key = id(peers[peer]), *sorted(weights.items())
-            if key not in alike:
-                gathered = {sender: replace(uploads[sender], weight=weight) for sender, weight in weights.items()}
-                alike[key] = self.inner.aggregate(state["peers"][peer], round, dict(sorted(gathered.items())))
-            peers[peer] = alike[key]
+            if key in alike:
+                peers[peer] = alike[key]
+                continue
+            gathered = {sender: replace(uploads[sender], weight=weight) for sender, weight in sorted(weights.items())}
+            if isinstance(self.inner, Centred):
+                peers[peer] = self.inner.aggregate_at(peer, peers[peer], round, gathered)
+            else:
+                peers[peer] = alike[key] = self.inner.aggregate(peers[peer], round, gathered)
         return {"peers": peers}
 
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
