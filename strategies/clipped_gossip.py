@@ -30,8 +30,8 @@ class ClippedGossip(Gossip):
             raise UserError(f"f={self.f}: must be at least 0")
 
     def weakness(self, clients: Collection[int]) -> str | None:
-        """With a majority of `f` neighbours, the radius would be theirs to choose. `clients` include the peer."""
-        needed = 2 * self.f + 2
+        """With one honest neighbour, the radius is at most an honest distance. `clients` include the peer."""
+        needed = self.f + 2
         if len(clients) >= needed:
             return None
         return f"clipped gossip of {len(clients)} uploads withstands f={self.f} neighbours only with {needed} or more"
