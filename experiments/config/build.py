@@ -71,7 +71,8 @@ def population_of(config: DictConfig, own: str | None = None) -> Population:
         attack.suits(dataset.pool.subset(torch.arange(1)), dataset.classes)
         with seeds.scope(config.seed, "model"):  # a lazy data set may draw random numbers
             targets = max(1, dataset.pool.batch(slice(0, 1))[1].numel())
-        strategy = peering(config).around(strategy, len(shares), config.seed, config.rounds)
+        rounds = config.get("rounds", 0)  # a deployed client's part of the config has none
+        strategy = peering(config).around(strategy, len(shares), config.seed, rounds)
         made = Population(
             *(strategy, scratch, training, shares, config.seed, liars, task, config.unseen, given),
             targets=targets,
