@@ -13,7 +13,6 @@ from fedshare.state import State
 from fedshare.strategy import Purpose, Strategy, weakness
 from fedshare.tensors import Tensors, flatten, mean
 
-Links = list[list[int]]  # by peer, the peers whose uploads it receives, sorted, without itself
 Mixing = list[dict[int, float]]  # by peer, the weight of each sender, itself included
 
 
