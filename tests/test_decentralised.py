@@ -271,6 +271,8 @@ BAD = {
     "peers=erdos_renyi peers.p=0": "peers.p=0: must be above 0 and at most 1",
     "peers=erdos_renyi peers.p=0.01": "peers: none of 100 such graphs of 6 peers is connected: more links are required",
     "peers=small_world peers.nearest=3": "peers.nearest=3: must be even, at least 2, and below 6, the peers",
+    "peers=small_world peers.nearest=0": "peers.nearest=0: must be even, at least 2, and below 6, the peers",
+    "peers=small_world partition.clients=2": "peers=small_world: 2 peers form no lattice; 3 or more do",
     "peers=ring peers.mixing=none": "peers.mixing=none: must be one of metropolis, uniform",
     "peers=file peers.path=/nowhere": "peers.path=/nowhere: cannot be read",
 }

@@ -138,6 +138,8 @@ class SmallWorld(Fixed):
     p: float = 0.1  # the probability that a link leads elsewhere
 
     def graph(self, peers: int, seed: int) -> nx.Graph:
+        if peers < 3:
+            raise UserError(f"peers=small_world: {peers} peers form no lattice; 3 or more do")
         if self.nearest % 2 or not 2 <= self.nearest < peers:
             raise UserError(f"peers.nearest={self.nearest}: must be even, at least 2, and below {peers}, the peers")
         if not 0 <= self.p <= 1:

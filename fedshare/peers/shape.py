@@ -28,8 +28,9 @@ class Shape:
 
     def line(self) -> str:
         """Return a line for people."""
-        many = f"{self.most} neighbour{'s' * (self.most != 1)}"
-        parts = [self.graph, f"{many} each" if self.fewest == self.most else f"{self.fewest} to {many}"]
+        alike = self.fewest == self.most
+        many = f"{self.most} neighbour{'s' * (not alike or self.most != 1)}"
+        parts = [self.graph, f"{many} each" if alike else f"{self.fewest} to {many}"]
         if self.period == 1:
             parts.append(f"diameter {self.diameter}")
         elif self.diameter is not None:
