@@ -18,7 +18,7 @@ import world
 from fedshare.engine.batched import Batched
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
-from fedshare.experiments.running.pictures import keep_graph
+from fedshare.experiments.running.pictures import graph_lines, keep_graph
 from fedshare.payload import Payload
 from fedshare.peers import Decentralised, Topology
 from fedshare.peers.graphs import (
@@ -395,6 +395,13 @@ def test_what_a_changing_or_unbalanced_graph_does_not_have() -> None:
         "peers: OnePeerExponential of 16, 1 neighbour each, other links in each round, which reach everyone in 4, "
         "spectral gap 1 in 4 rounds"
     )
+
+
+def test_how_few_links_sampled_peers_use_is_in_the_run_s_first_lines() -> None:
+    shape = Ring().shape(10, 0)
+    assert graph_lines(shape, 10, None) == graph_lines(shape, 10, 10) == shape.line()
+    some = "4 of 10 peers take part in each round, so about 13 % of the links are used; clients_per_round=null: all"
+    assert graph_lines(shape, 10, 4).splitlines() == [shape.line(), some]
 
 
 def test_the_average_model_is_tested_on_everyone_s_examples() -> None:

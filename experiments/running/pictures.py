@@ -18,6 +18,15 @@ from fedshare.runs import Row, RunFolder
 from fedshare.simulation import Partitioned, Population
 
 
+def graph_lines(shape: Shape, peers: int, chosen: int | None) -> str:
+    """Return the description of the graph; and if only some peers are chosen for a round, how few links are used."""
+    if chosen is None or chosen >= peers:
+        return shape.line()
+    used = 100 * chosen * (chosen - 1) / (peers * (peers - 1))
+    some = f"{chosen} of {peers} peers take part in each round, so about {used:.2g} % of the links are used"
+    return f"{shape.line()}\n{some}; clients_per_round=null: all"
+
+
 def keep_graph(folder: RunFolder, shape: Shape) -> None:
     """Write the peers' graph. Raises UserError if the run began with another, from a file that has changed."""
     if not folder.graph.exists():

@@ -16,7 +16,13 @@ from fedshare.experiments.running.going_on import again, last_saved
 from fedshare.experiments.running.keeping import Keeper
 from fedshare.experiments.running.models import write_last
 from fedshare.experiments.running.observers import Notes, Selection, Trackers
-from fedshare.experiments.running.pictures import draw_partition, draw_progress, keep_graph, population_line
+from fedshare.experiments.running.pictures import (
+    draw_partition,
+    draw_progress,
+    graph_lines,
+    keep_graph,
+    population_line,
+)
 from fedshare.experiments.signals import terminable
 from fedshare.experiments.tracking import NoTracker, Tracker
 from fedshare.machine.threads import one_thread
@@ -59,7 +65,8 @@ def rounds(
     partition = cache(lambda: draw_partition(population, folder, config.name))  # called after a round: takes a second
     if shape := build.shape(config, population):
         keep_graph(folder, shape)
-    for line in [*([shape.line()] if shape else []), *_remarks(config, population)]:
+        print(graph_lines(shape, len(population.shares), config.clients_per_round), flush=True)
+    for line in _remarks(config, population):
         print(line, flush=True)
     best = best_of(config, population, folder.rows())
     trackers = Trackers(make(config.tracking, "tracking", Tracker), watcher)
