@@ -56,18 +56,21 @@ def _graph(figure: "Figure", axes: "Axes", graph: dict[str, Any], rows: list[Row
     title = f"{graph['graph']}; up to {human_bytes(most)} over a link"
     if len(used) <= MOST_LINKS:
         widths = [0.4 + 2.2 * size / max(1, most) for size in used.values()]
-        axes.add_collection(LineCollection(places[list(used)], linewidths=widths, colors=GREY, alpha=0.6, zorder=1))
+        ends: Any = places[list(used)]
+        axes.add_collection(LineCollection(ends, linewidths=widths, colors=GREY, alpha=0.6, zorder=1))
     else:
         title += f"; {len(used):,} links, not drawn"
     tests = evaluations(rows)
     scores = tests[-1].get("per_client", {}).get(name, {}) if tests else {}
     values = np.array([np.nan if (value := scores.get(str(peer))) is None else value for peer in range(len(places))])
     size = min(220.0, 12_000 / len(places))
-    untested = places[np.isnan(values)]
-    axes.scatter(*untested.T, s=size, color="white", edgecolors=GREY, linewidths=0.8, zorder=2)
+    across, up = places.T
     tested = ~np.isnan(values)
+    axes.scatter(across[~tested], up[~tested], s=size, color="white", edgecolors=GREY, linewidths=0.8, zorder=2)
     if tested.any():
-        dots = axes.scatter(*places[tested].T, s=size, c=values[tested], cmap="cividis", linewidths=0, zorder=2)
+        dots = axes.scatter(
+            across[tested], up[tested], s=size, c=values[tested], cmap="cividis", linewidths=0, zorder=2
+        )
         bar = figure.colorbar(dots, ax=axes, label=f"test {name}", pad=0.02, fraction=0.05, aspect=20)
         bar.outline.set_visible(False)
     if len(places) <= MOST_NAMED:
