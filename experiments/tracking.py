@@ -176,7 +176,7 @@ def scalars(row: dict[str, Any]) -> dict[str, Any]:
         record |= {f"bytes_{way}/{group}": size for group, size in row.get(f"bytes_{way}_by_group", {}).items()}
     record |= {key: len(row[key]) for key in ("clients", "dropped", "absent", "untested") if key in row}
     record |= {f"before/{key}": row["before"][key] for key in ("accuracy", "loss") if key in row.get("before", {})}
-    for group in ("validation", "unseen"):
+    for group in ("average", "validation", "unseen"):
         record |= {f"{group}/{key}": value for key, value in row.get(group, {}).items()}
     name = row.get("headline", "accuracy")
     values = [value for value in row.get("per_client", {}).get(name, {}).values() if value is not None]

@@ -84,3 +84,17 @@ class Withstands(Protocol):
 def weakness(strategy: Strategy, clients: Collection[int]) -> str | None:
     """Return why the strategy cannot keep its promise with these clients; None if it can, or promises nothing."""
     return strategy.weakness(clients) if isinstance(strategy, Withstands) else None
+
+
+@runtime_checkable
+class Averages(Protocol):
+    """A strategy without a global model: the average of the participants' models is tested, too."""
+
+    def averaged(self, downloads: dict[int, Payload]) -> dict[int, Payload]:
+        """Return these downloads for testing with the mean of their models in place of each; empty without models."""
+        ...
+
+
+def average(strategy: Strategy, downloads: dict[int, Payload]) -> dict[int, Payload]:
+    """Return the downloads with the average model; empty if the strategy has a global one, or none."""
+    return strategy.averaged(downloads) if isinstance(strategy, Averages) else {}

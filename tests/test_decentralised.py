@@ -1,9 +1,12 @@
 """Peers without a server: graphs and their weights, and any strategy whose aggregate runs at every peer."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -15,20 +18,35 @@ import world
 from fedshare.engine.batched import Batched
 from fedshare.errors import UserError
 from fedshare.experiments.cli import main
+from fedshare.experiments.running.pictures import graph_lines, keep_graph
 from fedshare.payload import Payload
 from fedshare.peers import Decentralised, Topology
 from fedshare.peers.decentralised import Centred
 from fedshare.peers.flooding import Recorded
-from fedshare.peers.graphs import ErdosRenyi, Exponential, File, Full, RandomRegular, Ring, SmallWorld, Star, Torus
+from fedshare.peers.graphs import (
+    ErdosRenyi,
+    Exponential,
+    File,
+    Full,
+    RandomRegular,
+    Ring,
+    SmallWorld,
+    Star,
+    Torus,
+)
 from fedshare.peers.varying import Matching, OnePeerExponential
 from fedshare.population import Population
+from fedshare.report.graph_plot import graph_plot, link_bytes
 from fedshare.rounds import Round, Schedule, run_server
 from fedshare.rounds.account import Account
+from fedshare.rounds.rows import row_of_test
 from fedshare.runs import RunFolder, verify
 from fedshare.simulation import Simulation
 from fedshare.state import digests, pack, unpack
 from fedshare.strategies.fedavg import FedAvg
 from fedshare.strategies.gossip import Gossip
+from fedshare.strategy import Purpose
+from fedshare.tensors import mean
 
 SCHEDULE = Schedule(rounds=3, seed=0, clients_per_round=4, max_examples=100)
 EVERYONE = replace(SCHEDULE, clients_per_round=None)
@@ -184,6 +202,7 @@ def test_an_upload_costs_its_bytes_for_each_who_receives_it() -> None:
         "bytes_down": 2 * 4 * (1 + 3),
         "bytes_down_by_group": {"params/body": 2 * 4 * (1 + 3)},
         "bytes_down_full": 4 * 40,
+        "bytes_by_peer": {"1": 2 * 4, "2": 2 * 4 * 2, "3": 2 * 4 * 3},
     }
     star = Star().accounted(Account(), Gossip(), 5, 0).round(1, {0: sent[1], 1: sent[1]}, {}, {}, {})
     assert star["bytes_up"] == 4 * 4 + 4
@@ -209,7 +228,9 @@ def test_a_wrapper_declares_what_it_reports() -> None:
 
 
 @pytest.mark.parametrize("peers", ["ring", "matching"])
-def test_a_run_among_peers_is_one_line_and_goes_on(peers: str, tmp_path: Path) -> None:
+def test_a_run_among_peers_is_one_line_and_goes_on(
+    peers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     given = ["run", f"peers={peers}", "strategy=gossip", *RUN]
     with pytest.raises(SystemExit) as ended:
@@ -223,6 +244,26 @@ def test_a_run_among_peers_is_one_line_and_goes_on(peers: str, tmp_path: Path) -
     rows = RunFolder(whole).rows()
     assert rows[-1]["accuracy"] > 0.3
     assert rows[-1]["consensus"] > 0
+    assert RunFolder(whole).graph.read_bytes() == RunFolder(parts).graph.read_bytes()
+    assert (whole / "graph.svg").exists() is (peers == "ring")
+    out = capsys.readouterr().out
+    assert re.search(r"(?m)^peers: \w+ of 6, [12] neighbours? each, ", out)
+    assert re.search(r"(?m)^round .* average +consensus ", out)
+    average = f"{rows[-1]['average']['accuracy']:.4f}"
+    apart = f"{rows[-1]['consensus']:.4f}"
+    assert re.search(rf"(?m)^ +3 .* {average} +{apart} ", out)
+    assert f"average   accuracy {average} of the average model, from which the peers' models are {apart} away" in out
+
+
+def test_a_run_does_not_go_on_with_another_graph(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for _ in range(2):
+        keep_graph(folder, Ring().shape(6, 0))
+    with pytest.raises(UserError, match=r"graph.json: the run began with this graph, and the config makes another one"):
+        keep_graph(folder, Star().shape(6, 0))
+    folder.graph.write_text("[")
+    with pytest.raises(UserError, match=r"graph.json is damaged: "):
+        keep_graph(folder, Ring().shape(6, 0))
 
 
 BAD = {
@@ -235,6 +276,8 @@ BAD = {
     "peers=erdos_renyi peers.p=0": "peers.p=0: must be above 0 and at most 1",
     "peers=erdos_renyi peers.p=0.01": "peers: none of 100 such graphs of 6 peers is connected: more links are required",
     "peers=small_world peers.nearest=3": "peers.nearest=3: must be even, at least 2, and below 6, the peers",
+    "peers=small_world peers.nearest=0": "peers.nearest=0: must be even, at least 2, and below 6, the peers",
+    "peers=small_world partition.clients=2": "peers=small_world: 2 peers form no lattice; 3 or more do",
     "peers=ring peers.mixing=none": "peers.mixing=none: must be one of metropolis, uniform",
     "peers=file peers.path=/nowhere": "peers.path=/nowhere: cannot be read",
 }
@@ -254,6 +297,7 @@ def test_what_is_no_graph_is_one_line(overrides: str, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("0 1 0.5\n", "line 1: must be two numbers of peers, not '0 1 0.5'"),
         ("0 1\n1 2\n2 9\n", "line 3: there is no peer 9, only 0 to 3"),
         ("0 1\n1 1\n", "line 2: links peer 1 to itself"),
         ("0 1 2\n", "line 1: must be two numbers of peers, not '0 1 2'"),
@@ -269,6 +313,139 @@ def test_what_a_file_of_links_may_not_hold(text: str, line: str, tmp_path: Path)
 
 
 def test_a_file_of_links_is_a_graph(tmp_path: Path) -> None:
-    (path := tmp_path / "links").write_text("# a path\n0 1\n\n2 1\n3 2\n")
+    (path := tmp_path / "links").write_text("# a path\n0 1\n\n2 1 {'weight': 2}\n3 2\n")
     assert File(path=str(path)).links(4, 0, 1) == [[1], [0, 2], [1, 3], [2]]
     assert Ring().links(2, 0, 1) == [[1], [0]]
+
+
+WRITERS: dict[str, Any] = {
+    "graphml": nx.write_graphml,
+    "gml": nx.write_gml,
+    "adjlist": nx.write_adjlist,
+    "edgelist": nx.write_edgelist,
+    "json": lambda graph, path: path.write_text(json.dumps(nx.node_link_data(graph))),
+    "JSON": lambda graph, path: path.write_text(json.dumps(nx.node_link_data(graph, edges="links"))),
+}
+
+
+def written(graph: nx.Graph, kind: str, folder: Path) -> str:
+    WRITERS[kind](graph, folder / f"graph.{kind}")
+    return str(folder / f"graph.{kind}")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_graph_that_networkx_wrote_is_read_as_it_was(kind: str, tmp_path: Path) -> None:
+    grid = nx.convert_node_labels_to_integers(nx.grid_2d_graph(2, 3))
+    found = File(path=written(grid, kind, tmp_path)).links(6, 0, 1)
+    assert found == [sorted(grid[peer]) for peer in range(6)]
+    (tmp_path / "directed").mkdir()
+    cycle = File(path=written(nx.cycle_graph(5, nx.DiGraph), kind, tmp_path / "directed"), directed=True)
+    cycle.around(Gossip(), 5, 0)
+    assert cycle.links(5, 0, 1) == [[4], [0], [1], [2], [3]], "each receives from the one before"
+
+
+@pytest.mark.parametrize(
+    ("graph", "kind", "line"),
+    [
+        (nx.cycle_graph(4, nx.DiGraph), "gml", "graph.gml: is a directed graph, which needs peers.directed=true"),
+        (nx.cycle_graph(5), "graphml", "graph.graphml: there is no peer 4, only 0 to 3"),
+        (nx.Graph([(0, 1), (2, 3)]), "adjlist", "the graph is not connected: nothing from peer 0 reaches peer 2"),
+        (nx.Graph([(0, 1), (1, 2), (2, 3), (2, 2)]), "json", "graph.json: links peer 2 to itself"),
+        (nx.Graph([(0, 1), (1, 2), (2, "three")]), "gml", "graph.gml: there is no peer three, only 0 to 3"),
+        (nx.compose(nx.cycle_graph(4), nx.empty_graph(5)), "gml", "graph.gml: peer 4 has no link"),
+    ],
+)
+def test_what_a_graph_of_networkx_may_not_be(graph: nx.Graph, kind: str, line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=line):
+        File(path=written(graph, kind, tmp_path)).around(Gossip(), 4, 0)
+
+
+def test_a_directed_graph_must_lead_from_everyone_to_everyone(tmp_path: Path) -> None:
+    (path := tmp_path / "links").write_text("0 1\n1 2\n2 1\n")
+    with pytest.raises(UserError, match="the graph is not connected: nothing from peer 1 reaches peer 0"):
+        File(path=str(path), directed=True).around(Gossip(), 3, 0)
+
+
+@pytest.mark.parametrize("suffix", ["graphml", "gml", "json"])
+@pytest.mark.parametrize("text", ["", "0 1\n", "[1]", "[" * 10**5])
+def test_a_file_that_is_not_of_its_format_is_one_line(suffix: str, text: str, tmp_path: Path) -> None:
+    (path := tmp_path / f"graph.{suffix}").write_text(text)
+    with pytest.raises(UserError, match=rf"^\S+: holds no graph in the format .{suffix}: [^\n]+$"):
+        File(path=str(path)).around(Gossip(), 4, 0)
+
+
+# What a person looks at
+
+
+@pytest.mark.parametrize("topology", [Ring(), Torus(), Star(), Full(), OnePeerExponential()])
+def test_the_shape_of_a_graph(topology: Topology) -> None:
+    """The gap against numpy's, and the diameter against networkx's."""
+    shape, product = topology.shape(12, 0), np.eye(12)
+    for round in range(1, (shape.period or 0) + 1):
+        product = matrix(topology, 12, 0, round) @ product
+    assert shape.gap == pytest.approx(1 - np.linalg.svd(product)[1][1], abs=1e-12)
+    if shape.links is not None:
+        graph = nx.Graph((peer, other) for peer, others in enumerate(shape.links) for other in others)
+        assert shape.diameter == nx.diameter(graph)
+        assert (shape.fewest, shape.most) == (min(dict(graph.degree).values()), max(dict(graph.degree).values()))
+        assert shape.places == topology.shape(12, 0).places, "a picture is the same each time"
+
+
+def test_what_a_changing_or_unbalanced_graph_does_not_have() -> None:
+    assert Matching().shape(16, 0).gap is None
+    assert 4 <= (Matching().shape(16, 0).diameter or 0) <= 16
+    assert Star(mixing="uniform").shape(5, 0).gap is None
+    assert replace(Star(), mixing="metropolis").shape(5, 0).gap is not None
+    assert OnePeerExponential().shape(16, 0).line() == (
+        "peers: OnePeerExponential of 16, 1 neighbour each, other links in each round, which reach everyone in 4, "
+        "spectral gap 1 in 4 rounds"
+    )
+
+
+def test_how_few_links_sampled_peers_use_is_in_the_run_s_first_lines() -> None:
+    shape = Ring().shape(10, 0)
+    assert graph_lines(shape, 10, None) == graph_lines(shape, 10, 10) == shape.line()
+    some = "4 of 10 peers take part in each round, so about 13 % of the links are used; clients_per_round=null: all"
+    assert graph_lines(shape, 10, 4).splitlines() == [shape.line(), some]
+
+
+def test_the_average_model_is_tested_on_everyone_s_examples() -> None:
+    population = among(Ring(), Gossip())
+    last = run(population, EVERYONE)[-1]
+    peers = last.state["peers"]
+    shared = mean([own["params"] for own in peers.values()])
+    alike = {"peers": {peer: own | {"params": shared} for peer, own in peers.items()}}
+    with Simulation(lambda: population, population=population) as network:
+        downloads = {peer: population.strategy.download(alike, peer, Purpose.EVALUATE) for peer in peers}
+        answers = network.exchange(Purpose.EVALUATE, 3, downloads).answers
+    expected = row_of_test(population.task, answers, EVERYONE)
+    assert last.row["average"] == {key: expected[key] for key in ("accuracy", "loss")}
+    assert last.row["average"]["loss"] != last.row["loss"]
+
+
+@pytest.mark.parametrize("name", ["rffl", "local", "onebyte"])
+def test_without_models_in_the_downloads_there_is_no_average(name: str) -> None:
+    assert "average" not in run(among(Ring(), name))[-1].row
+
+
+def test_the_bytes_of_a_link_are_those_of_both_its_ends() -> None:
+    links = [[1, 2], [0], [0]]
+    rows: list[dict[str, Any]] = [{"bytes_by_peer": {"0": 20, "1": 3}}, {"bytes_by_peer": {"2": 5, "1": 3}}, {}]
+    assert link_bytes(links, rows) == {(0, 1): 16, (0, 2): 15}
+
+
+def test_the_picture_of_a_graph(tmp_path: Path) -> None:
+    shape = vars(Ring().shape(5, 0))
+    rows = [row.row for row in run(among(Ring(), Gossip()), replace(EVERYONE, rounds=1))]
+    rows[-1]["per_client"]["accuracy"].pop("1")  # not tested
+    pictures = []
+    for name in ("one", "two"):
+        assert graph_plot(shape, rows, tmp_path / name)
+        pictures.append((tmp_path / name).read_text())
+    assert pictures[0] == pictures[1]
+    assert "Ring of 5" in pictures[0]
+    assert graph_plot(shape, [], tmp_path / "begun"), "before any test"
+    assert graph_plot(vars(Full().shape(150, 0)), [], tmp_path / "many")
+    assert "11,175 links, not drawn" in (tmp_path / "many").read_text()
+    assert not graph_plot(vars(Matching().shape(4, 0)), rows, tmp_path / "none"), "its links change"
+    assert not (tmp_path / "none").exists()

@@ -89,6 +89,8 @@ def test_scalars_are_few_whatever_the_number_of_clients():
     assert record == {
         "round": 1, "accuracy": 0.5, "clients": 2, "dropped": 1, "seconds/train": 3.1, "seconds/save": 0.0,
     }  # fmt: skip
+    among_peers = {"consensus": 0.2, "average": {"accuracy": 0.6, "loss": 1.0}, "bytes_by_peer": {"0": 8}}
+    assert tracking.scalars(among_peers) == {"consensus": 0.2, "average/accuracy": 0.6, "average/loss": 1.0}
     assert tracking.scalars({"round": 2, "dropped": {}, "loss": None}) == {"round": 2, "dropped": 0}
 
 

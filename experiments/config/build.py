@@ -21,7 +21,7 @@ from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.config.model import tuned
 from fedshare.experiments.config.schema import SINCE
 from fedshare.machine.threads import one_thread
-from fedshare.peers import Peering
+from fedshare.peers import Peering, Shape
 from fedshare.rounds import Schedule
 from fedshare.rounds.account import Account
 from fedshare.simulation import Declared, Population
@@ -136,6 +136,11 @@ def account(config: DictConfig, population: Population) -> Account:
     scratch = population.scratch
     made = Account(scratch.parts.groups, sum(tensor.nbytes for tensor in scratch.whole.values()))
     return peering(config).accounted(made, population.strategy, len(population.shares), config.seed)
+
+
+def shape(config: DictConfig, population: Population) -> Shape | None:
+    """Return what is known of the peers' graph, if there is one."""
+    return peering(config).shape(len(population.shares), config.seed)
 
 
 def peering(config: DictConfig) -> Peering:

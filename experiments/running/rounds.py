@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedshare.data.partition import counted_from_one, left_out
 from fedshare.errors import RunHalted
-from fedshare.experiments.config import checks
+from fedshare.experiments.config import build, checks
 from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.hosts.orders import NoOrders, Orders
 from fedshare.experiments.running.adversaries import played
@@ -16,7 +16,13 @@ from fedshare.experiments.running.going_on import again, last_saved
 from fedshare.experiments.running.keeping import Keeper
 from fedshare.experiments.running.models import write_last
 from fedshare.experiments.running.observers import Notes, Selection, Trackers
-from fedshare.experiments.running.pictures import draw_partition, draw_progress, population_line
+from fedshare.experiments.running.pictures import (
+    draw_partition,
+    draw_progress,
+    graph_lines,
+    keep_graph,
+    population_line,
+)
 from fedshare.experiments.signals import terminable
 from fedshare.experiments.tracking import NoTracker, Tracker
 from fedshare.machine.threads import one_thread
@@ -57,6 +63,9 @@ def rounds(
         keeper.recall(start)
     writing = writers(folder, state)
     partition = cache(lambda: draw_partition(population, folder, config.name))  # called after a round: takes a second
+    if shape := build.shape(config, population):
+        keep_graph(folder, shape)
+        print(graph_lines(shape, len(population.shares), config.clients_per_round), flush=True)
     for line in _remarks(config, population):
         print(line, flush=True)
     best = best_of(config, population, folder.rows())
@@ -98,8 +107,8 @@ def rounds(
             raise
         trackers.finish(True)
         partition()
-        rows, collaborates = draw_progress(folder, metric, config)
-    files = [f"{metric}.svg", *["collaboration.svg"] * collaborates, "partition.svg", folder.metrics.name]
+        rows, pictures = draw_progress(folder, metric, config)
+    files = [*pictures, "partition.svg", folder.metrics.name]
     files += write_last(folder, state)
     print(summary(rows, f"{folder.path}: {', '.join(files)}", best))
     return best
@@ -132,6 +141,7 @@ def _progress(config: DictConfig, folder: RunFolder, network: Network, populatio
         before=tests[-1] if tests else None,
         about=caution(*_tests(population)) if config.evaluate_every else "",
         times=network.memories.remote,
+        reports=population.strategy.reports,
     )
 
 

@@ -11,7 +11,7 @@ from fedshare.forms import Form
 from fedshare.payload import Payload
 from fedshare.state import State
 from fedshare.strategy import Purpose, Strategy, weakness
-from fedshare.tensors import Tensors, flatten
+from fedshare.tensors import Tensors, flatten, mean
 
 Mixing = list[dict[int, float]]  # by peer, the weight of each sender, itself included
 
@@ -85,6 +85,13 @@ class Decentralised(Strategy):
 
     def evaluate(self, client: Client, round: int) -> Payload:
         return self.inner.evaluate(client, round)
+
+    def averaged(self, downloads: dict[int, Payload]) -> dict[int, Payload]:
+        models = [download.tensors.get("params", {}) for _, download in sorted(downloads.items())]
+        if not all(models):
+            return {}
+        shared = mean(models)
+        return {peer: replace(one, tensors=one.tensors | {"params": shared}) for peer, one in downloads.items()}
 
     def weakness(self, clients: Collection[int]) -> str | None:
         """Of the peer with the fewest neighbours among `clients`, in the first round's graph."""

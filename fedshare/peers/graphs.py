@@ -1,19 +1,24 @@
 """Graphs of peers that stay the same in all rounds. This is the only file that uses networkx."""
 
+import json
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import networkx as nx
 
 from fedshare import seeds
-from fedshare.errors import UserError, first_line
+from fedshare.errors import UserError, brief, first_line
+from fedshare.peers.decentralised import Mixing
 from fedshare.peers.flood import Links
+from fedshare.peers.shape import Shape
 from fedshare.peers.topology import Topology
 
 ATTEMPTS = 100  # random graphs that are drawn until one is connected
+MOST_ARRANGED = 100  # peers that are placed by the links between them; more are placed in a circle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,20 @@ class Fixed(Topology):
 
     def links(self, peers: int, seed: int, round: int) -> Links:
         return _links(self, peers, seed)
+
+    def mixes(self, peers: int, seed: int, round: int) -> Mixing:
+        return _mixing(self, peers, seed)
+
+    def period(self, peers: int) -> int:
+        return 1
+
+    def shape(self, peers: int, seed: int) -> Shape:
+        links, places = _links(self, peers, seed), nx.circular_layout(range(peers))
+        if peers <= MOST_ARRANGED:
+            graph = nx.Graph((sender, peer) for peer, senders in enumerate(links) for sender in senders)
+            places = nx.kamada_kawai_layout(graph, pos=places)
+        at = [[round(float(side), 4) for side in places[peer]] for peer in range(peers)]
+        return replace(super().shape(peers, seed), links=links, places=at)
 
     @abstractmethod
     def graph(self, peers: int, seed: int) -> nx.Graph:
@@ -32,6 +51,11 @@ class Fixed(Topology):
 def _links(topology: Fixed, peers: int, seed: int) -> Links:
     graph = topology.graph(peers, seed)
     return [sorted(graph.pred[peer] if graph.is_directed() else graph[peer]) for peer in range(peers)]
+
+
+@lru_cache(maxsize=1)  # a full graph of 1,024 peers has a million weights
+def _mixing(topology: Fixed, peers: int, seed: int) -> Mixing:
+    return Topology.mixes(topology, peers, seed, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +138,8 @@ class SmallWorld(Fixed):
     p: float = 0.1  # the probability that a link leads elsewhere
 
     def graph(self, peers: int, seed: int) -> nx.Graph:
+        if peers < 3:
+            raise UserError(f"peers=small_world: {peers} peers form no lattice; 3 or more do")
         if self.nearest % 2 or not 2 <= self.nearest < peers:
             raise UserError(f"peers.nearest={self.nearest}: must be even, at least 2, and below {peers}, the peers")
         if not 0 <= self.p <= 1:
@@ -123,33 +149,71 @@ class SmallWorld(Fixed):
 
 @dataclass(frozen=True, kw_only=True)
 class File(Fixed):
-    """A list of links: two peers in each line; ``#`` begins a comment."""
+    """A graph in a file: two peers in each line, ``#`` begins a comment; or, by its suffix, as networkx writes it."""
+
+    READERS: ClassVar[Mapping[str, Callable[[Path, bool], nx.Graph]]] = {
+        ".graphml": lambda path, directed: nx.read_graphml(path),
+        ".gml": lambda path, directed: nx.read_gml(path),
+        ".json": lambda path, directed: _node_link(json.loads(path.read_text())),
+        # Its lines do not say whether the graph is directed.
+        ".adjlist": lambda path, directed: nx.read_adjlist(path, create_using=nx.DiGraph if directed else nx.Graph),
+    }
 
     path: str | None = None  # of the file; required
+    directed: bool = False  # whether links lead from the first peer to the second only
 
     def graph(self, peers: int, seed: int) -> nx.Graph:
         if self.path is None:
-            raise UserError("peers.path: required: the file of the links")
-        try:
-            lines = Path(self.path).read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"peers.path={self.path}: cannot be read: {first_line(error)}") from error
-        graph = nx.empty_graph(peers)
-        for number, line in enumerate(lines, 1):
-            ends = line.partition("#")[0].split()
-            if not ends:
-                continue
-            if len(ends) != 2 or not all(end.isdecimal() for end in ends):
-                raise UserError(f"{self.path}: line {number}: must be two numbers of peers, not {line[:40]!r}")
-            one, other = map(int, ends)
-            if max(one, other) >= peers:
-                raise UserError(
-                    f"{self.path}: line {number}: there is no peer {max(one, other)}, only 0 to {peers - 1}"
-                )
-            if one == other:
-                raise UserError(f"{self.path}: line {number}: links peer {one} to itself")
-            graph.add_edge(one, other)
+            raise UserError("peers.path: required: the file of the graph")
+        graph = nx.empty_graph(peers, nx.DiGraph if self.directed else nx.Graph)
+        for place, one, other in self._links(Path(self.path)):
+            for end in (one, other):
+                if not (end.isdecimal() and len(end) < 10 and int(end) < peers):
+                    raise UserError(f"{place}: there is no peer {brief(end, 40)}, only 0 to {peers - 1}")
+            if int(one) == int(other):
+                raise UserError(f"{place}: links peer {int(one)} to itself")
+            graph.add_edge(int(one), int(other))
         return graph
+
+    def _links(self, path: Path) -> Iterator[tuple[str, str, str]]:
+        """Yield the place, the sender and the receiver of each link."""
+        reader = self.READERS.get(path.suffix.lower())
+        try:
+            if reader is None:
+                yield from _listed(path)
+                return
+            found = reader(path, self.directed)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"peers.path={path}: cannot be read: {first_line(error)}") from error
+        except UserError:
+            raise
+        except Exception as error:  # the readers raise whatever they meet
+            raise UserError(
+                f"{path}: holds no graph in the format {path.suffix}: {brief(first_line(error))}"
+            ) from error
+        if found.is_directed() and not self.directed:
+            raise UserError(f"{path}: is a directed graph, which needs peers.directed=true")
+        for node in nx.isolates(found):
+            raise UserError(f"{path}: peer {brief(str(node), 40)} has no link")
+        for one, other in found.to_directed().edges() if self.directed else found.edges():
+            yield str(path), str(one), str(other)
+
+
+def _listed(path: Path) -> Iterator[tuple[str, str, str]]:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        match line.partition("#")[0].partition("{")[0].split():  # networkx writes the data of a link in braces
+            case []:
+                continue
+            case [one, other] if one.isdecimal() and other.isdecimal():
+                yield f"{path}: line {number}", one, other
+            case _:
+                raise UserError(f"{path}: line {number}: must be two numbers of peers, not {line[:40]!r}")
+
+
+def _node_link(data: object) -> nx.Graph:
+    if not isinstance(data, dict) or not data.keys() & {"links", "edges"}:
+        raise ValueError("must be node-link data, with nodes and edges")
+    return nx.node_link_graph(data, edges="links" if "links" in data else "edges")  # links: until networkx 3.3
 
 
 def _connected(draw: Callable[[int], nx.Graph], topology: Fixed, peers: int, seed: int) -> nx.Graph:

@@ -9,6 +9,7 @@ from fedshare.errors import UserError
 from fedshare.peers.decentralised import Decentralised, Mixing
 from fedshare.peers.flood import Flood, Links
 from fedshare.peers.flooding import Flooding, Recorded
+from fedshare.peers.shape import Shape, diameter, gap
 from fedshare.peers.traffic import Flooded, Traffic
 from fedshare.rounds.account import Account
 from fedshare.strategy import Strategy
@@ -27,6 +28,10 @@ class Peering(ABC):
     def accounted(self, account: Account, strategy: Strategy, peers: int, seed: int) -> Account:
         """Return the account of what these participants send."""
         return account
+
+    def shape(self, peers: int, seed: int) -> Shape | None:
+        """Return what is known of the graph, if there is one."""
+        return None
 
 
 class Served(Peering):
@@ -57,7 +62,22 @@ class Topology(Peering):
 
     def accounted(self, account: Account, strategy: Strategy, peers: int, seed: int) -> Account:
         kind = Flooded if isinstance(strategy, Flooding) else Traffic
-        return kind(account.groups, account.whole, mixes=partial(self.mixes, peers, seed))
+        return kind(account.groups, account.whole, links=partial(self.links, peers, seed))
+
+    def shape(self, peers: int, seed: int) -> Shape:
+        first, period = self.links(peers, seed, 1), self.period(peers)
+        return Shape(
+            graph=f"{type(self).__name__} of {peers}",
+            fewest=min(map(len, first)),
+            most=max(map(len, first)),
+            diameter=diameter(partial(self.links, peers, seed), peers),
+            period=period,
+            gap=gap(partial(self.mixes, peers, seed), peers, period) if period else None,
+        )
+
+    def period(self, peers: int) -> int | None:
+        """Return the number of rounds after which the links repeat; None if they do not."""
+        return None
 
     @abstractmethod
     def links(self, peers: int, seed: int, round: int) -> Links:
@@ -66,7 +86,7 @@ class Topology(Peering):
     def check(self, links: Links) -> None:
         """Raise UserError if information from some peer never reaches some other."""
         if lost := unreached(links):
-            raise UserError(f"peers: the graph is not connected: nothing from peer 0 reaches peer {lost[0]}")
+            raise UserError("peers: the graph is not connected: nothing from peer {} reaches peer {}".format(*lost))
 
     def mixes(self, peers: int, seed: int, round: int) -> Mixing:
         """Return the weight of each upload that a peer receives, by peer and sender; each peer's sum to 1.
@@ -86,18 +106,18 @@ class Topology(Peering):
         return mixing
 
 
-def unreached(links: Links) -> list[int]:
-    """Return the peers that are not reached from peer 0, or do not reach it, along the links."""
+def unreached(links: Links) -> tuple[int, int] | None:
+    """Return a sender and a peer that nothing from it reaches along the links; None if all reach all."""
     forward: Links = [[] for _ in links]
     for receiver, senders in enumerate(links):
         for sender in senders:
             forward[sender].append(receiver)
-    lost = set[int]()
     for ways in (forward, links):
         seen, edge = {0}, [0]
         while edge:
             found = {other for peer in edge for other in ways[peer]} - seen
             seen |= found
             edge = list(found)
-        lost |= set(range(len(links))) - seen
-    return sorted(lost)
+        if lost := set(range(len(links))) - seen:
+            return (0, min(lost)) if ways is forward else (min(lost), 0)
+    return None

@@ -1,19 +1,20 @@
 """The account of a run among peers: what they send to each other, and no server."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedshare.payload import Payload
-from fedshare.peers.decentralised import Mixing
+from fedshare.peers.flood import Links
 from fedshare.rounds.account import Account
 from fedshare.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic(Account):
-    """Each upload goes to all who receive it, itself not counted; a peer's own memory is sent to nobody."""
+    """Each upload goes to all who receive it; ``bytes_by_peer`` is what each sends, the same on each of its links."""
 
-    mixes: Callable[[int], Mixing]  # of the round
+    links: Callable[[int], Links]  # of the round
 
     def round(
         self,
@@ -23,15 +24,13 @@ class Traffic(Account):
         downloads: Mapping[int, Payload],
         state: State,
     ) -> dict[str, int | dict[str, int]]:
-        receivers = dict.fromkeys(uploads.keys() | dropped.keys(), 0)
-        for peer, weights in enumerate(self.mixes(number)):
-            for sender in weights.keys() & receivers.keys() - {peer}:
-                receivers[sender] += 1
+        receivers = Counter(sender for senders in self.links(number) for sender in senders)
         good, bad = (
             [payload for sender, payload in some.items() for _ in range(receivers[sender])]
             for some in (uploads, dropped)
         )
-        return self.row(good, bad, good)
+        sent = {str(peer): receivers[peer] * one.nbytes for peer, one in sorted({**uploads, **dropped}.items())}
+        return self.row(good, bad, good) | {"bytes_by_peer": sent}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +45,11 @@ class Flooded(Traffic):
         downloads: Mapping[int, Payload],
         state: State,
     ) -> dict[str, int | dict[str, int]]:
-        sent = int(state["flood"]["sent"].sum())
-        row = super().round(number, uploads, dropped, downloads, state)
+        each = state["flood"]["sent"].tolist()
+        sent, row = sum(each), super().round(number, uploads, dropped, downloads, state)
         return (
             row
             | {f"bytes_{way}": sent for way in ("up", "down")}
             | {f"bytes_{way}_by_group": {"entries": sent} for way in ("up", "down")}
+            | {"bytes_by_peer": {str(peer): size for peer, size in enumerate(each)}}
         )

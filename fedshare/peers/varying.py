@@ -32,6 +32,8 @@ class OnePeerExponential(Topology):
     """
 
     def links(self, peers: int, seed: int, round: int) -> Links:
-        powers = (peers - 1).bit_length()
-        jump = 2 ** ((round - 1) % powers)
+        jump = 2 ** ((round - 1) % self.period(peers))
         return [[(peer - jump) % peers] for peer in range(peers)]
+
+    def period(self, peers: int) -> int:
+        return (peers - 1).bit_length()

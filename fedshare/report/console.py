@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -28,6 +28,7 @@ class Column:
     cell: Callable[[Row], str]
     style: str = ""
     marked: bool = False  # whether to mark it if it is over other clients than the row above
+    needs: str = ""  # shown if the strategy reports this
 
     def aligned(self, text: str, mark: str = " ") -> str:
         """The text, aligned, followed by a mark."""
@@ -61,6 +62,10 @@ COLUMNS = (
     Column(METRIC, 6, 9, _headline, "cyan", marked=True),
     Column("mean", 6, 1, lambda row: _headline(row, "_mean"), marked=True),
     Column("worst10%", 8, 8, lambda row: _headline(row, "_worst10"), marked=True),
+    Column(
+        "average", 7, 6, lambda row: decimal(row.get("average", {}).get(headline([row]))), "cyan", True, "consensus"
+    ),
+    Column("consensus", 9, 6, lambda row: decimal(row.get("consensus")), needs="consensus"),
     Column("loss", 7, 7, lambda row: decimal(row.get("loss")), marked=True),
     Column("up", 8, 5, lambda row: _bytes(row, "bytes_up")),
     Column("down", 8, 2, lambda row: _bytes(row, "bytes_down")),
@@ -72,9 +77,9 @@ GAP = " "
 EVERY = 30.0  # seconds between lines within a round, without a terminal
 
 
-def fitting(width: int | None) -> list[Column]:
-    """Return the columns that fit into `width` characters, in order; all of them if `width` is None."""
-    columns = list(COLUMNS)
+def fitting(width: int | None, reports: Collection[str] = ()) -> list[Column]:
+    """Return the columns of what there is that fit into `width` characters, in order; all if `width` is None."""
+    columns = [column for column in COLUMNS if not column.needs or column.needs in reports]
     while width is not None and len(columns) > 1 and sum(c.width + len(MARK + GAP) for c in columns) - len(GAP) > width:
         columns.remove(min(columns, key=lambda column: column.keep))
     return columns
@@ -107,7 +112,7 @@ class Progress:
     test before that, `metric` the one by which clients are compared, `about` a warning to begin with. Numbers over
     other clients than those of the test before, or not over all clients, are marked. Within a round, `heard` shows the
     progress: in a second bar, or without a terminal in a line every `every` seconds. Without a terminal, lines are
-    plain text without ANSI codes, flushed one by one, with the time if `times`.
+    plain text without ANSI codes, flushed one by one, with the time if `times`. `reports`: the strategy's.
     """
 
     def __init__(
@@ -121,12 +126,13 @@ class Progress:
         about: str = "",
         times: bool = False,
         every: float = EVERY,
+        reports: Collection[str] = (),
     ) -> None:
         self.metric = METRIC if metric == "accuracy" else metric
         self.rounds, self.first, self.header = rounds, first, printable(header)
         self.stream = stream or sys.stdout
         self.before, self.about = before, about
-        self.times, self.every = times, every
+        self.times, self.every, self.reports = times, every, reports
         self.bar: Bar | None = None
         self.lap: Lap | None = None
         self.lasted: dict[str, float] = {}  # duration of each phase when it last ran
@@ -198,7 +204,7 @@ class Progress:
         self._print([("! " + printable(text), "yellow")], wrap=True)
 
     def _columns(self) -> list[Column]:
-        return fitting(self.bar.console.width if self.bar else None)
+        return fitting(self.bar.console.width if self.bar else None, self.reports)
 
     def _titles(self) -> None:
         titles = {METRIC: self.metric}

@@ -138,8 +138,10 @@ def progress_plot(rows: list[dict[str, Any]], path: Path | str, title: str = "")
     """
     with figure_at(path, 7.0, 4.8) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
-        evaluated = [row for row in rows if row.get(headline(rows)) is not None]
-        _metric(above, evaluated, headline(rows))
+        name = headline(rows)
+        evaluated = [row for row in rows if row.get(name) is not None]
+        evaluated = [row | {f"{name}_average": row.get("average", {}).get(name)} for row in evaluated]
+        _metric(above, evaluated, name)
         above.set_title(title)
         _traffic(below, rows)
         below.set(xlabel="round", xlim=(0, 1.02 * max([1, *(row["round"] for row in rows)])))
@@ -162,11 +164,13 @@ def _metric(axes: "Axes", rows: list[dict[str, Any]], name: str) -> None:
             at, low, high = zip(*spread, strict=True)
             label = "_" if number else "middle 80 % of clients"  # not in the legend
             axes.fill_between(at, low, high, color=BLUE, alpha=0.15, linewidth=0, label=label)
-    for key, label, colour, line in (
+    lines: list[tuple[str, str, str, dict[str, Any]]] = [
         (name, "all examples", BLUE, {"linewidth": 3.2, "alpha": 0.45}),  # wide: visible below another line
         (f"{name}_mean", "mean of clients", GREEN, {"linewidth": 1.6, "dashes": (5, 2.5)}),
         (f"{name}_worst10", "worst 10 % of clients", RED, {"linewidth": 1.3, "dashes": (1.5, 1.5)}),
-    ):
+        *[(f"{name}_average", "average model", INK, {"linewidth": 1.0})] * any("average" in row for row in rows),
+    ]
+    for key, label, colour, line in lines:
         for number, part in enumerate(parts):
             values = [math.nan if row.get(key) is None else row[key] for row in part]
             whole, few = not share(part[0]), len(rows) <= 30 or len(part) == 1

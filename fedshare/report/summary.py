@@ -33,6 +33,9 @@ def summary(rows: list[dict[str, Any]], folder: Path | str, best: Best | None = 
             if other != name and other in last and other != "examples":
                 first = f"; before round 1: {decimal(before[other])}" if other in before else ""
                 lines.append((other, decimal(last[other]) + mark + first))
+        if found := last.get("average"):
+            apart = f", from which the peers' models are {decimal(last['consensus'])} away" * ("consensus" in last)
+            lines.append(("average", f"{name} {decimal(found.get(name))}{mark} of the average model{apart}"))
         if found := last.get("unseen"):
             lines.append(("unseen", f"{name} {decimal(found.get(name))}{mark} of clients that never trained"))
         if best and best.round:

@@ -42,7 +42,9 @@ class Account:
 
     def _by_group(self, payloads: Collection[Payload]) -> dict[str, int]:
         total = Counter[str]()
-        for payload in payloads:
+        times = Counter(map(id, payloads))  # among peers, the same upload goes to many
+        for payload in {id(one): one for one in payloads}.values():
             for group, name, size in payload.sizes():
-                total[f"{group}/{self.groups[name]}" if name in self.groups else group] += size
+                whole = size * times[id(payload)]
+                total[f"{group}/{self.groups[name]}" if name in self.groups else group] += whole
         return dict(sorted(total.items()))

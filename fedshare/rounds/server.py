@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any
 
 from fedshare.errors import brief
+from fedshare.machine.threads import one_thread
 from fedshare.network import Heard, Network, Purpose
-from fedshare.payload import Quota
+from fedshare.payload import Payload, Quota
 from fedshare.rounds import chain
 from fedshare.rounds.account import Account
 from fedshare.rounds.chain import Link
@@ -16,7 +17,7 @@ from fedshare.rounds.rows import merged, row_of, row_of_test, test_flaw, told
 from fedshare.rounds.schedule import Schedule, sample
 from fedshare.rounds.steps import concluded, downloads_of
 from fedshare.state import State, digests
-from fedshare.strategy import Strategy
+from fedshare.strategy import Strategy, average
 from fedshare.tasks import Classification, Task
 
 
@@ -102,9 +103,31 @@ def _tested(
 ) -> dict[str, Any]:
     """Return the test part of a row: each client's metrics with its current model, and why others were not tested.
 
-    Without the clients in `away` the means are over other clients than before: the row must show it.
+    ``average`` has the metrics of the average model, if the strategy has one, on the same clients' examples. Without
+    the clients in `away` the means are over other clients than before: the row must show it.
     """
-    downloads, zeros = downloads_of(strategy, state, here, Purpose.EVALUATE), task.zeros()
+    test = partial(_test, network, round, here, away, schedule, task, heard)
+    downloads = downloads_of(strategy, state, here, Purpose.EVALUATE)
+    row = test(downloads)
+    with one_thread():
+        averaged = average(strategy, downloads)
+    if averaged:
+        found = test(averaged)
+        row["average"] = {name: found[name] for name in found.get("per_client", ()) if name in found}
+    return row
+
+
+def _test(
+    network: Network,
+    round: int,
+    here: list[int],
+    away: dict[int, str],
+    schedule: Schedule,
+    task: Task,
+    heard: Heard | None,
+    downloads: dict[int, Payload],
+) -> dict[str, Any]:
+    zeros = task.zeros()
     quota = Quota.of({"sums": zeros, "validation": zeros})
     exchange = network.exchange(Purpose.EVALUATE, round, downloads, lambda _: quota, heard)
     answers, absent, untested = exchange.answers, exchange.absent, dict[int, str]()

@@ -46,6 +46,7 @@ class RunFolder:
         self.best_model = self.path / "best.safetensors"  # and its model
         self.declared = self.path / "declared.json"  # how many examples clients with data of their own have
         self.initial = self.path / "initial.safetensors"
+        self.graph = self.path / "graph.json"  # of peers without a server (`fedshare.peers.Shape`)
         self.ledger = LedgerFile(self.path / "ledger")
 
     @classmethod
