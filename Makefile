@@ -5,7 +5,9 @@ PYTHON ?= python3
 EXTRAS ?= dev
 READY := .venv/installed-$(EXTRAS)
 
-TESTS := OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# Half as many again as there are cores: many tests wait for other processes.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(3 * (os.cpu_count() or 2) // 2)')
+TESTS = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick bench lint types check clean
 
