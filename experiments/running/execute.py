@@ -14,6 +14,7 @@ from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
 from fedshare.experiments.running.going_on import goes_on, last_checkpoint
+from fedshare.experiments.running.pictures import keep_graph
 from fedshare.experiments.running.rounds import rounds
 from fedshare.machine import devices
 from fedshare.machine.files import on_disk
@@ -51,6 +52,8 @@ def resume(path: str, last: int | None = None, trusted: Trust | None = None) -> 
             start = replace(start, clients={} if start.remote else start.clients, remote=False)
         with simulation(config, folder) as network:
             begin(folder, network.population, config)
+            if shape := build.shape(config, network.population):
+                keep_graph(folder, shape)  # raises before anything is rewound
             folder.rewind(start.round if start else 0)
             if last is not None:
                 folder.amend(OmegaConf.to_yaml(config))

@@ -36,6 +36,7 @@ from fedshare.runs import Row, RunFolder
 from fedshare.runs.checkpoint import Checkpoint
 from fedshare.runs.observers import Observer, writers
 from fedshare.simulation import Partitioned, Population
+from fedshare.strategy import Averages
 
 
 def rounds(
@@ -141,7 +142,7 @@ def _progress(config: DictConfig, folder: RunFolder, network: Network, populatio
         before=tests[-1] if tests else None,
         about=caution(*_tests(population)) if config.evaluate_every else "",
         times=network.memories.remote,
-        reports=population.strategy.reports,
+        reports={*population.strategy.reports, *["average"] * isinstance(population.strategy, Averages)},
     )
 
 

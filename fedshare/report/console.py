@@ -56,15 +56,17 @@ def _headline(row: Row, suffix: str = "") -> str:
     return decimal(row.get(headline([row]) + suffix))
 
 
+def _average(row: Row) -> str:
+    return decimal(row.get("average", {}).get(headline([row])))
+
+
 METRIC = "acc"  # title of the column of the headline metric, if that is accuracy
 COLUMNS = (
     Column("round", 5, 10, lambda row: str(row["round"]), "bold"),
     Column(METRIC, 6, 9, _headline, "cyan", marked=True),
     Column("mean", 6, 1, lambda row: _headline(row, "_mean"), marked=True),
     Column("worst10%", 8, 8, lambda row: _headline(row, "_worst10"), marked=True),
-    Column(
-        "average", 7, 6, lambda row: decimal(row.get("average", {}).get(headline([row]))), "cyan", True, "consensus"
-    ),
+    Column("average", 7, 6, _average, "cyan", True, "average"),
     Column("consensus", 9, 6, lambda row: decimal(row.get("consensus")), needs="consensus"),
     Column("loss", 7, 7, lambda row: decimal(row.get("loss")), marked=True),
     Column("up", 8, 5, lambda row: _bytes(row, "bytes_up")),

@@ -63,7 +63,7 @@ def _graph(figure: "Figure", axes: "Axes", graph: dict[str, Any], rows: list[Row
     tests = evaluations(rows)
     scores = tests[-1].get("per_client", {}).get(name, {}) if tests else {}
     values = np.array([np.nan if (value := scores.get(str(peer))) is None else value for peer in range(len(places))])
-    size = min(220.0, 12_000 / len(places))
+    size = min(220.0, 5_000 / len(places))  # points squared: dots in a circle do not overlap up to 100
     across, up = places.T
     tested = ~np.isnan(values)
     axes.scatter(across[~tested], up[~tested], s=size, color="white", edgecolors=GREY, linewidths=0.8, zorder=2)
