@@ -161,7 +161,7 @@ class Flooding(Strategy):
             return False
         others = entries.known[1:].copy()
         others[:, peer] = False
-        newest = int(others.any(1).nonzero()[0].max(initial=-1)) + 1
+        newest = int(np.flatnonzero(others.any(1)).max(initial=-1)) + 1
         return round - 1 - newest > self.flood.stale
 
 
