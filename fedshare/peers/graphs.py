@@ -45,7 +45,11 @@ class Full(Fixed):
 class Ring(Fixed):
     """Each peer exchanges with the one before and the one after."""
 
+    directed: bool = False  # whether a peer only receives from the one before, and sends to the one after
+
     def graph(self, peers: int, seed: int) -> nx.Graph:
+        if self.directed:
+            return nx.cycle_graph(peers, nx.DiGraph)
         return nx.cycle_graph(peers) if peers > 2 else nx.path_graph(peers)
 
 

@@ -1,12 +1,14 @@
 """Who exchanges uploads with whom in a round, and how much each counts."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from fedshare.errors import UserError
 from fedshare.peers.decentralised import Decentralised, Mixing
+from fedshare.peers.mixing import RULES
 from fedshare.peers.traffic import Traffic
 from fedshare.rounds.account import Account
 from fedshare.strategy import Strategy
@@ -37,16 +39,18 @@ class Served(Peering):
 class Topology(Peering):
     """A graph of peers, perhaps another one in each round."""
 
-    mixing: Literal["metropolis", "uniform"] = "metropolis"  # the weights of neighbours; metropolis: doubly stochastic
+    # Weights of neighbours; metropolis: doubly stochastic; push: the shares of each sender are equal, for push_sum.
+    mixing: Literal["metropolis", "uniform", "push"] = "metropolis"
 
     def __post_init__(self) -> None:
-        if self.mixing not in ("metropolis", "uniform"):
-            raise UserError(f"peers.mixing={self.mixing}: must be metropolis or uniform")
+        if self.mixing not in RULES:
+            raise UserError(f"peers.mixing={self.mixing}: must be one of {', '.join(RULES)}")
 
     def around(self, strategy: Strategy, peers: int, seed: int) -> Strategy:
         if peers < 2:
             raise UserError(f"peers: a graph needs at least 2 peers, not {peers}")
         self.check(self.links(peers, seed, 1))
+        self.mixes(peers, seed, 1)
         return Decentralised(strategy, self.mixes, peers, seed)
 
     def accounted(self, account: Account, peers: int, seed: int) -> Account:
@@ -61,22 +65,15 @@ class Topology(Peering):
         if lost := unreached(links):
             raise UserError(f"peers: the graph is not connected: nothing from peer 0 reaches peer {lost[0]}")
 
-    def mixes(self, peers: int, seed: int, round: int) -> Mixing:
-        """Return the weight of each upload that a peer receives, by peer and sender; each peer's sum to 1.
+    def mixes(self, peers: int, seed: int, round: int, present: Collection[int] | None = None) -> Mixing:
+        """Return the weight of each upload that a peer receives, by peer and sender, if only `present` take part.
 
-        ``metropolis``: 1 / (1 + the larger number of neighbours of the two), and the rest for the peer's own, so that
-        the sums over receivers are 1, too (Xiao, Boyd and Lall 2006). ``uniform``: all equal, its own included.
+        With `metropolis` and `uniform` each receiver's weights sum to 1, with `metropolis` and `push` each sender's.
+        Raises UserError if the graph does not allow that (`fedshare.peers.mixing`).
         """
-        links = self.links(peers, seed, round)
-        degrees = [len(others) for others in links]
-        mixing = []
-        for peer, others in enumerate(links):
-            if self.mixing == "uniform":
-                weights = dict.fromkeys(others, 1 / (1 + len(others)))
-            else:
-                weights = {other: 1 / (1 + max(degrees[peer], degrees[other])) for other in others}
-            mixing.append(dict(sorted((weights | {peer: 1 - sum(weights.values())}).items())))
-        return mixing
+        rule = RULES[self.mixing]
+        mixing = rule.weigh(self.links(peers, seed, round))
+        return mixing if present is None else rule.without(mixing, frozenset(present))
 
 
 def unreached(links: Links) -> list[int]:
