@@ -29,7 +29,7 @@ CORE = {
     "tasks": {"tasks", "data.dataset", "errors", "tensors"},
     "training": {"training", "data.dataset", "errors", "machine", "seeds", "state", "tasks", "tensors"},
     "client": {"data.dataset", "errors", "payload", "seeds", "state", "tasks", "tensors", "training"},
-    "forms": {"forms", "_proto", "machine", "payload", "tensors"},
+    "forms": {"forms", "_proto", "errors", "machine", "payload", "tensors"},
     "strategy": {"client", "forms", "payload", "state", "tensors"},
     "network": {"client", "payload", "seeds", "state", "strategy"},
     "population": {

@@ -14,19 +14,22 @@ GROUPS = ("values", "bits", "indices")
 
 @dataclass(frozen=True)
 class Sparse:
-    """An upload's only group without zeros, if that is smaller: of an embedding, only the rows in use are sent."""
+    """A group of an upload without zeros, if that is smaller: of an embedding, only the rows in use are sent."""
 
     group: str
 
     def encode(self, upload: Payload) -> Payload:
         tensors = upload.tensors[self.group]
-        packed = Payload(encode(tensors, {name: t != 0 for name, t in tensors.items()}), upload.metrics)
+        others = {group: named for group, named in upload.tensors.items() if group != self.group}
+        packed = Payload(encode(tensors, {name: t != 0 for name, t in tensors.items()}) | others, upload.metrics)
         return packed if packed.nbytes < upload.nbytes else upload
 
     def decode(self, sent: Payload, expected: dict[str, Tensors]) -> Payload:
         if self.group in sent.tensors:
             return sent
-        return Payload({self.group: decode(sent.tensors, expected[self.group])}, sent.metrics)
+        others = {group: named for group, named in sent.tensors.items() if group in expected}
+        packed = {group: named for group, named in sent.tensors.items() if group not in expected}
+        return Payload({self.group: decode(packed, expected[self.group])} | others, sent.metrics)
 
 
 def encode(tensors: Tensors, kept: Tensors) -> dict[str, Tensors]:

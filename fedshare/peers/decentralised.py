@@ -29,12 +29,12 @@ class Centred(Protocol):
 class Decentralised(Strategy):
     """A strategy whose `aggregate` runs at every peer, on the uploads of the peer's neighbours and its own.
 
-    The memory has each peer's own in ``peers``. A peer that did not take part in a round keeps its memory. The weight
-    of a neighbour whose upload is missing goes to the peer's own, so that doubly stochastic weights stay so.
+    The memory has each peer's own in ``peers``. A peer that did not take part in a round keeps its memory, and the
+    weights are those of the peers that did (`fedshare.peers.mixing`), so that doubly stochastic weights stay so.
     """
 
     inner: Strategy
-    mixes: Callable[[int, int, int], Mixing]  # of the number of peers, the seed and the round
+    mixes: Callable[[int, int, int, Collection[int]], Mixing]  # of the number of peers, seed, round and who is here
     count: int  # peers
     seed: int
 
@@ -64,11 +64,10 @@ class Decentralised(Strategy):
         return self.inner.train(client, round, download)
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
-        mixing, peers = self.mixes(self.count, self.seed, round), dict(state["peers"])
+        mixing, peers = self.mixes(self.count, self.seed, round, uploads.keys()), dict(state["peers"])
         alike: dict[tuple[object, ...], State] = {}  # on a full graph, all peers compute the same
         for peer in uploads:
-            weights = {sender: weight for sender, weight in mixing[peer].items() if sender in uploads}
-            weights[peer] = 1 - sum(weight for sender, weight in weights.items() if sender != peer)
+            weights = mixing[peer]
             key = id(peers[peer]), *sorted(weights.items())
             if key in alike:
                 peers[peer] = alike[key]
@@ -95,8 +94,8 @@ class Decentralised(Strategy):
 
     def weakness(self, clients: Collection[int]) -> str | None:
         """Of the peer with the fewest neighbours among `clients`, in the first round's graph."""
-        mixing = self.mixes(self.count, self.seed, 1)
-        fewest = min((mixing[peer].keys() & clients for peer in clients), key=len, default=set())
+        mixing = self.mixes(self.count, self.seed, 1, clients)
+        fewest = min((mixing[peer].keys() for peer in clients), key=len, default=())
         return weakness(self.inner, sorted(fewest))
 
     def report(self, state: State) -> dict[str, Any]:

@@ -28,8 +28,8 @@ class Fixed(Topology):
     def links(self, peers: int, seed: int, round: int) -> Links:
         return _links(self, peers, seed)
 
-    def mixes(self, peers: int, seed: int, round: int) -> Mixing:
-        return _mixing(self, peers, seed)
+    def weights(self, peers: int, seed: int, round: int) -> Mixing:
+        return _weights(self, peers, seed)
 
     def period(self, peers: int) -> int:
         return 1
@@ -54,8 +54,8 @@ def _links(topology: Fixed, peers: int, seed: int) -> Links:
 
 
 @lru_cache(maxsize=1)  # a full graph of 1,024 peers has a million weights
-def _mixing(topology: Fixed, peers: int, seed: int) -> Mixing:
-    return Topology.mixes(topology, peers, seed, 1)
+def _weights(topology: Fixed, peers: int, seed: int) -> Mixing:
+    return Topology.weights(topology, peers, seed, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,11 @@ class Full(Fixed):
 class Ring(Fixed):
     """Each peer exchanges with the one before and the one after."""
 
+    directed: bool = False  # whether a peer only receives from the one before, and sends to the one after
+
     def graph(self, peers: int, seed: int) -> nx.Graph:
+        if self.directed:
+            return nx.cycle_graph(peers, nx.DiGraph)
         return nx.cycle_graph(peers) if peers > 2 else nx.path_graph(peers)
 
 

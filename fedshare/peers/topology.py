@@ -1,6 +1,7 @@
 """Who exchanges uploads with whom in a round, and how much each counts."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -9,6 +10,7 @@ from fedshare.errors import UserError
 from fedshare.peers.decentralised import Decentralised, Mixing
 from fedshare.peers.flood import Flood, Links
 from fedshare.peers.flooding import Flooding, Recorded
+from fedshare.peers.mixing import RULES
 from fedshare.peers.shape import Shape, diameter, gap
 from fedshare.peers.traffic import Flooded, Traffic
 from fedshare.rounds.account import Account
@@ -45,12 +47,13 @@ class Served(Peering):
 class Topology(Peering):
     """A graph of peers, perhaps another one in each round."""
 
-    mixing: Literal["metropolis", "uniform"] = "metropolis"  # the weights of neighbours; metropolis: doubly stochastic
+    # Weights of neighbours; metropolis: doubly stochastic; push: the shares of each sender are equal, for push_sum.
+    mixing: Literal["metropolis", "uniform", "push"] = "metropolis"
     flood: Flood = field(default_factory=Flood, hash=False)  # of strategies whose model is a ledger
 
     def __post_init__(self) -> None:
-        if self.mixing not in ("metropolis", "uniform"):
-            raise UserError(f"peers.mixing={self.mixing}: must be metropolis or uniform")
+        if self.mixing not in RULES:
+            raise UserError(f"peers.mixing={self.mixing}: must be one of {', '.join(RULES)}")
 
     def around(self, strategy: Strategy, peers: int, seed: int, rounds: int = 0) -> Strategy:
         if peers < 2:
@@ -58,6 +61,7 @@ class Topology(Peering):
         self.check(self.links(peers, seed, 1))
         if isinstance(strategy, Recorded):
             return Flooding(strategy, self.links, peers, seed, rounds, self.flood)
+        self.mixes(peers, seed, 1)
         return Decentralised(strategy, self.mixes, peers, seed)
 
     def accounted(self, account: Account, strategy: Strategy, peers: int, seed: int) -> Account:
@@ -88,22 +92,19 @@ class Topology(Peering):
         if lost := unreached(links):
             raise UserError("peers: the graph is not connected: nothing from peer {} reaches peer {}".format(*lost))
 
-    def mixes(self, peers: int, seed: int, round: int) -> Mixing:
-        """Return the weight of each upload that a peer receives, by peer and sender; each peer's sum to 1.
+    def mixes(self, peers: int, seed: int, round: int, present: Collection[int] | None = None) -> Mixing:
+        """Return the weight of each upload that a peer receives, by peer and sender, if only `present` take part.
 
-        ``metropolis``: 1 / (1 + the larger number of neighbours of the two), and the rest for the peer's own, so that
-        the sums over receivers are 1, too (Xiao, Boyd and Lall 2006). ``uniform``: all equal, its own included.
+        With `metropolis` and `uniform` each receiver's weights sum to 1, with `metropolis` and `push` each sender's.
+        Raises UserError if the graph does not allow that (`fedshare.peers.mixing`).
         """
-        links = self.links(peers, seed, round)
-        degrees = [len(others) for others in links]
-        mixing = []
-        for peer, others in enumerate(links):
-            if self.mixing == "uniform":
-                weights = dict.fromkeys(others, 1 / (1 + len(others)))
-            else:
-                weights = {other: 1 / (1 + max(degrees[peer], degrees[other])) for other in others}
-            mixing.append(dict(sorted((weights | {peer: 1 - sum(weights.values())}).items())))
-        return mixing
+        mixing = self.weights(peers, seed, round)
+        everyone = present is None or len(present) == peers
+        return mixing if everyone else RULES[self.mixing].without(mixing, frozenset(present or ()))
+
+    def weights(self, peers: int, seed: int, round: int) -> Mixing:
+        """Return the weights if everyone takes part."""
+        return RULES[self.mixing].weigh(self.links(peers, seed, round))
 
 
 def unreached(links: Links) -> tuple[int, int] | None:
