@@ -20,6 +20,7 @@ from fedshare.experiments.config.examples import shared_out
 from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.config.model import tuned
 from fedshare.experiments.config.schema import SINCE
+from fedshare.ledger.transcript import caught_up
 from fedshare.machine.threads import one_thread
 from fedshare.peers import Peering
 from fedshare.rounds import Schedule
@@ -133,7 +134,7 @@ def pace(config: DictConfig) -> Pace:
 
 def account(config: DictConfig, population: Population) -> Account:
     scratch = population.scratch
-    made = Account(scratch.parts.groups, sum(tensor.nbytes for tensor in scratch.whole.values()))
+    made = Account(scratch.parts.groups, sum(tensor.nbytes for tensor in scratch.whole.values()), caught_up)
     return peering(config).accounted(made, len(population.shares), config.seed)
 
 
