@@ -16,7 +16,10 @@ LATE = "late: "  # begins the reason, in a round's row, for a missing answer tha
 
 
 class NotAwaited(str):
-    """The reason for a missing answer when enough others had answered. It is not a failure, and halts no run."""
+    """The reason for a missing answer when enough others had answered, or when the links say that the client crashes.
+
+    It halts no run, however many there are.
+    """
 
 
 Heard = Callable[[Purpose, int, int, int], None]  # called with purpose, round, and how many of how many have answered
@@ -31,6 +34,7 @@ class Exchange:
     absent: dict[int, str] = field(default_factory=dict)  # by client: why it did not answer, if known
     digests: dict[int, dict[str, str]] = field(default_factory=dict)  # of clients' new memories (`state.digests`)
     suspended: dict[int, str] = field(default_factory=dict)  # clients that `client_ids` leaves out for a while, and why
+    events: dict[str, list[int]] = field(default_factory=dict)  # who joins, leaves, crashes and rejoins in the round
 
 
 class Memories(Protocol):

@@ -66,6 +66,7 @@ CORE = {
         "strategy",
         "tensors",
     },
+    "links": {"links", "errors", "network", "payload", "seeds"},
     "engine": {"engine", "data.dataset", "errors", "seeds", "tasks", "tensors", "training"},
     "simulation": {
         *(

@@ -54,7 +54,7 @@ def test_what_older_versions_did_is_a_value_of_the_key() -> None:
         if said.before is not ALWAYS:
             schema.check_ranges({one.name: said.before}, Root)
     assert SINCE.items() <= MEANT.items()
-    assert set(SINCE) == {"on_weakened", "max_norm_ratio", "engine", "peers"}, (
+    assert set(SINCE) == {"on_weakened", "max_norm_ratio", "engine", "peers", "links"}, (
         "a key more here: cells of before are found as they are"
     )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,8 @@ from fedshare.experiments.config.examples import shared_out
 from fedshare.experiments.config.instantiate import make
 from fedshare.experiments.config.model import tuned
 from fedshare.experiments.config.schema import SINCE
+from fedshare.ledger.transcript import caught_up
+from fedshare.links import Links
 from fedshare.machine.threads import one_thread
 from fedshare.peers import Peering, Shape
 from fedshare.rounds import Schedule
@@ -98,6 +101,7 @@ def simulated(config: DictConfig) -> Population:
     """The same as `tried`, but requires all examples to be local."""
     population = tried(config)
     check_here(population.stand_in)
+    links(config).check(len(population.shares))
     return population
 
 
@@ -134,7 +138,7 @@ def pace(config: DictConfig) -> Pace:
 
 def account(config: DictConfig, population: Population) -> Account:
     scratch = population.scratch
-    made = Account(scratch.parts.groups, sum(tensor.nbytes for tensor in scratch.whole.values()))
+    made = Account(scratch.parts.groups, sum(tensor.nbytes for tensor in scratch.whole.values()), caught_up)
     return peering(config).accounted(made, population.strategy, len(population.shares), config.seed)
 
 
@@ -144,5 +148,15 @@ def shape(config: DictConfig, population: Population) -> Shape | None:
 
 
 def peering(config: DictConfig) -> Peering:
-    """Return how the participants are organised; older configs know of servers only."""
-    return make(config.get("peers", OmegaConf.create(SINCE["peers"])), "peers", Peering)
+    """Return how the participants are organised."""
+    return make(_given(config, "peers"), "peers", Peering)
+
+
+def links(config: DictConfig) -> Links:
+    """Return what lies between the server and the clients."""
+    return make(_given(config, "links"), "links", Links)
+
+
+def _given(config: DictConfig, key: str) -> Any:
+    """Return the config of a part that older configs lack."""
+    return config.get(key, OmegaConf.create(SINCE[key]))

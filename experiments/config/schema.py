@@ -32,6 +32,7 @@ class Root:
     task: Any = key(shared=True, before={"_target_": "fedshare.tasks.Classification"})
     attack: Any = key(shared=True, before={"_target_": "fedshare.attacks.Attack", "adversaries": 0})
     peers: Any = key(shared=True, since=(0, 2), before={"_target_": "fedshare.peers.Served"})
+    links: Any = key(since=(0, 2), before={"_target_": "fedshare.links.Links"})
     tracking: Any = key(effect=Effect.NOTHING, may_change=True)
     name: str = key(effect=Effect.NOTHING)
     folder: str = MISSING

@@ -7,6 +7,7 @@ from fedshare.client import Training
 from fedshare.data.dataset import Dataset
 from fedshare.data.partition.base import Partition
 from fedshare.experiments.tracking import Tracker
+from fedshare.links import Links
 from fedshare.peers import Peering
 from fedshare.peft import Method
 from fedshare.simulation.cluster import Cluster
@@ -22,6 +23,7 @@ PARTS: dict[str, type] = {  # parts that are cheap to make
     "task": Task,
     "attack": Attack,
     "peers": Peering,
+    "links": Links,
     "tracking": Tracker,
     "cluster": Cluster,
 }

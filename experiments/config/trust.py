@@ -20,7 +20,7 @@ from fedshare.experiments.config.instantiate import describe, hints, located
 from fedshare.experiments.config.slots import SLOTS
 
 # Modules that configs may name. Others of fedshare write files, or execute what texts name.
-_ROOMS = ("strategies", "models", "data", "peft", "client", "training", "tasks", "attacks", "rules", "peers")
+_ROOMS = ("strategies", "models", "data", "peft", "client", "training", "tasks", "attacks", "rules", "peers", "links")
 _OURS = tuple(f"fedshare.{room}" for room in (*_ROOMS, "experiments.tracking", "simulation.cluster"))
 # Third-party names used in conf/ and docs/: by package, the required base class.
 _THEIRS = {

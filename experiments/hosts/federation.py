@@ -47,6 +47,8 @@ def serve(
         raise UserError(f"engine={config.engine}: is for simulations; the clients of a deployment are trained by plain")
     if config.peers != MEANT["peers"]:
         raise UserError("peers: graphs of peers are for simulations; a deployment has a server: peers=none")
+    if config.links != MEANT["links"]:
+        raise UserError("links: are for simulations; a deployment's are the real ones: links=none")
     config.engine = "plain"
     if config.cluster != MEANT["cluster"]:
         raise UserError("cluster: is for simulations; the clients of a deployment run on their own hosts: cluster=none")

@@ -29,6 +29,7 @@ def played(
     heard: Heard | None = None,
 ) -> Iterator[Round]:
     """Yield the rounds after `start`, like `run_server`. Raises UserError if the attack does not suit the run."""
+    network = build.links(config).around(network, len(population.shares), config.seed, start)
     liars = population.liars.ids
     if isinstance(population.liars, Liars) and liars:
         attack = population.liars.attack

@@ -30,7 +30,10 @@ class Trackers:
 
 
 class Notes:
-    """Reports dropped clients, and the first of several rounds in a row in which the strategy's rule is weakened."""
+    """Reports dropped clients, rounds without uploads, and when the strategy's rule is weakened.
+
+    Of several rounds in a row in which it is weakened, only the first is reported.
+    """
 
     def __init__(self, note: Note, rows: list[Row]) -> None:
         """`rows` are those of earlier rounds."""
@@ -40,6 +43,8 @@ class Notes:
     def saw(self, done: Round) -> None:
         for client, reason in done.row["dropped"].items():
             self._note(f"round {done.number}: client {client} dropped: {reason}")
+        if not done.row["clients"]:
+            self._note(f"round {done.number}: nobody uploads, so nothing changes")
         if "weakened" in done.row and not self._weak:  # only once
             self._note(f"round {done.number}: {done.row['weakened']}")
         self._weak = "weakened" in done.row

@@ -108,13 +108,18 @@ def framed(commit: Commit) -> bytes:
 
 def unframed(data: bytes) -> Iterator[tuple[int, Commit]]:
     """Yield the commits joined in `data`, and the end of each. Raises ValueError if `data` is invalid."""
+    return ((end, Commit.unpack(body)) for end, body in bodies(data))
+
+
+def bodies(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the packed commits joined in `data`, and the end of each. Raises ValueError if one is cut short."""
     at = 0
     while at < len(data):
         (length,), start = numbers(data, at, 1)
         at = start + length
         if at > len(data):
             raise ValueError("a commit is cut short")
-        yield at, Commit.unpack(data[start:at])
+        yield at, data[start:at]
 
 
 def number(value: int) -> bytearray:

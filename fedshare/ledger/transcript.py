@@ -3,15 +3,17 @@
 Both carry the same information, so the smaller one is kept, and sent to participants that missed rounds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedshare.ledger.commit import Commit, Manifest, framed, unframed
+from fedshare.ledger.commit import Commit, Manifest, bodies, framed, unframed
 from fedshare.ledger.meaning import Meaning
 from fedshare.payload import Payload
 from fedshare.state import State
@@ -122,6 +124,26 @@ def telling(transcript: Transcript, sums: Tensor, round: int) -> Payload:
 def telling_sums(head: bytes, sums: Tensor, round: int) -> Payload:
     """Return the sums at `round` for a participant; `head` names the entries that they are the sums of."""
     return Payload({"ledger": {"sums": sums, "head": _tensor(head)}}, {"round": round})
+
+
+def caught_up(downloads: Mapping[int, Payload]) -> dict[str, Any]:
+    """Return the part of a row about the clients that had missed rounds of a ledger, from what each client was sent.
+
+    ``caught_up`` says by client whether it was sent ``12 commits`` or a ``snapshot``, the smaller of the two, and
+    ``bytes_caught_up`` is the size of these downloads. Empty if nobody had missed any.
+    """
+    count = cache(lambda commits: sum(1 for _ in bodies(commits)))  # most lack the same
+    how = dict[int, str]()
+    for client, download in sorted(downloads.items()):
+        told = download.tensors.get("ledger", {})
+        if "sums" in told:
+            how[client] = "snapshot"
+        elif "commits" in told and (lacking := count(_bytes(told["commits"]))) > 1:
+            how[client] = f"{lacking} commits"
+    if not how:
+        return {}
+    size = sum(downloads[client].nbytes for client in how)
+    return {"caught_up": {str(client): what for client, what in how.items()}, "bytes_caught_up": size}
 
 
 def _bytes(tensor: Tensor) -> bytes:

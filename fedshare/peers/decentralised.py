@@ -87,7 +87,7 @@ class Decentralised(Strategy):
 
     def averaged(self, downloads: dict[int, Payload]) -> dict[int, Payload]:
         models = [download.tensors.get("params", {}) for _, download in sorted(downloads.items())]
-        if not all(models):
+        if not models or not all(models):
             return {}
         shared = mean(models)
         return {peer: replace(one, tensors=one.tensors | {"params": shared}) for peer, one in downloads.items()}

@@ -1,8 +1,9 @@
 """The account of a run: the bytes of tensors sent, by group, and what sharing the whole model would cost."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fedshare.payload import Payload
 from fedshare.state import State
@@ -12,6 +13,7 @@ from fedshare.state import State
 class Account:
     groups: Mapping[str, str] = field(default_factory=dict)  # of each shared tensor of the model, such as head or bias
     whole: int = 0  # bytes of the whole model
+    notes: Callable[[Mapping[int, Payload]], dict[str, Any]] = lambda _: {}  # a row's remarks on downloads
 
     def round(
         self,
@@ -20,9 +22,13 @@ class Account:
         dropped: Mapping[int, Payload],
         downloads: Mapping[int, Payload],
         state: State,
-    ) -> dict[str, int | dict[str, int]]:
-        """Return the traffic of the round `number`, from what each client sent and was sent; `state` follows it."""
-        return self.row(uploads.values(), dropped.values(), downloads.values())
+    ) -> dict[str, Any]:
+        """Return the traffic of the round `number`, from what each client sent and was sent, and notes on downloads.
+
+        Downloads are noted of clients whose uploads were used. `state` is the memory after the round.
+        """
+        notes = self.notes({client: downloads[client] for client in uploads})
+        return self.row(uploads.values(), dropped.values(), downloads.values()) | notes
 
     def row(
         self, uploads: Collection[Payload], dropped: Collection[Payload], downloads: Collection[Payload]

@@ -69,6 +69,7 @@ def run_server(
         row = row_of(strategy, state, round, uploads, dropped, digest)
         row |= {"absent": [client for client in away if client not in suspended]} | before
         row |= {"suspended": {str(client): why for client, why in suspended.items()}} if suspended else {}
+        row |= {"events": exchange.events} if exchange.events else {}
         row |= told(answers, downloads, weakened)
         good, bad = ({client: answers[client] for client in answers.keys() & some} for some in (uploads, dropped))
         row |= account.round(round, good, bad, downloads, state)
