@@ -6,26 +6,23 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedshare import seeds
 from fedshare.client import Client
-from fedshare.errors import RunHalted, UserError
+from fedshare.errors import UserError
 from fedshare.forms import Form
 from fedshare.ledger import Commit
-from fedshare.ledger.entries import Entries, Keys
+from fedshare.ledger.entries import Entries
 from fedshare.ledger.meaning import Meaning
 from fedshare.ledger.sums import Sums
 from fedshare.ledger.transcript import telling_sums
 from fedshare.payload import Payload
+from fedshare.peers.applied import applied
 from fedshare.peers.flood import Flood, Links, Spread
 from fedshare.state import State
 from fedshare.strategy import Purpose, Strategy
 from fedshare.tensors import Tensors
-
-_TOGETHER = 2**22  # integers of entries that are in memory at once
-_DENSE = 16  # a product of matrices is faster than sums of chosen rows if more than one row in this many is chosen
 
 
 @runtime_checkable
@@ -136,7 +133,7 @@ class Flooding(Strategy):
 
         commit = Commit(round, inner.step(round, self.count), said)
         sums = state["flood"]["sums"].clone()
-        _apply(Meaning.of(state["manifest"]), inner, spread.sets, before, sums)
+        applied(Meaning.of(state["manifest"]), lambda round: inner.step(round, self.count), spread.sets, before, sums)
         return inner.extended(state, commit) | {"flood": _saved(spread, sums)}
 
     def report(self, state: State) -> dict[str, Any]:
@@ -163,56 +160,6 @@ class Flooding(Strategy):
         others[:, peer] = False
         newest = int(np.flatnonzero(others.any(1)).max(initial=-1)) + 1
         return round - 1 - newest > self.flood.stale
-
-
-def _apply(
-    meaning: Meaning,
-    inner: Recorded,
-    sets: dict[int, Entries],
-    before: dict[int, NDArray[np.bool_]],
-    sums: Tensor,
-) -> None:
-    """Add to each peer's sums the entries that count now and did not `before`, and subtract those that count no longer.
-
-    An entry's directions are made once for all peers; each peer adds them to sums of its own.
-    """
-    moved = list[tuple[int, int, Keys]]()
-    codes = dict[int, bytes]()
-    for peer, was in before.items():
-        now = sets[peer].counted
-        was = np.pad(was, ((0, len(now) - len(was)), (0, 0)))
-        for sign, keys in ((1, np.flatnonzero(now & ~was)), (-1, np.flatnonzero(was & ~now))):
-            moved.append((peer, sign, keys))
-            codes |= {key: sets[peer].code(key) for key in keys.tolist() if key not in codes}
-    needed, peers = np.array(sorted(codes), dtype=np.int64), sets[0].peers
-    steps = {round: inner.step(round, peers) for round in set((needed // peers).tolist())}
-    block = max(1, _TOGETHER // sums.shape[1])
-    for first in range(0, len(needed), block):
-        keys = needed[first : first + block]
-        table = torch.zeros((len(keys), sums.shape[1]), dtype=torch.int64)
-        for row, key in zip(table, keys.tolist(), strict=True):
-            round, peer = divmod(key, peers)
-            commit = Commit(round, steps[round], {peer: codes[key]})
-            Sums(row).add(meaning.directions, meaning.entries(commit))
-        most = int(table.abs().sum(0).max())
-        if int(sums.abs().max()) + most > torch.iinfo(torch.int64).max:
-            raise RunHalted("the ledger's sums overflow 64 bits: a smaller step size is required")
-        parts = [(peer, sign, np.searchsorted(keys, _between(theirs, keys))) for peer, sign, theirs in moved]
-        if most < 2**53 and sum(len(rows) for *_, rows in parts) * _DENSE > len(sums) * len(keys):
-            factors = torch.zeros((len(sums), len(keys)), dtype=torch.float64)
-            for peer, sign, rows in parts:
-                factors[peer, torch.from_numpy(rows)] = sign
-            sums += (factors @ table.double()).long()  # exact: no sum is beyond a float64's integers
-            continue
-        for peer, sign, rows in parts:
-            if len(rows):
-                sums[peer] += sign * table[torch.from_numpy(rows)].sum(0)
-
-
-def _between(theirs: Keys, keys: Keys) -> Keys:
-    """Return those of `theirs` that lie between the first and the last of `keys`; both ascend."""
-    low, high = np.searchsorted(theirs, [keys[0], keys[-1] + 1])
-    return theirs[low:high]
 
 
 def _saved(spread: Spread, sums: Tensor) -> State:
