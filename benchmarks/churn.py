@@ -29,6 +29,7 @@ ARMS = {
     "full": ["strategy=gossip", "peers=full"],
     "fedavg": ["strategy=fedavg"],
     "onebyte": ["strategy=onebyte", "strategy.lr=0.002"],
+    "flood": ["strategy=onebyte", "strategy.lr=0.002", "peers=ring"],
 }
 
 

@@ -21,7 +21,8 @@ from fedshare.experiments.config.slots import SLOTS
 
 # Modules that configs may name. Others of fedshare write files, or execute what texts name.
 _ROOMS = ("strategies", "models", "data", "peft", "client", "training", "tasks", "attacks", "rules", "peers", "links")
-_OURS = tuple(f"fedshare.{room}" for room in (*_ROOMS, "experiments.tracking", "simulation.cluster"))
+_MODULES = ("experiments.tracking", "forms.compressors", "simulation.cluster")
+_OURS = tuple(f"fedshare.{room}" for room in (*_ROOMS, *_MODULES))
 # Third-party names used in conf/ and docs/: by package, the required base class.
 _THEIRS = {
     "torch.nn": "torch.nn.modules.module.Module",
