@@ -118,7 +118,9 @@ class Spread:
         """Do not send back to the sender what it has."""
         waiting = self.waiting.get((peer, sender))
         if waiting and sum(map(len, waiting)):
-            self.waiting[peer, sender] = [np.setdiff1d(np.concatenate(waiting), received)]
+            keys, there = np.concatenate(waiting), np.zeros(self.sets[peer].known.size, dtype=np.bool_)
+            there[received] = True
+            self.waiting[peer, sender] = [keys[~there[keys]]]
 
     def _equal(self, here: Collection[int]) -> bool:
         first, *others = (self.sets[peer] for peer in here)
