@@ -24,9 +24,9 @@ from fedshare.tensors import Tensors, add, mean, subtract
 class Choco(Strategy):
     """A client keeps its model; ``params`` is the average of the copies. Running statistics are not compressed.
 
-    Each upload names the sender's last upload, from whose copy it is the change. Who has missed that one leaves the
-    sender out. Whenever others take part than in the round before, a peer sends the change from the initial model
-    once, uncompressed, which renews all copies. With a server no copy is ever missed.
+    Each upload names the sender's last upload, from whose copy it is the change. A peer that has missed that one leaves
+    the sender out. Whenever the participants are not those of the round before, a peer sends the change from the
+    initial model once, uncompressed, which renews all copies. With a server no copy is ever missed.
     """
 
     gamma: float  # the share of the distance to the average that is taken in a round; smaller for stronger compression

@@ -138,7 +138,7 @@ class Entries:
 
 
 def _numbers(values: Keys) -> bytes:
-    """Return numbers as seven bits per byte, lowest first; the eighth bit says that more follow."""
+    """Return numbers in the encoding of `ledger.commit.number`, all at once: a flood has millions of short messages."""
     if int(values.max(initial=0)) < 0x80:
         return values.astype(np.uint8).tobytes()
     rest, pieces, sizes = values, [values & 0x7F], np.ones(len(values), dtype=np.int64)

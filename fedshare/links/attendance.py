@@ -15,8 +15,8 @@ What = Literal["join", "leave", "crash", "rejoin"]
 class Event:
     """What happens to a client in a round.
 
-    Who joins or rejoins takes part from this round on, who leaves takes no part from this round on. Who crashes may
-    be sampled in this round, but does not answer, and is away from the next round on.
+    A client that joins or rejoins takes part from this round on, and one that leaves does not. A client that crashes
+    may be sampled in this round, but does not answer, and is away from the next round on.
     """
 
     round: int  # from 1

@@ -6,11 +6,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
-from fedshare.client import Client
-from fedshare.forms import Form
 from fedshare.payload import Payload
+from fedshare.peers.around import Around, consensus
 from fedshare.state import State
-from fedshare.strategy import Purpose, Strategy, weakness
+from fedshare.strategy import Purpose, weakness
 from fedshare.tensors import Tensors, flatten, mean
 
 Mixing = list[dict[int, float]]  # by peer, the weight of each sender, itself included
@@ -26,14 +25,13 @@ class Centred(Protocol):
 
 
 @dataclass(frozen=True)
-class Decentralised(Strategy):
+class Decentralised(Around):
     """A strategy whose `aggregate` runs at every peer, on the uploads of the peer's neighbours and its own.
 
     The memory has each peer's own in ``peers``. A peer that did not take part in a round keeps its memory, and the
     weights are those of the peers that did (`fedshare.peers.mixing`), so that doubly stochastic weights stay so.
     """
 
-    inner: Strategy
     mixes: Callable[[int, int, int, Collection[int]], Mixing]  # of the number of peers, seed, round and who is here
     count: int  # peers
     seed: int
@@ -42,26 +40,12 @@ class Decentralised(Strategy):
         "consensus": "root mean square distance of the peers' models from their average"
     }
 
-    @property
-    def form(self) -> Form:  # type: ignore[override]
-        return self.inner.form
-
-    @property
-    def optimizes(self) -> bool:  # type: ignore[override]
-        return self.inner.optimizes
-
     def init(self, params: Tensors, clients: int) -> State:
         first = self.inner.init(params, clients)
         return {"peers": dict.fromkeys(range(self.count), first)}
 
     def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
         return self.inner.download(state["peers"][client_id], client_id, purpose)
-
-    def apply(self, client: Client, download: Payload) -> None:
-        self.inner.apply(client, download)
-
-    def train(self, client: Client, round: int, download: Payload) -> Payload:
-        return self.inner.train(client, round, download)
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         mixing, peers = self.mixes(self.count, self.seed, round, uploads.keys()), dict(state["peers"])
@@ -82,9 +66,6 @@ class Decentralised(Strategy):
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         return self.inner.expects(state["peers"][client_id], client_id)
 
-    def evaluate(self, client: Client, round: int) -> Payload:
-        return self.inner.evaluate(client, round)
-
     def averaged(self, downloads: dict[int, Payload]) -> dict[int, Payload]:
         models = [download.tensors.get("params", {}) for _, download in sorted(downloads.items())]
         if not models or not all(models):
@@ -102,6 +83,4 @@ class Decentralised(Strategy):
         models = [flatten(own["params"]).double() for own in state["peers"].values() if "params" in own]
         if not models:
             return {}
-        apart = torch.stack(models)
-        apart -= apart.mean(0)
-        return {"consensus": float(apart.square().sum() / len(models)) ** 0.5}
+        return {"consensus": consensus(torch.stack(models))}

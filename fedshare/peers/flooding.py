@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from fedshare import seeds
-from fedshare.client import Client
 from fedshare.errors import UserError
-from fedshare.forms import Form
 from fedshare.ledger import Commit
 from fedshare.ledger.entries import Entries
 from fedshare.ledger.meaning import Meaning
@@ -19,9 +17,10 @@ from fedshare.ledger.sums import Sums
 from fedshare.ledger.transcript import telling_sums
 from fedshare.payload import Payload
 from fedshare.peers.applied import applied
+from fedshare.peers.around import Around, consensus
 from fedshare.peers.flood import Flood, Links, Spread
 from fedshare.state import State
-from fedshare.strategy import Purpose, Strategy
+from fedshare.strategy import Purpose
 from fedshare.tensors import Tensors
 
 
@@ -43,8 +42,8 @@ class Recorded(Protocol):
 
 
 @dataclass(frozen=True)
-class Flooding(Strategy):
-    """Every peer has its own set of entries, and the model that follows from it.
+class Flooding(Around):
+    """Every peer has its own set of entries, and the model that follows from it. The inner strategy is `Recorded`.
 
     The rest of the memory is a server's: the ledger of everything that was said, and its model, which peers have once
     they have all entries. An entry's step depends on its round and the number of all peers, never on when or where it
@@ -54,7 +53,6 @@ class Flooding(Strategy):
     Peers that do not take part in a round neither send nor receive, and are sent what they lack when they do again.
     """
 
-    inner: Strategy  # Recorded, too
     links: Callable[[int, int, int], Links]  # of the number of peers, the seed and the round
     count: int  # peers
     seed: int
@@ -71,14 +69,6 @@ class Flooding(Strategy):
             if peer >= self.count:
                 raise UserError(f"remove: there is no peer {peer}, only 0 to {self.count - 1}")
 
-    @property
-    def form(self) -> Form:  # type: ignore[override]
-        return self.inner.form
-
-    @property
-    def optimizes(self) -> bool:  # type: ignore[override]
-        return self.inner.optimizes
-
     def init(self, params: Tensors, clients: int) -> State:
         state = self.inner.init(params, clients)
         width = sum(t.nbytes for t in self.inner.expects(state, 0)["codes"].values())
@@ -91,17 +81,8 @@ class Flooding(Strategy):
         sums = Sums(flood["sums"][client_id]).narrow()
         return telling_sums(bytes(flood["heads"][client_id].tolist()), sums, flood["known"].shape[1] - 1)
 
-    def apply(self, client: Client, download: Payload) -> None:
-        self.inner.apply(client, download)
-
-    def train(self, client: Client, round: int, download: Payload) -> Payload:
-        return self.inner.train(client, round, download)
-
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         return self.inner.expects(state, client_id)
-
-    def evaluate(self, client: Client, round: int) -> Payload:
-        return self.inner.evaluate(client, round)
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         inner, here = self._recorded, sorted(uploads)
@@ -138,12 +119,10 @@ class Flooding(Strategy):
 
     def report(self, state: State) -> dict[str, Any]:
         fraction = Meaning.of(state["manifest"]).manifest.fraction
-        apart = state["flood"]["sums"].double() * 2.0**-fraction
-        apart -= apart.mean(0)
         known = state["flood"]["known"][:, 1:].flatten(1)
         missing = (known.any(0).sum() - known.sum(1)).tolist()
         return {
-            "consensus": float(apart.square().sum() / self.count) ** 0.5,
+            "consensus": consensus(state["flood"]["sums"].double() * 2.0**-fraction),
             "missing": {str(peer): lacking for peer, lacking in enumerate(missing) if lacking},
         }
 

@@ -1,0 +1,40 @@
+"""What strategies among peers share, however the peers aggregate: clients do what the inner strategy says."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedshare.client import Client
+from fedshare.forms import Form
+from fedshare.payload import Payload
+from fedshare.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Around(Strategy):
+    """A strategy around another one, whose client side stays as it is."""
+
+    inner: Strategy
+
+    @property
+    def form(self) -> Form:  # type: ignore[override]
+        return self.inner.form
+
+    @property
+    def optimizes(self) -> bool:  # type: ignore[override]
+        return self.inner.optimizes
+
+    def apply(self, client: Client, download: Payload) -> None:
+        self.inner.apply(client, download)
+
+    def train(self, client: Client, round: int, download: Payload) -> Payload:
+        return self.inner.train(client, round, download)
+
+    def evaluate(self, client: Client, round: int) -> Payload:
+        return self.inner.evaluate(client, round)
+
+
+def consensus(models: Tensor) -> float:
+    """Return the root mean square distance of models, ``[peers, parameters]`` in float64, from their average."""
+    apart = models - models.mean(0)
+    return float(apart.square().sum() / len(models)) ** 0.5
