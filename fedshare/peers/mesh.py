@@ -1,0 +1,40 @@
+"""What a peer needs of its links to other peers, whatever carries them."""
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+
+class Mesh(Protocol):
+    """A peer's links to its neighbours, for one run.
+
+    A link is open from the round on that both ends have agreed on when they met, until one of them leaves, is lost, or
+    goes to a later round. In a round in which it is open, each end sends the other exactly one message in each step.
+    """
+
+    def enter(self, round: int) -> int:
+        """Begin `round`, and return its number, or that of a later one if the peers that were met are further.
+
+        The first call joins: it agrees with all neighbours that can be reached on a round that none of them has begun.
+        What was sent in rounds before the one before this is forgotten. Raises RunHalted if no peer can be reached.
+        """
+        ...
+
+    def fresh(self) -> frozenset[int]:
+        """Return the peers whose links have opened with this round: nothing is known of what they have."""
+        ...
+
+    def swap(self, step: int, messages: Mapping[int, bytes], awaited: Collection[int]) -> dict[int, bytes]:
+        """Send these messages of the round's `step`, by peer, and return those of the awaited peers.
+
+        Messages to peers whose links are not open are not sent, and such peers are not awaited: the result lacks them.
+        A message is on disk before it is sent; if the step was taken before a crash, the bytes of then are sent.
+        """
+        ...
+
+    def verifier(self, peer: int) -> bytes | None:
+        """Return the public signing key of any peer of the run, 32 bytes; None if it was never heard of."""
+        ...
+
+    def leave(self) -> None:
+        """Tell the neighbours that the round which was entered last was this peer's last one, and close."""
+        ...
