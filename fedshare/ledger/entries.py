@@ -87,7 +87,7 @@ class Entries:
         return _numbers(np.concatenate([[len(keys)], distances])) + self._codes(measured).tobytes()
 
     def hear(
-        self, message: bytes, rounds: int, genuine: Callable[[int, int, bytes], bool] = lambda *_: True
+        self, message: bytes, rounds: int, genuine: Callable[[int, int, bytes], bool] | None = None
     ) -> tuple[Keys, Keys]:
         """Add the entries of a message, up to the round `rounds`. Return the names of all, and of those that are new.
 
@@ -110,15 +110,14 @@ class Entries:
         self.reach(rounds)
         here = self.known.reshape(-1)[keys]
         other = here & (self._said(self._codes(keys)) != self._said(codes)).any(1)
-        for key, said in zip(keys[~here | other].tolist(), codes[~here | other], strict=True):
-            if not genuine(*divmod(key, self.peers), said.tobytes()):
-                raise ValueError(
-                    "peer {1} has not signed what it is said to have said in round {0}".format(*divmod(key, self.peers))
-                )
+        if genuine:
+            for key, said in zip(keys[~here | other].tolist(), codes[~here | other], strict=True):
+                round, peer = divmod(key, self.peers)
+                if not genuine(round, peer, said.tobytes()):
+                    raise ValueError(f"peer {peer} has not signed what it is said to have said in round {round}")
         if other.any():
-            key = int(keys[other][0])
-            known = self.codes.reshape(-1, width)[key].tobytes()
-            raise TwoThings(*divmod(key, self.peers), known, codes[other][0].tobytes())
+            round, peer = divmod(int(keys[other][0]), self.peers)
+            raise TwoThings(round, peer, self.codes[round, peer].tobytes(), codes[other][0].tobytes())
         return keys, self._include(keys[~here], codes[~here])
 
     def summary(self) -> bytes:
