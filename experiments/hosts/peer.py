@@ -119,9 +119,8 @@ def _live(
         player = Written(Player(mine, part.me), place / "upload")
         network = Leaving(Gathering(peers, part.me, player, start.round if start else 0))
         security = "mutual TLS" if part.identity else "no TLS"
-        say(
-            f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}; neighbours: {_listed(neighbours)}"
-        )
+        say(f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}")
+        say(f"neighbours: {_listed(neighbours)}")
         try:
             rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving)
         except Left as left:
