@@ -122,7 +122,7 @@ def _live(
         say(f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}")
         say(f"neighbours: {_listed(neighbours)}")
         try:
-            rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving)
+            rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving, alone=True)
         except Left as left:
             say(f"{left}; the same command goes on with {part.folder.path}")
         mesh.leave()
