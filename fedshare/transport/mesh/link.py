@@ -48,13 +48,13 @@ class Link:
             self.since, self.until = 0, NEVER
             self.sent.clear()
 
-    def compare(self, theirs: Iterable[int], round: int) -> None:
-        """Close, from `round` on, what the other end does not know as open."""
+    def compare(self, theirs: Iterable[int], until: int, round: int) -> None:
+        """Close, from `round` on, what the other end does not know as open, or after `until` what it knows."""
         theirs = set(theirs)
         if self.next and self.next not in theirs:
             self.next = 0
-        if self.since and self.since not in theirs:
-            self.end(round - 1)
+        if self.since:
+            self.end(until if self.since in theirs else round - 1)
 
     def begin(self, round: int, before: int) -> None:
         """Go from the round `before` to `round`."""
