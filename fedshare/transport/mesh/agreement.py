@@ -55,9 +55,9 @@ class Agreement:
         link.outbox.clear()
         for round in sorted(set(hello.opened) - set(link.opened())):  # it was closed here after this end's greeting
             link.outbox.append(MeshFrame(closed=Closed(opened=round)))
-        if link.since and link.until < NEVER and hello.until != link.until:
+        if link.since in hello.opened and link.until < NEVER and hello.until != link.until:
             link.outbox.append(MeshFrame(closed=Closed(opened=link.since, until=link.until)))
-        link.compare(hello.opened, hello.until or NEVER, self.entered)
+        link.compare(list(hello.opened), hello.until or NEVER, self.entered)
         if self.last:
             link.outbox.append(MeshFrame(leave=LastRound(round=self.last)))
         self._settle(link)
@@ -86,6 +86,8 @@ class Agreement:
         elif kind == "accept":
             if frame.accept.round == link.offered:
                 link.offered, link.begun = 0, True
+                if frame.accept.round < link.next:  # of what the other end has proposed meanwhile
+                    link.outbox.append(MeshFrame(closed=Closed(opened=frame.accept.round)))
                 link.next = max(link.next, frame.accept.round)
         elif kind == "too_late":
             self._refused(link, frame.too_late)
