@@ -57,7 +57,7 @@ class Signer:
 
     @classmethod
     def unprotected(cls, participant: str) -> "Signer":
-        """Return the key of a participant where no keys are used (without TLS, on one machine): anyone can derive it."""
+        """Return the key of a participant where no keys are used: without TLS, on one machine."""
         seed = hashlib.sha256(f"unprotected {participant}".encode()).digest()
         return cls(Ed25519PrivateKey.from_private_bytes(seed))
 
