@@ -88,14 +88,18 @@ class Network(Protocol):
 class Peers(Protocol):
     """The other participants, when there is no server."""
 
-    def ids(self) -> list[int]:
-        """Return all peers, as stable small integers, sorted."""
+    def ids(self, round: int) -> list[int]:
+        """Return the peers whose uploads this one aggregates in `round`, as stable small integers, sorted.
+
+        They include this peer. Empty if it takes no part in the round. Called once a round, in order.
+        """
         ...
 
-    def gather(self, round: int, upload: Payload | None) -> dict[int, Payload]:
-        """Return all peers' uploads for this round, by id, this peer's included; None sends nothing. All get the same.
+    def gather(self, round: int, upload: Payload | None, quotas: Quotas | None = None) -> dict[int, Payload]:
+        """Return the uploads of the round, by peer, this peer's included; None sends nothing.
 
-        Raises RunHalted, naming the missing peers, if one does not answer in time.
+        Uploads beyond their quota are not read. Raises RunHalted, naming the peers, if some that are needed do not
+        answer in time.
         """
         ...
 

@@ -1,13 +1,26 @@
 """What strategies among peers share, however the peers aggregate: clients do what the inner strategy says."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fedshare.client import Client
 from fedshare.forms import Form
 from fedshare.payload import Payload
+from fedshare.state import State
 from fedshare.strategy import Strategy
+
+Mixing = list[dict[int, float]]  # by peer, the weight of each sender, itself included
+
+
+@runtime_checkable
+class Centred(Protocol):
+    """A strategy that treats a peer's own upload in another way than its neighbours'."""
+
+    def aggregate_at(self, peer: int, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        """Return the memory of `peer` after the round, as `Strategy.aggregate`; `uploads` has the peer's own."""
+        ...
 
 
 @dataclass(frozen=True)

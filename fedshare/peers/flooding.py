@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,31 +16,18 @@ from fedshare.ledger.entries import Entries, Keys
 from fedshare.ledger.meaning import Meaning
 from fedshare.ledger.sums import Sums
 from fedshare.ledger.transcript import telling_sums
+from fedshare.network import Peers
 from fedshare.payload import Payload
 from fedshare.peers.applied import applied
 from fedshare.peers.around import Around, consensus
 from fedshare.peers.flood import Flood, Links, Spread
+from fedshare.peers.mesh import Mesh, Voice
+from fedshare.peers.recorded import Recorded
+from fedshare.peers.spreading import Alone, Spreading
 from fedshare.peers.station import Station
 from fedshare.state import State
-from fedshare.strategy import Purpose
+from fedshare.strategy import Purpose, Strategy
 from fedshare.tensors import Tensors
-
-
-@runtime_checkable
-class Recorded(Protocol):
-    """A strategy whose model is the sum of a ledger's entries."""
-
-    def said(self, upload: Payload) -> bytes:
-        """Return the codes in an upload."""
-        ...
-
-    def step(self, round: int, peers: int) -> int:
-        """Return the factor on each integer of a round in which `peers` take part."""
-        ...
-
-    def extended(self, state: State, commit: Commit) -> State:
-        """Return the memory with another commit in its ledger."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -119,6 +107,14 @@ class Flooding(Around):
         sets = {peer: station.entries for peer, station in stations.items()}
         applied(Meaning.of(state["manifest"]), lambda round: inner.step(round, self.count), sets, before, sums)
         return inner.extended(state, commit) | {"flood": _saved(spread, sums)}
+
+    def at(self, me: int, mesh: Mesh, voice: Voice) -> tuple[Strategy, Peers]:
+        for name in ("loss", "duplicates", "remove"):
+            if value := getattr(self.flood, name):
+                raise UserError(f"peers.flood.{name}={value}: is for simulations, for it is drawn or planned there")
+        links = partial(self.links, self.count, self.seed)
+        strategy = Spreading(self.inner, links, self.count, self.rounds, self.flood, me, mesh, voice)
+        return strategy, Alone(mesh, me)
 
     def report(self, state: State) -> dict[str, Any]:
         fraction = Meaning.of(state["manifest"]).manifest.fraction
