@@ -221,3 +221,14 @@ def described(pem: bytes) -> dict[str, str]:
     until = certificate.not_valid_after_utc
     fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
     return {"serial": f"{certificate.serial_number:X}", "sha256": fingerprint, "not_after": f"{until:%Y-%m-%d %H:%M}"}
+
+
+def require_issued(pem: bytes, authority: bytes, whose: str) -> None:
+    """Raise UserError unless `pem` is a certificate that `authority`, in PEM as well, has signed, and that is valid now."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise UserError(f"{whose} has a certificate that this authority has not signed") from error
+    if not certificate.not_valid_before_utc <= now() <= certificate.not_valid_after_utc:
+        raise UserError(f"{whose} has a certificate that is not valid now")

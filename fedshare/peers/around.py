@@ -1,5 +1,6 @@
 """What strategies among peers share, however the peers aggregate: clients do what the inner strategy says."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -8,6 +9,9 @@ from torch import Tensor
 from fedshare.client import Client
 from fedshare.forms import Form
 from fedshare.payload import Payload
+from fedshare.peers.flood import Links
+from fedshare.peers.traffic import Traffic
+from fedshare.rounds.account import Account
 from fedshare.state import State
 from fedshare.strategy import Strategy
 
@@ -42,6 +46,10 @@ class Around(Strategy):
 
     def train(self, client: Client, round: int, download: Payload) -> Payload:
         return self.inner.train(client, round, download)
+
+    def accounted(self, account: Account, links: Callable[[int], Links]) -> Account:
+        """Return the account of what is sent over the `links` of each round."""
+        return Traffic(account.groups, account.whole, links=links)
 
     def evaluate(self, client: Client, round: int) -> Payload:
         return self.inner.evaluate(client, round)

@@ -8,7 +8,10 @@ from fedshare.forms.wire import Limits, from_bytes, to_bytes
 from fedshare.network import Quotas
 from fedshare.payload import Payload, Quota
 from fedshare.peers.around import Around, Centred, Mixing
+from fedshare.peers.flood import Links
 from fedshare.peers.mesh import Mesh, Voice
+from fedshare.peers.traffic import OfOne
+from fedshare.rounds.account import Account
 from fedshare.state import State
 from fedshare.strategy import Purpose, weakness
 from fedshare.tensors import Tensors
@@ -44,6 +47,9 @@ class Averaging(Around):
 
     def weakness(self, clients: Collection[int]) -> str | None:
         return weakness(self.inner, clients)
+
+    def accounted(self, account: Account, links: Callable[[int], Links]) -> Account:
+        return OfOne(account.groups, account.whole, links=links, me=self.me)
 
     def report(self, state: State) -> dict[str, object]:
         return self.inner.report(state)

@@ -25,6 +25,8 @@ from fedshare.peers.mesh import Mesh, Voice
 from fedshare.peers.recorded import Recorded
 from fedshare.peers.spreading import Alone, Spreading
 from fedshare.peers.station import Station
+from fedshare.peers.traffic import Flooded
+from fedshare.rounds.account import Account
 from fedshare.state import State
 from fedshare.strategy import Purpose, Strategy
 from fedshare.tensors import Tensors
@@ -115,6 +117,9 @@ class Flooding(Around):
         links = partial(self.links, self.count, self.seed)
         strategy = Spreading(self.inner, links, self.count, self.rounds, self.flood, me, mesh, voice)
         return strategy, Alone(mesh, me)
+
+    def accounted(self, account: Account, links: Callable[[int], Links]) -> Account:
+        return Flooded(account.groups, account.whole, links=links)
 
     def report(self, state: State) -> dict[str, Any]:
         fraction = Meaning.of(state["manifest"]).manifest.fraction

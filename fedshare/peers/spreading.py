@@ -20,6 +20,8 @@ from fedshare.peers.flood import Flood, Links
 from fedshare.peers.mesh import SIGNED, Mesh, Voice
 from fedshare.peers.recorded import Recorded
 from fedshare.peers.station import Station
+from fedshare.peers.traffic import FloodOfOne
+from fedshare.rounds.account import Account
 from fedshare.state import State
 from fedshare.strategy import Purpose
 from fedshare.tensors import Tensors
@@ -90,6 +92,9 @@ class Spreading(Around):
         settle(vector, state["initial"], sums[0], meaning.manifest.fraction)
         params = state["params"] | meaning.manifest.parameters(vector)
         return state | {"params": params, "flood": _saved(place, sums[0])}
+
+    def accounted(self, account: Account, links: Callable[[int], Links]) -> Account:
+        return FloodOfOne(account.groups, account.whole, links=links)
 
     def report(self, state: State) -> dict[str, Any]:
         return {"entries": int(state["flood"]["known"][1:].sum())}
