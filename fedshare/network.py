@@ -9,7 +9,19 @@ from fedshare.payload import Payload, Quota
 from fedshare.state import State
 from fedshare.strategy import Purpose, Strategy
 
-__all__ = ["LATE", "Exchange", "Heard", "Memories", "Network", "NotAwaited", "Peers", "Purpose", "Quotas", "answer"]
+__all__ = [
+    "LATE",
+    "Exchange",
+    "Heard",
+    "Memories",
+    "Network",
+    "NotAsked",
+    "NotAwaited",
+    "Peers",
+    "Purpose",
+    "Quotas",
+    "answer",
+]
 
 
 LATE = "late: "  # begins the reason, in a round's row, for a missing answer that was not waited for
@@ -20,6 +32,10 @@ class NotAwaited(str):
 
     It halts no run, however many there are.
     """
+
+
+class NotAsked(NotAwaited):
+    """The reason for a missing answer of a client that answers elsewhere, as peers that test their own models do."""
 
 
 Heard = Callable[[Purpose, int, int, int], None]  # called with purpose, round, and how many of how many have answered

@@ -119,11 +119,10 @@ def _live(
         player = Written(Player(mine, part.me), place / "upload")
         network = Leaving(Gathering(peers, part.me, player, start.round if start else 0))
         security = "mutual TLS" if part.identity else "no TLS"
-        say(
-            f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}; neighbours: {_listed(neighbours)}"
-        )
+        say(f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}")
+        say(f"neighbours: {_listed(neighbours)}")
         try:
-            rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving)
+            rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving, alone=True)
         except Left as left:
             say(f"{left}; the same command goes on with {part.folder.path}")
         mesh.leave()

@@ -50,11 +50,12 @@ def rounds(
     watcher: Tracker = NoTracker(),  # noqa: B008  # frozen
     orders: Orders = NoOrders(),  # noqa: B008  # it holds nothing
     interrupts: Callable[[], AbstractContextManager[None]] = terminable,
+    alone: bool = False,
 ) -> Best:
     """Run all rounds after `start`, with clients that already hold the run's initial model.
 
     `watcher` is called like the config's tracker, and `orders` may ask for a checkpoint. `interrupts` is the block in
-    which signals end the run. Returns the best round on validation examples.
+    which signals end the run; `alone`: as for `played`. Returns the best round on validation examples.
     """
     keeper = Keeper(folder, network)
     if start is None:
@@ -84,6 +85,7 @@ def rounds(
             coming = played(
                 *(config, network, population, state, first - 1, digest),
                 heard=lambda purpose, *counts: progress.heard(purpose.value, *counts),
+                alone=alone,
             )
             for done in () if best.over else keeper.until_halted(coming):
                 state = done.state

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fedshare.network import Exchange, Heard, NotAwaited, Peers, Purpose, Quotas
+from fedshare.network import Exchange, Heard, NotAsked, NotAwaited, Peers, Purpose, Quotas
 from fedshare.payload import Payload
 from fedshare.state import State
 
@@ -69,7 +69,7 @@ class Gathering:
             heard(purpose, round, len(own), len(downloads))
         if purpose is not Purpose.TRAIN:
             others = downloads.keys() - {self.me}
-            return Exchange(own, {peer: NotAwaited("tests itself") for peer in sorted(others)})
+            return Exchange(own, {peer: NotAsked("tests itself") for peer in sorted(others)})
         gathered = self.peers.gather(round, own.get(self.me), quotas) if self.client_ids() else {}
         if heard:
             heard(purpose, round, len(gathered), len(downloads))

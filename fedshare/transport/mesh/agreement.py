@@ -30,7 +30,9 @@ class Agreement:
     def __init__(self, me: int, neighbours: Collection[int]) -> None:
         self.me = me
         self.links = {peer: Link(peer) for peer in sorted(neighbours)}
-        self.entered = 0  # the round that was begun last; of a peer that is about to join, the one before what it asks for
+        self.entered = (
+            0  # the round that was begun last; of a peer that is about to join, the one before what it asks for
+        )
         self.begun = False  # whether this peer takes part; else it is about to join
         self.last = 0  # its last round, when it has left
         self._aim = 0  # the round to which it goes next, where that is not the next one; 0: not known yet
