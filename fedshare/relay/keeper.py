@@ -29,6 +29,7 @@ class Asked:
 
     act: Callable[[Sequencer], tuple[Verdict, Sequence[Entry]]]  # returns the entries to be stored, too
     done: Callable[[Verdict], None]
+    write: Callable[[Store], None] | None = None  # done in the transaction, too
 
 
 class Keeper:
@@ -74,6 +75,15 @@ class Keeper:
     @property
     def run(self) -> bytes:
         return self.sequencer.run
+
+    @property
+    def public(self) -> bytes:
+        """The relay's public signing key."""
+        return self._signer.public
+
+    def status(self, rounds: int, head: bytes, nonce: bytes) -> bytes:
+        """Return the relay's signature under where its log ends."""
+        return self._signer.sign(commits.status_part(self.run, rounds, head, nonce))
 
     def start(self) -> None:
         self._thread.start()
@@ -125,6 +135,10 @@ class Keeper:
             return Verdict(Status.TAKEN if entry else Status.KNOWN), [entry] if entry else []
 
         self._ask(Asked(act, done))
+
+    def write(self, act: Callable[[Store], None], done: Callable[[Verdict], None]) -> None:
+        """Let `act` write something beside the log."""
+        self._ask(Asked(lambda sequencer: (Verdict(Status.TAKEN), []), done, act))
 
     def _ask(self, asked: Asked) -> None:
         if trouble := self._trouble:
@@ -210,11 +224,14 @@ class Keeper:
         late = self._began is not None and time.monotonic() >= self._began + self.settings.round_seconds
         commit = self.sequencer.closing(self.store.epoch) if self.sequencer.complete(late) else None
         head = None
-        if fresh or commit:
+        writes = [asked.write for asked in batch if asked.write]
+        if fresh or commit or writes:
             with self.store.writing():
                 self.store.fenced()
                 if fresh:
                     self.store.append(fresh)
+                for write in writes:
+                    write(self.store)
                 if commit:
                     start = self._head or commits.start(self.sequencer.run)
                     head = Head.signed(self._signer, self.sequencer.run, commit.round, commit.head(start))

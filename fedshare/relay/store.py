@@ -8,9 +8,10 @@ from fedshare.errors import UserError
 from fedshare.machine.failpoints import failpoint
 from fedshare.relay.commits import Commit, Head
 from fedshare.relay.database import Database, Fenced, Row
-from fedshare.relay.entries import Entry
+from fedshare.relay.entries import Entry, Kind
 
 FORMAT = 1
+SNAPSHOTS = 2  # that are kept
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS relay (id BIGINT PRIMARY KEY, format BIGINT, epoch BIGINT)",
     "CREATE TABLE IF NOT EXISTS entries (place BIGINT PRIMARY KEY, kind BIGINT, peer BIGINT, number BIGINT,"
@@ -18,7 +19,7 @@ _TABLES = (
     "CREATE UNIQUE INDEX IF NOT EXISTS said ON entries (peer, number)",
     "CREATE TABLE IF NOT EXISTS commits (round BIGINT PRIMARY KEY, epoch BIGINT, last BIGINT, head BYTEA,"
     " signature BYTEA)",
-    "CREATE TABLE IF NOT EXISTS snapshots (round BIGINT, digest BYTEA, part BIGINT, data BYTEA,"
+    "CREATE TABLE IF NOT EXISTS snapshots (round BIGINT, digest BYTEA, part BIGINT, data BYTEA, whole BIGINT,"
     " PRIMARY KEY (round, digest, part))",
 )
 _ENTRY = "kind, peer, number, round, body, signature"
@@ -133,6 +134,45 @@ class Store:
         before = self._db.execute("SELECT last FROM commits WHERE round = ?", (start - 1,))
         sql = "SELECT COALESCE(SUM(LENGTH(body) + 89), 0) FROM entries WHERE place > ?"
         return int(self._db.execute(sql, (before[0][0] if before else 0,))[0][0])
+
+    # Snapshots.
+
+    def snapshots(self) -> list[tuple[int, bytes, int]]:
+        """Return round, digest and bytes of each that two peers attest, or all if there are fewer; the newest last."""
+        peers = self._db.execute("SELECT COUNT(DISTINCT peer) FROM entries WHERE kind = ?", (int(Kind.MESSAGE),))
+        sql = (
+            "SELECT s.round, s.digest, s.size FROM (SELECT round, digest, SUM(LENGTH(data)) AS size FROM snapshots"
+            " WHERE whole = 1 GROUP BY round, digest) s WHERE (SELECT COUNT(DISTINCT peer) FROM entries e"
+            " WHERE e.kind = ? AND e.round = s.round + 1 AND e.body = s.digest) >= ? ORDER BY s.round"
+        )
+        rows = self._db.execute(sql, (int(Kind.ATTEST), min(2, int(peers[0][0]))))
+        return [(int(round), bytes(digest), int(size)) for round, digest, size in rows]
+
+    def stored(self, round: int, digest: bytes) -> bool:
+        """Return whether all of a snapshot is here."""
+        sql = "SELECT 1 FROM snapshots WHERE round = ? AND digest = ? AND whole = 1 LIMIT 1"
+        return bool(self._db.execute(sql, (round, digest)))
+
+    def part(self, round: int, digest: bytes, part: int) -> bytes:
+        """Return a part of a snapshot, from 0; empty after the last."""
+        sql = "SELECT data FROM snapshots WHERE round = ? AND digest = ? AND part = ?"
+        found = self._db.execute(sql, (round, digest, part))
+        return bytes(found[0][0]) if found else b""
+
+    def put_part(self, round: int, digest: bytes, part: int, data: bytes) -> None:
+        """In a transaction, as the following."""
+        self._db.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, 0)", (round, digest, part, data))
+
+    def drop(self, round: int, digest: bytes) -> None:
+        self._db.execute("DELETE FROM snapshots WHERE round = ? AND digest = ?", (round, digest))
+
+    def keep(self, round: int, digest: bytes, most: int = SNAPSHOTS) -> None:
+        """Count a snapshot as whole, and remove all but the newest."""
+        failpoint("relay in snapshot")
+        self._db.execute("UPDATE snapshots SET whole = 1 WHERE round = ? AND digest = ?", (round, digest))
+        rows = self._db.execute("SELECT DISTINCT round FROM snapshots WHERE whole = 1 ORDER BY round DESC")
+        if len(rows) > most:
+            self._db.execute("DELETE FROM snapshots WHERE round <= ?", (int(rows[most][0]),))
 
     @property
     def database(self) -> Database:
