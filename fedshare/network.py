@@ -9,7 +9,19 @@ from fedshare.payload import Payload, Quota
 from fedshare.state import State
 from fedshare.strategy import Purpose, Strategy
 
-__all__ = ["LATE", "Exchange", "Heard", "Memories", "Network", "NotAwaited", "Peers", "Purpose", "Quotas", "answer"]
+__all__ = [
+    "LATE",
+    "Exchange",
+    "Heard",
+    "Memories",
+    "Network",
+    "NotAsked",
+    "NotAwaited",
+    "Peers",
+    "Purpose",
+    "Quotas",
+    "answer",
+]
 
 
 LATE = "late: "  # begins the reason, in a round's row, for a missing answer that was not waited for
@@ -20,6 +32,10 @@ class NotAwaited(str):
 
     It halts no run, however many there are.
     """
+
+
+class NotAsked(NotAwaited):
+    """The reason for a missing answer of a client that answers elsewhere, as peers that test their own models do."""
 
 
 Heard = Callable[[Purpose, int, int, int], None]  # called with purpose, round, and how many of how many have answered
@@ -88,14 +104,18 @@ class Network(Protocol):
 class Peers(Protocol):
     """The other participants, when there is no server."""
 
-    def ids(self) -> list[int]:
-        """Return all peers, as stable small integers, sorted."""
+    def ids(self, round: int) -> list[int]:
+        """Return the peers whose uploads this one aggregates in `round`, as stable small integers, sorted.
+
+        They include this peer. Empty if it takes no part in the round. Called once a round, in order.
+        """
         ...
 
-    def gather(self, round: int, upload: Payload | None) -> dict[int, Payload]:
-        """Return all peers' uploads for this round, by id, this peer's included; None sends nothing. All get the same.
+    def gather(self, round: int, upload: Payload | None, quotas: Quotas | None = None) -> dict[int, Payload]:
+        """Return the uploads of the round, by peer, this peer's included; None sends nothing.
 
-        Raises RunHalted, naming the missing peers, if one does not answer in time.
+        Uploads beyond their quota are not read. Raises RunHalted, naming the peers, if some that are needed do not
+        answer in time.
         """
         ...
 

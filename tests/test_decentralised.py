@@ -21,7 +21,7 @@ from fedshare.experiments.cli import main
 from fedshare.experiments.running.pictures import graph_lines, keep_graph
 from fedshare.payload import Payload
 from fedshare.peers import Decentralised, Topology
-from fedshare.peers.decentralised import Centred
+from fedshare.peers.around import Centred
 from fedshare.peers.flooding import Recorded
 from fedshare.peers.graphs import (
     ErdosRenyi,

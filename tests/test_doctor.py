@@ -104,6 +104,14 @@ def other_grpc(*status: int) -> Iterator[str]:
 # The way to the server
 
 
+def test_a_peers_signing_key_must_be_there(examine: Doctor, tmp_path: Path) -> None:
+    keys.make(tmp_path / "keys", None, 1, 365, peers=True)
+    place = tmp_path / "keys" / "client-0"
+    assert examine("--keys", str(place))[0] == 0
+    (place / "signing.key").unlink()
+    found("FAILED", f"{place}/signing.key: missing", examine("--keys", str(place)))
+
+
 def test_nothing_is_in_the_way_and_a_client_at_work_does_not_notice(examine: Doctor, pki: Path) -> None:
     heard: list[str] = []
     with served(pki) as server:

@@ -26,20 +26,22 @@ from fedshare.experiments.config import application, build, compose
 from fedshare.experiments.hosts import agreement, federation
 from fedshare.experiments.running.execute import resume, simulation
 from fedshare.experiments.running.rounds import rounds
-from fedshare.network import Purpose
+from fedshare.network import Purpose, Quotas
 from fedshare.payload import Payload
+from fedshare.peers.gathering import Gathering
 from fedshare.population import Computed
 from fedshare.population.own import Elsewhere
 from fedshare.report.best import Best
 from fedshare.report.console import Progress
 from fedshare.report.summary import summary
-from fedshare.rounds import Round, Schedule, run_peer, run_server
+from fedshare.rounds import Round, Schedule, run_server
 from fedshare.rounds.influence import Watch, norm
 from fedshare.rounds.rows import test_flaw as _test_flaw
 from fedshare.rules import Bulyan, ByzFL, Krum, Median, MultiKrum, NearestNeighbourMixing, Rule, TrimmedMean
 from fedshare.rules.rule import weakness
 from fedshare.runs import RunFolder, checkpoint, verify
 from fedshare.simulation import Declared, Population, Simulation
+from fedshare.simulation.peers import Player
 from fedshare.strategies.cfl import CFL
 from fedshare.strategies.fltrust import FLTrust
 from fedshare.strategies.robust import Robust
@@ -529,19 +531,17 @@ def test_peers_halt_alike(tmp_path: Path) -> None:
     made = world.build("fedavg")
 
     class Gathered:
-        def ids(self) -> list[int]:
+        def ids(self, round: int) -> list[int]:
             return [0, 1, 2]
 
-        def gather(self, round: int, upload: Payload | None) -> dict[int, Payload]:
+        def gather(self, round: int, upload: Payload | None, quotas: Quotas | None = None) -> dict[int, Payload]:
             assert upload is not None
             return {0: upload, 1: upload, 2: filled(3e38)(upload)}
 
-    def play(purpose: Purpose, round: int, download: Payload) -> Payload:
-        return made.answer(purpose, round, 0, download, {}).payload
-
+    network = Gathering(Gathered(), 0, Player(made, 0))
     state = made.strategy.init(made.scratch.initial, made.clients)
     with pytest.raises(RunHalted, match=r"round 1: the aggregate is of no use.*client 2"):
-        list(run_peer(made.strategy, 0, play, Gathered(), state, Schedule(rounds=2, seed=0)))
+        list(run_server(made.strategy, network, state, Schedule(rounds=2, seed=0)))
 
 
 def test_a_clustering_sees_who_is_far_away_in_float64() -> None:
@@ -727,8 +727,9 @@ import torch
 from fedshare.app import server_app as server
 from fedshare.experiments.hosts import agreement
 from fedshare.transport.flower.apps import client_app
-from fedshare.network import Purpose
+from fedshare.network import Purpose, Quotas
 from fedshare.payload import Payload
+from fedshare.peers.gathering import Gathering
 from fedshare.simulation import Population
 
 class Lying(Population):

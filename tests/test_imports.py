@@ -56,9 +56,11 @@ CORE = {
     "peers": {
         "peers",
         "client",
+        "directions",
         "errors",
         "forms",
         "ledger",
+        "network",
         "payload",
         "rounds.account",
         "seeds",

@@ -10,7 +10,8 @@ from fedshare.errors import RunHalted
 from fedshare.ledger.transcript import kept
 from fedshare.network import Peers, Purpose
 from fedshare.payload import Payload
-from fedshare.rounds import Round, Schedule, run_peer, run_server
+from fedshare.peers.gathering import Gathering
+from fedshare.rounds import Round, Schedule, run_server
 from fedshare.simulation import Simulation
 from fedshare.simulation.peers import Player, Table
 from fedshare.state import digests
@@ -32,15 +33,14 @@ def test_peers_without_a_server_end_with_the_memory_of_a_server(name: str) -> No
 
     def act(me: int, peers: Peers) -> list[Round]:
         state = strategy.init(population.scratch.initial, population.clients)
-        return list(run_peer(strategy, me, Player(population, me), peers, state, SCHEDULE))
+        return list(run_server(strategy, Gathering(peers, me, Player(population, me)), state, SCHEDULE))
 
     found = Table(range(world.CLIENTS)).run(act)
     expected = digests(served(name).state)
     assert [digests(rounds[-1].state) for rounds in found.values()] == [expected] * world.CLIENTS
     assert len({rounds[-1].link.digest for rounds in found.values()}) == 1
     for me, rounds in found.items():
-        assert all((me in done.row["clients"]) == (done.row["bytes_up"] > 0) or name == "local" for done in rounds)
-        assert "accuracy" in rounds[-1].row
+        assert list(rounds[-1].row["per_client"]["accuracy"]) == [str(me)]
 
 
 def test_the_ledger_and_the_model_of_peers_are_the_servers() -> None:
@@ -49,7 +49,7 @@ def test_the_ledger_and_the_model_of_peers_are_the_servers() -> None:
 
     def act(me: int, peers: Peers) -> Round:
         state = strategy.init(population.scratch.initial, population.clients)
-        return list(run_peer(strategy, me, Player(population, me), peers, state, SCHEDULE))[-1]
+        return list(run_server(strategy, Gathering(peers, me, Player(population, me)), state, SCHEDULE))[-1]
 
     expected = kept(served("onebyte").state)
     for last in Table(range(world.CLIENTS)).run(act).values():
@@ -111,7 +111,7 @@ def test_a_bad_upload_is_dropped_by_every_peer_alike() -> None:
         play = (Liar if me == 3 else Player)(population, me)
         state = strategy.init(population.scratch.initial, population.clients)
         schedule = Schedule(rounds=2, seed=0, max_examples=100)
-        return list(run_peer(strategy, me, play, peers, state, schedule))[-1]
+        return list(run_server(strategy, Gathering(peers, me, play), state, schedule))[-1]
 
     found = Table(range(5)).run(act)
     assert all(list(done.row["dropped"]) == ["3"] for done in found.values())

@@ -70,7 +70,9 @@ def _keys(options: argparse.Namespace) -> Iterator[Finding]:
     sound = True
     for participant in _places(folder, options.id):
         try:
-            Identity.load(participant)
+            identity = Identity.load(participant)
+            if identity.signing_key:
+                identity.signer()
         except UserError as error:
             sound = False
             yield FAILED, str(error)

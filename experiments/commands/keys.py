@@ -17,7 +17,7 @@ _EPILOG = """for a client whose key is made on its own host, and to revoke any c
   fedshare keys accept DIR client-3.pem      on its host: for `fedshare client ... --keys DIR`
   fedshare keys revoke KEYS 3                refuses every certificate of client 3
   fedshare keys revoke KEYS client-3         refuses its current key; another may be signed
-each has --help; write ./DIR for a folder with one of these names
+each has --help; `request --peer` is for a peer; write ./DIR for a folder with one of these names
 """
 _Do = Callable[[argparse.Namespace], list[str]]
 
@@ -46,6 +46,12 @@ def _making(made: Parser) -> None:
     )
     made.add_argument("--server", metavar="HOST,...", help="the server's names or addresses")
     made.add_argument("--clients", type=int, metavar="N", help="make client-0 to client-(N-1)")
+    made.add_argument(
+        "--peers",
+        type=int,
+        metavar="N",
+        help="instead of --clients: these are peers, which sign what they say; with --server, also a relay's folder",
+    )
     _days(made)
     made.add_argument("--owner", action="store_true", help="make an owner's key pair, for signing runs")
     _passphrase(made)
@@ -54,26 +60,31 @@ def _making(made: Parser) -> None:
 def _make(options: argparse.Namespace) -> list[str]:
     folder, given = Path(options.folder), [options.server, options.clients]
     if options.owner:
-        if given != [None, None]:
-            raise UserError("--owner: makes no certificates: leave out --server and --clients")
+        if [*given, options.peers] != [None, None, None]:
+            raise UserError("--owner: makes no certificates: leave out --server, --clients and --peers")
         from fedshare.identity import owner
 
         new = not (folder / "owner" / "owner.key").exists()
         return [owner.make(folder, passphrase(options.passphrase, new))]
-    if None in given:
-        raise UserError("--server and --clients: required (--owner makes an owner's key pair, and needs neither)")
+    if options.peers is not None and options.clients is not None:
+        raise UserError("--peers: makes the folders of clients 0 to N-1, too: leave out --clients")
+    if options.peers is None and None in given:
+        raise UserError("--server and --clients, or --peers: required (--owner makes an owner's key pair alone)")
     secret = passphrase(options.passphrase, new=not (folder / "ca" / "ca.key").exists())
-    return make(folder, options.server.split(","), options.clients, options.days, secret)
+    hosts = options.server.split(",") if options.server is not None else None
+    peers = options.peers is not None
+    return make(folder, hosts, options.peers if peers else options.clients, options.days, secret, peers)
 
 
 def _requesting(made: Parser) -> None:
     made.description = "Make a client's key on its own host, and a certificate request to send to the operator."
     made.add_argument("folder", metavar="DIR", help="the key is made in DIR/client-N, or kept if it exists")
+    made.add_argument("--peer", action="store_true", help="for a peer: make and name a key to sign with, too")
     made.add_argument("--client", type=int, metavar="N", required=True, help="which client")
 
 
 def _request(options: argparse.Namespace) -> list[str]:
-    return enrolment.request(Path(options.folder), options.client)
+    return enrolment.request(Path(options.folder), options.client, options.peer)
 
 
 def _signing(made: Parser) -> None:

@@ -33,6 +33,7 @@ class Root:
     attack: Any = key(shared=True, before={"_target_": "fedshare.attacks.Attack", "adversaries": 0})
     peers: Any = key(shared=True, since=(0, 2), before={"_target_": "fedshare.peers.Served"})
     links: Any = key(since=(0, 2), before={"_target_": "fedshare.links.Links"})
+    addresses: Any = key(effect=Effect.NOTHING, may_change=True, since=(0, 2), before=None)
     tracking: Any = key(effect=Effect.NOTHING, may_change=True)
     name: str = key(effect=Effect.NOTHING)
     folder: str = MISSING

@@ -16,6 +16,13 @@ def gate(options: argparse.Namespace) -> int:
     return gate(options, identity_of(options.keys, "server", options.listen, options.insecure))
 
 
+def peer(options: argparse.Namespace) -> int:
+    """Run one peer of a run without a server."""
+    from fedshare.experiments.hosts.peer import peer
+
+    return peer(options)
+
+
 def flower_run(options: argparse.Namespace) -> int:
     """Run any Flower app in this process, without Ray."""
     from fedshare.transport.flower import config

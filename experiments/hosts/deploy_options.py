@@ -21,6 +21,7 @@ def parser(command: str) -> Parser:
         "server": _server,
         "client": _client,
         "gate": _gate,
+        "peer": _peer,
         "flower-run": _flower_run,
         "doctor": _doctor,
     }[command](made)
@@ -100,6 +101,30 @@ def _server(made: Parser) -> None:
     )
     _app(made, "a folder with a third-party Flower app: run its ServerApp")
     made.add_argument("-c", "--run-config", **_PAIRS, help=f"for --app: {_FORM}")
+    _connection(made)
+
+
+def _peer(made: Parser) -> None:
+    made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
+    made.add_argument("-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`")
+    add_config_dir(made)
+    add_trust(made)
+    made.add_argument("--id", type=int, required=True, metavar="N", help="which peer this is, from 0")
+    made.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        help="address for neighbours; 0.0.0.0:PORT: all interfaces; default: the one in `addresses`",
+    )
+    made.add_argument(
+        "--wait",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="maximum time in seconds to wait for neighbours at first",
+    )
+    made.add_argument(
+        "--grace", type=float, default=30.0, metavar="S", help="seconds that a neighbour may be disconnected"
+    )
     _connection(made)
 
 

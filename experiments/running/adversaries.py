@@ -27,8 +27,12 @@ def played(
     start: int = 0,
     digest: str = START,
     heard: Heard | None = None,
+    alone: bool = False,
 ) -> Iterator[Round]:
-    """Yield the rounds after `start`, like `run_server`. Raises UserError if the attack does not suit the run."""
+    """Yield the rounds after `start`, like `run_server`. Raises UserError if the attack does not suit the run.
+
+    `alone`: the network is that of one peer, and whom it lacks is not absent.
+    """
     network = build.links(config).around(network, len(population.shares), config.seed, start)
     liars = population.liars.ids
     if isinstance(population.liars, Liars) and liars:
@@ -36,6 +40,7 @@ def played(
         _check_collusion(population, attack, state, config.rounds)
         network = Colluding(network, population.strategy, attack, liars, population.scratch.initial, config.seed)
     schedule = build.schedule(config, population)
+    schedule = replace(schedule, clients=None) if alone else schedule
     account = build.account(config, population)
     strategy, task = population.strategy, population.task
     for done in run_server(strategy, network, state, schedule, start, digest, account, task, heard):

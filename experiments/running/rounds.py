@@ -1,6 +1,7 @@
 """All rounds of a run, simulated or deployed: its observers, and its checkpoints."""
 
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from typing import Any
 
@@ -48,11 +49,13 @@ def rounds(
     group: str | None,
     watcher: Tracker = NoTracker(),  # noqa: B008  # frozen
     orders: Orders = NoOrders(),  # noqa: B008  # it holds nothing
+    interrupts: Callable[[], AbstractContextManager[None]] = terminable,
+    alone: bool = False,
 ) -> Best:
     """Run all rounds after `start`, with clients that already hold the run's initial model.
 
-    `watcher` is called like the config's tracker, and `orders` may ask for a checkpoint. Returns the best round on
-    validation examples.
+    `watcher` is called like the config's tracker, and `orders` may ask for a checkpoint. `interrupts` is the block in
+    which signals end the run; `alone`: as for `played`. Returns the best round on validation examples.
     """
     keeper = Keeper(folder, network)
     if start is None:
@@ -72,7 +75,7 @@ def rounds(
     best = best_of(config, population, folder.rows())
     trackers = Trackers(make(config.tracking, "tracking", Tracker), watcher)
     metric = population.task.compared
-    with terminable(), _progress(config, folder, network, population, first) as progress:
+    with interrupts(), _progress(config, folder, network, population, first) as progress:
         plain: Any = OmegaConf.to_container(config)
         trackers.start(plain, config.name, group, folder.path, progress.note)
         try:
@@ -82,6 +85,7 @@ def rounds(
             coming = played(
                 *(config, network, population, state, first - 1, digest),
                 heard=lambda purpose, *counts: progress.heard(purpose.value, *counts),
+                alone=alone,
             )
             for done in () if best.over else keeper.until_halted(coming):
                 state = done.state

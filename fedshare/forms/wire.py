@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedshare._proto import DecodeError
 from fedshare._proto.payload_pb2 import Contents, Metric
 from fedshare._proto.payload_pb2 import Tensor as Entry
 from fedshare.payload import Payload, Quota
@@ -108,6 +109,27 @@ def unpack(contents: Contents, data: bytes | bytearray, limits: Limits | None = 
     if len(metrics) != len(contents.metrics):
         raise ValueError("a metric stands in it twice")
     return Payload(tensors, metrics)
+
+
+def to_bytes(payload: Payload) -> bytes:
+    """Return a payload as one message: the header's length in four bytes, the header, and the tensors' bytes."""
+    contents, data = pack(payload)
+    head = contents.SerializeToString()
+    return b"".join((len(head).to_bytes(4, "little"), head, data))
+
+
+def from_bytes(message: bytes, limits: Limits) -> Payload:
+    """Return the payload that `to_bytes` encoded. Raises ValueError on anything else, or beyond `limits`."""
+    if len(message) > limits.body:
+        raise ValueError(f"it has {len(message)} bytes; at most {limits.body} are taken")
+    size = int.from_bytes(message[:4], "little")
+    if len(message) < 4 + size or size > limits.head:
+        raise ValueError(f"its header has {size} bytes; at most {min(limits.head, len(message) - 4)} are possible")
+    try:
+        contents = Contents.FromString(message[4 : 4 + size])
+    except DecodeError:
+        raise ValueError("its header cannot be read") from None
+    return unpack(contents, bytearray(message[4 + size :]), limits)
 
 
 def _check(contents: Contents, limits: Limits) -> None:

@@ -59,9 +59,13 @@ class Authority:
     def certify(
         self, name: str, key: ec.EllipticCurvePublicKey, names: list[x509.GeneralName], life: timedelta
     ) -> x509.Certificate:
-        """Sign for the participant `name`, "server" or "client-3". It does not outlive the authority."""
+        """Sign for the participant `name`, "server" or "client-3". It does not outlive the authority.
+
+        A client with a host among its `names` is a peer, which may also be dialled.
+        """
+        roles = [name.partition("-")[0]]
+        if roles == ["client"] and any(isinstance(one, x509.DNSName) for one in names):
+            roles.append("server")
         until = min(certificates.now() + life, self.certificate.not_valid_after_utc)
         subject = certificates.common_name(name), key
-        return certificates.participant(
-            (self.certificate.subject, self.key), name.partition("-")[0], subject, names, until
-        )
+        return certificates.participant((self.certificate.subject, self.key), roles, subject, names, until)

@@ -1,7 +1,8 @@
 """Certificates in PEM: read, checked and signed.
 
 A certificate says which client its holder is, as the URI `fedshare:client:3` (RFC 5280, section 4.2.1.6): a server asks
-the connection and need not believe a message.
+the connection and need not believe a message. A peer's certificate also names its signing key, as the URI
+`fedshare:ed25519:HEX`, and the host `peer-3.fedshare`: whoever dials peer 3, at any address, verifies that name.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ CLOCK_SKEW = timedelta(minutes=5)
 RENEWAL = timedelta(days=30)  # a certificate with less left is to be renewed
 
 _CLIENT = re.compile("fedshare:client:(0|[1-9][0-9]{0,8})")
+_SIGNING = re.compile("fedshare:ed25519:([0-9a-f]{64})")
 _PURPOSES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
 _USES = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"]
 _USES += ["key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
@@ -37,11 +39,11 @@ def authority(signer: _Signer, until: datetime) -> x509.Certificate:
 
 
 def participant(
-    signer: _Signer, role: str, subject: _Subject, names: Iterable[x509.GeneralName], until: datetime
+    signer: _Signer, roles: Iterable[str], subject: _Subject, names: Iterable[x509.GeneralName], until: datetime
 ) -> x509.Certificate:
-    """A participant's certificate. `role`: "server" or "client"."""
+    """A participant's certificate. `roles`: "server" or "client", or both."""
     limits = x509.BasicConstraints(ca=False, path_length=None), _usage("digital_signature")
-    what = x509.ExtendedKeyUsage([_PURPOSES[role]]), x509.SubjectAlternativeName(names)
+    what = x509.ExtendedKeyUsage([_PURPOSES[role] for role in roles]), x509.SubjectAlternativeName(names)
     return signed(signer, subject, until, *limits, *what)
 
 
@@ -86,22 +88,55 @@ def require_current(certificate: x509.Certificate, place: Path) -> None:
 
 def client_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> int | None:
     """The client that a certificate names; None unless it names exactly one."""
+    found = _named(certificate, _CLIENT)
+    return int(found) if found else None
+
+
+def signing_of(certificate: x509.Certificate | x509.CertificateSigningRequest) -> bytes | None:
+    """The public signing key that a certificate names, 32 bytes; None unless it names exactly one."""
+    found = _named(certificate, _SIGNING)
+    return bytes.fromhex(found) if found else None
+
+
+def _named(certificate: x509.Certificate | x509.CertificateSigningRequest, form: re.Pattern[str]) -> str | None:
+    """What a certificate's only URI of this form says."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return None
-    found = [*filter(None, map(_CLIENT.fullmatch, names.get_values_for_type(x509.UniformResourceIdentifier)))]
-    return int(found[0][1]) if len(found) == 1 else None
+    found = [*filter(None, map(form.fullmatch, names.get_values_for_type(x509.UniformResourceIdentifier)))]
+    return found[0][1] if len(found) == 1 else None
 
 
 def client_name(client: int) -> x509.GeneralName:
     return x509.UniformResourceIdentifier(f"fedshare:client:{client}")
 
 
+def signing_name(public: bytes) -> x509.GeneralName:
+    return x509.UniformResourceIdentifier(f"fedshare:ed25519:{public.hex()}")
+
+
+def is_signing_name(name: x509.GeneralName) -> bool:
+    return isinstance(name, x509.UniformResourceIdentifier) and _SIGNING.fullmatch(name.value) is not None
+
+
+def peer_host(peer: int) -> str:
+    """The host that the certificate of a peer names: TLS is asked for it when the peer is dialled at any address."""
+    return f"peer-{peer}.fedshare"
+
+
 def client_id(pem: bytes) -> int | None:
     """The client that a certificate names; None unless it can be read and names exactly one."""
     try:
         return client_of(x509.load_pem_x509_certificate(pem))
+    except ValueError:
+        return None
+
+
+def signing_key_of(pem: bytes) -> bytes | None:
+    """The public signing key that a certificate names, 32 bytes; None unless it can be read and names exactly one."""
+    try:
+        return signing_of(x509.load_pem_x509_certificate(pem))
     except ValueError:
         return None
 
@@ -186,3 +221,14 @@ def described(pem: bytes) -> dict[str, str]:
     until = certificate.not_valid_after_utc
     fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
     return {"serial": f"{certificate.serial_number:X}", "sha256": fingerprint, "not_after": f"{until:%Y-%m-%d %H:%M}"}
+
+
+def require_issued(pem: bytes, authority: bytes, whose: str) -> None:
+    """Raise UserError unless `pem` is a certificate that `authority`, in PEM as well, has signed, and that is valid now."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise UserError(f"{whose} has a certificate that this authority has not signed") from error
+    if not certificate.not_valid_before_utc <= now() <= certificate.not_valid_after_utc:
+        raise UserError(f"{whose} has a certificate that is not valid now")

@@ -5,6 +5,10 @@ fedshare keys request DIR --client 3      on the client's host: DIR/client-3/cli
 fedshare keys sign KEYS client-3.csr      where the authority is: KEYS/client-3/client-3.pem, which goes back
 fedshare keys accept DIR client-3.pem     on the client's host: DIR is what `fedshare client --keys` takes
 fedshare keys revoke KEYS client-3        KEYS/server/denied, which the server reads while it runs
+
+A peer's request also names its signing key. The TLS key signs the request: this proves that its holder asks for that
+signing key, and not that it holds the private half. To name another peer's key gains nothing: what is signed includes
+the number of the peer that says it.
 """
 
 from datetime import timedelta
@@ -20,6 +24,7 @@ from fedshare.identity.admission import DENIED, Caller, Roll
 from fedshare.identity.authority import Authority, require_days
 from fedshare.identity.certificates import fingerprint, load
 from fedshare.identity.keys import MAX_CLIENTS
+from fedshare.identity.signing import FILE, Signer
 from fedshare.machine.files import private_folder, write_atomically
 
 _LARGEST = 65_536  # bytes of a request, or of what comes back
@@ -27,10 +32,11 @@ _WHO = "must be a client's number, client-N, or its certificate or request in PE
 _SHOWN = 16  # digits of a fingerprint that people compare
 
 
-def request(folder: Path, client: int) -> list[str]:
+def request(folder: Path, client: int, peer: bool = False) -> list[str]:
     """Make a key for `client`, unless it is there, and a request for a certificate.
 
-    Returns what was made and what is to be done with it.
+    `peer`: make a signing key, too; one that is there is always named. Returns what was made and what is to be done
+    with it.
     """
     _require_number(client, "--client")
     name = f"client-{client}"
@@ -38,9 +44,14 @@ def request(folder: Path, client: int) -> list[str]:
     private_folder(place)
     key, made = pem.key_at(place / "client.key")
     pem.require_private(place / "client.key")
+    names = [certificates.client_name(client)]
+    if peer or (place / FILE).exists():
+        signer, new = Signer.at(place)
+        made += new
+        names.append(certificates.signing_name(signer.public))
     made += keys.supernode(place)
     builder = x509.CertificateSigningRequestBuilder().subject_name(certificates.common_name(name))
-    builder = builder.add_extension(x509.SubjectAlternativeName([certificates.client_name(client)]), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     path = place / f"{name}.csr"
     write_atomically(path, certificates.pem_of(builder.sign(key, hashes.SHA256())))
     return [
@@ -66,6 +77,7 @@ def sign(
     if authority is None:
         raise UserError(f"{folder}: holds no authority; `fedshare keys {folder} --server HOST --clients N` makes one")
     key, name = certificates.public_key(found, path), f"client-{asked}"
+    signing = certificates.signing_of(found)
     place = folder / name
     denied = _denied(folder)
     if denied.exists() and (kind := Roll.read(denied).match(Caller(asked, fingerprint(key)))):
@@ -82,20 +94,28 @@ def sign(
             f"{path}: client {asked} has a certificate for another key until {until} ({place / 'client.crt'}):"
             " two could then be the same client; --replace signs this one and revokes the other key"
         )
+    said = certificates.signing_of(old) if old and not another else None
+    if live and not replace and said not in (None, signing):
+        raise UserError(
+            f"{path}: names another signing key than {place / 'client.crt'}, or none: peers would not believe what"
+            " this one signs in a run that knows the other; --replace signs it"
+        )
     lines = revoke(folder, [str(place / "client.crt")], "replaced") if another and live else []
     private_folder(place)
     if another or not (place / "client.key").exists():  # else the key was made here, and stays
         write_atomically(place / f"{name}.csr", certificates.pem_of(found))
-        for gone in ("client.key", "supernode", "supernode.pub"):
+        for gone in ("client.key", "supernode", "supernode.pub", FILE):
             (place / gone).unlink(missing_ok=True)
-    certificate = authority.certify(name, key, [certificates.client_name(asked)], timedelta(days=days))
+    names = keys.names_of(asked, peer=signing is not None)
+    names += [certificates.signing_name(signing)] if signing else []
+    certificate = authority.certify(name, key, names, timedelta(days=days))
     write_atomically(place / "ca.crt", certificates.pem_of(authority.certificate))
     write_atomically(place / "client.crt", certificates.pem_of(certificate))
     handed = keys.bundle(place, authority)
-    until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+    until, who = f"{certificate.not_valid_after_utc:%Y-%m-%d}", "peer" if signing else "client"
     return [
         *lines,
-        f"{handed}: client {asked}'s certificate until {until}, for the key {fingerprint(key)[:_SHOWN]}, by the"
+        f"{handed}: {who} {asked}'s certificate until {until}, for the key {fingerprint(key)[:_SHOWN]}, by the"
         f" authority {_name(authority.certificate)}; on its host: fedshare keys accept DIR {handed.name}",
     ]
 
@@ -115,6 +135,9 @@ def accept(folder: Path, path: Path) -> list[str]:
         raise UserError(f"{path}: is client {client}'s, and {place / 'client.key'} is not there; {made}")
     if pem.private_key(place / "client.key").public_key() != own.public_key():
         raise UserError(f"{path}: is for another key than {place / 'client.key'}")
+    signing = certificates.signing_of(own)
+    if signing and (not (place / FILE).exists() or Signer.load(place).public != signing):
+        raise UserError(f"{path}: names another signing key than {place / FILE}")
     try:
         own.verify_directly_issued_by(ca)
         ca.verify_directly_issued_by(ca)
@@ -131,7 +154,8 @@ def accept(folder: Path, path: Path) -> list[str]:
     write_atomically(place / "ca.crt", certificates.pem_of(ca))
     write_atomically(place / "client.crt", certificates.pem_of(own))
     until = f"{own.not_valid_after_utc:%Y-%m-%d}"
-    return [f"{place}: has client {client}'s certificate until {until}, by the authority {_name(ca)}"]
+    who = f"client {client}" if signing is None else f"peer {client}"
+    return [f"{place}: has {who}'s certificate until {until}, by the authority {_name(ca)}"]
 
 
 def revoke(folder: Path, whom: list[str], why: str = "", undo: bool = False) -> list[str]:
@@ -161,11 +185,17 @@ def revoke(folder: Path, whom: list[str], why: str = "", undo: bool = False) -> 
 
 
 def _denied(folder: Path) -> Path:
-    """The list of the server whose folder is below `folder`, or is it."""
+    """The list of the server whose folder is below `folder`, or is it; without one, that of peers.
+
+    Peers without a relay read it in their own folders: the authority's is copied there.
+    """
     place = identity.place(folder, "server")
-    if not (place / "server.crt").exists():
-        raise UserError(f"{folder}: holds no server's folder: name what `fedshare keys` made, or the server's --keys")
-    return place / DENIED
+    if (place / "server.crt").exists():
+        return place / DENIED
+    held = folder / "client.crt"
+    if (folder / "ca" / "ca.crt").exists() or (held.exists() and certificates.signing_of(load(held))):
+        return folder / DENIED
+    raise UserError(f"{folder}: holds no server's folder: name what `fedshare keys` made, or the server's --keys")
 
 
 def _shown(path: Path) -> tuple[pem.PublicKey, int]:
@@ -183,7 +213,7 @@ def _shown(path: Path) -> tuple[pem.PublicKey, int]:
 
 
 def _request(path: Path) -> tuple[x509.CertificateSigningRequest, int]:
-    """Raises UserError unless it is signed by its own key and names one client and nothing else."""
+    """Raises UserError unless its own key signed it and it names one client, at most one signing key, and no more."""
     try:
         found = x509.load_pem_x509_csr(_small(path))
         sound = found.is_signature_valid
@@ -195,8 +225,10 @@ def _request(path: Path) -> tuple[x509.CertificateSigningRequest, int]:
     if not sound:
         raise UserError(f"{path}: its signature is not by its key: it was changed, or damaged")
     client = certificates.client_of(found)
-    if names is None or client is None or len(names) != 1:
-        raise UserError(f"{path}: must name one client, as fedshare:client:3, and nothing else")
+    if names is None or client is None or len(names) != 1 + (certificates.signing_of(found) is not None):
+        raise UserError(
+            f"{path}: must name one client, as fedshare:client:3, and nothing else but a peer's signing key"
+        )
     return found, client
 
 

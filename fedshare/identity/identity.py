@@ -11,6 +11,7 @@ from fedshare.errors import UserError
 from fedshare.identity import certificates
 from fedshare.identity.certificates import client_id, ending, load, verified
 from fedshare.identity.pem import read, require_private
+from fedshare.identity.signing import FILE, Signer
 
 _ROLES = "server", "client"
 _Stamp = tuple[tuple[int, int, int], ...]
@@ -55,6 +56,21 @@ class Identity:
     def who(self) -> str:
         client = self.client_id
         return "the server" if client is None else f"client {client}"
+
+    @property
+    def signing_key(self) -> bytes | None:
+        """The public signing key that it names, 32 bytes; None if it names none."""
+        return certificates.signing_key_of(self.certificate)
+
+    def signer(self) -> Signer:
+        """Read the private half of its signing key. Raises UserError if it names none, or another than is there."""
+        if self.folder is None or self.signing_key is None:
+            where = self.folder or self.who
+            raise UserError(f"{where}: its certificate names no signing key; `fedshare keys DIR --peers N` adds one")
+        signer = Signer.load(self.folder)
+        if signer.public != self.signing_key:
+            raise UserError(f"{self.folder / FILE}: is not the key that the certificate beside it names")
+        return signer
 
     def outdated(self) -> bool:
         """Whether its folder holds other files now."""

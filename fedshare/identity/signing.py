@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedshare.errors import UserError
-from fedshare.identity.pem import read, require_private
+from fedshare.identity.pem import read, require_private, write_key
 
+FILE = "signing.key"  # in a participant's folder, 0600
 SIGNATURE = 64  # bytes
 PUBLIC = 32
 RUN = 32
@@ -33,7 +34,7 @@ class Signer:
     @classmethod
     def load(cls, folder: Path) -> "Signer":
         """Read ``signing.key`` in a participant's folder. Raises UserError."""
-        path = folder / "signing.key"
+        path = folder / FILE
         if not path.exists():
             raise UserError(f"{path}: missing; `fedshare keys --peers` makes it, and a certificate that names it")
         require_private(path)
@@ -46,8 +47,17 @@ class Signer:
         return cls(key)
 
     @classmethod
+    def at(cls, folder: Path) -> tuple["Signer", list[str]]:
+        """Return the key in a participant's folder, made if there is none, and the names of the files made."""
+        if (folder / FILE).exists():
+            return cls.load(folder), []
+        key = Ed25519PrivateKey.generate()
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        return cls(key), write_key(folder / FILE, key.private_bytes(*form))
+
+    @classmethod
     def unprotected(cls, participant: str) -> "Signer":
-        """Return the key of a participant where no keys are used (without TLS, on one machine); anyone can derive it."""
+        """Return the key of a participant where no keys are used: without TLS, on one machine."""
         seed = hashlib.sha256(f"unprotected {participant}".encode()).digest()
         return cls(Ed25519PrivateKey.from_private_bytes(seed))
 

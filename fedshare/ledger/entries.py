@@ -6,6 +6,7 @@ peer is an entry, too, and takes all of that peer's entries out, those that are 
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +15,27 @@ from numpy.typing import NDArray
 Keys = NDArray[np.int64]  # names of entries, ascending: ``round * peers + peer``; in round 0, the removal of the peer
 
 
+class TwoThings(ValueError):
+    """A peer has said two things in one round: `one` and `other` are codes and signatures."""
+
+    def __init__(self, round: int, peer: int, one: bytes, other: bytes) -> None:
+        super().__init__(f"peer {peer} said two things in round {round}")
+        self.round, self.peer, self.one, self.other = round, peer, one, other
+
+
 @dataclass
 class Entries:
     """The entries that a peer has."""
 
     known: NDArray[np.bool_]  # ``[rounds + 1, peers]``; the first row has the removals
     codes: NDArray[np.uint8]  # ``[rounds + 1, peers, bytes of an entry]``; zero where nothing is known
+    signed: int = 0  # the last so many bytes of an entry are its author's signature, and no part of the set's digest
 
     @classmethod
-    def empty(cls, peers: int, width: int) -> "Entries":
-        """Return a set without entries, each of which will have `width` bytes."""
-        return cls(np.zeros((1, peers), dtype=np.bool_), np.zeros((1, peers, width), dtype=np.uint8))
+    def empty(cls, peers: int, width: int, signed: int = 0) -> "Entries":
+        """Return a set without entries, each of which will have `width` bytes, and a signature of `signed`."""
+        codes = np.zeros((1, peers, width + signed), dtype=np.uint8)
+        return cls(np.zeros((1, peers), dtype=np.bool_), codes, signed)
 
     @property
     def peers(self) -> int:
@@ -61,13 +72,13 @@ class Entries:
         return np.flatnonzero(self.known)
 
     def code(self, name: int) -> bytes:
-        """Return the codes of an entry."""
-        return self.codes.reshape(-1, self.codes.shape[2])[name].tobytes()
+        """Return the codes of an entry, without its signature."""
+        return self._said(self.codes.reshape(-1, self.codes.shape[2])[name]).tobytes()
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the set: names and codes of its entries."""
         keys = self.names()
-        return hashlib.sha256(keys.astype("<i8").tobytes() + self._codes(keys).tobytes()).digest()
+        return hashlib.sha256(keys.astype("<i8").tobytes() + self._said(self._codes(keys)).tobytes()).digest()
 
     def pack(self, keys: Keys) -> bytes:
         """Return these entries as a message: their number, the distances of their names, then their codes."""
@@ -75,10 +86,14 @@ class Entries:
         measured = keys[keys >= self.peers]
         return _numbers(np.concatenate([[len(keys)], distances])) + self._codes(measured).tobytes()
 
-    def hear(self, message: bytes, rounds: int) -> tuple[Keys, Keys]:
+    def hear(
+        self, message: bytes, rounds: int, genuine: Callable[[int, int, bytes], bool] | None = None
+    ) -> tuple[Keys, Keys]:
         """Add the entries of a message, up to the round `rounds`. Return the names of all, and of those that are new.
 
-        Raises ValueError, and adds nothing, if `pack` never returns such bytes, or an entry is known with other codes.
+        `genuine` is called with the round, the peer and the bytes of each entry that is not known, and says whether the
+        peer has signed it. Raises ValueError, and adds nothing, if `pack` never returns such bytes, or an entry is not
+        genuine; TwoThings, if a genuine one is known with other codes.
         """
         (count,), at = _read(message, 0, 1)
         distances, at = _read(message, at, int(count))
@@ -94,9 +109,15 @@ class Entries:
         codes[len(keys) - measured :] = np.frombuffer(message, dtype=np.uint8, offset=at).reshape(measured, width)
         self.reach(rounds)
         here = self.known.reshape(-1)[keys]
-        if (differs := (self._codes(keys)[here] != codes[here]).any(1)).any():
-            round, peer = divmod(int(keys[here][differs][0]), self.peers)
-            raise ValueError(f"peer {peer} said two things in round {round}")
+        other = here & (self._said(self._codes(keys)) != self._said(codes)).any(1)
+        if genuine:
+            for key, said in zip(keys[~here | other].tolist(), codes[~here | other], strict=True):
+                round, peer = divmod(key, self.peers)
+                if not genuine(round, peer, said.tobytes()):
+                    raise ValueError(f"peer {peer} has not signed what it is said to have said in round {round}")
+        if other.any():
+            round, peer = divmod(int(keys[other][0]), self.peers)
+            raise TwoThings(round, peer, self.codes[round, peer].tobytes(), codes[other][0].tobytes())
         return keys, self._include(keys[~here], codes[~here])
 
     def summary(self) -> bytes:
@@ -122,6 +143,10 @@ class Entries:
         if at != len(summary):
             raise ValueError(f"the summary goes on for {len(summary) - at} bytes")
         return np.flatnonzero(self.known & ~theirs)
+
+    def _said(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return codes without signatures."""
+        return codes[..., : codes.shape[-1] - self.signed]
 
     def _codes(self, keys: Keys) -> NDArray[np.uint8]:
         found: NDArray[np.uint8] = self.codes.reshape(-1, self.codes.shape[2])[keys]

@@ -62,7 +62,7 @@ def applied(
         for sign, keys in ((1, np.flatnonzero(now & ~was)), (-1, np.flatnonzero(was & ~now))):
             moved.append((peer, sign, keys))
             codes |= {key: sets[peer].code(key) for key in keys.tolist() if key not in codes}
-    needed, peers = np.array(sorted(codes), dtype=np.int64), sets[0].peers
+    needed, peers = np.array(sorted(codes), dtype=np.int64), next(iter(sets.values())).peers
     steps = {round: step(round) for round in set((needed // peers).tolist())}
     head = meaning.manifest.head
     block = max(1, _TOGETHER // sums.shape[1])

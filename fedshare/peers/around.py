@@ -1,13 +1,30 @@
 """What strategies among peers share, however the peers aggregate: clients do what the inner strategy says."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fedshare.client import Client
 from fedshare.forms import Form
 from fedshare.payload import Payload
+from fedshare.peers.flood import Links
+from fedshare.peers.traffic import Traffic
+from fedshare.rounds.account import Account
+from fedshare.state import State
 from fedshare.strategy import Strategy
+
+Mixing = list[dict[int, float]]  # by peer, the weight of each sender, itself included
+
+
+@runtime_checkable
+class Centred(Protocol):
+    """A strategy that treats a peer's own upload in another way than its neighbours'."""
+
+    def aggregate_at(self, peer: int, state: State, round: int, uploads: dict[int, Payload]) -> State:
+        """Return the memory of `peer` after the round, as `Strategy.aggregate`; `uploads` has the peer's own."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,10 @@ class Around(Strategy):
 
     def train(self, client: Client, round: int, download: Payload) -> Payload:
         return self.inner.train(client, round, download)
+
+    def accounted(self, account: Account, links: Callable[[int], Links]) -> Account:
+        """Return the account of what is sent over the `links` of each round."""
+        return Traffic(account.groups, account.whole, links=links)
 
     def evaluate(self, client: Client, round: int) -> Payload:
         return self.inner.evaluate(client, round)

@@ -2,26 +2,19 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 
+from fedshare.network import Peers
 from fedshare.payload import Payload
-from fedshare.peers.around import Around, consensus
+from fedshare.peers.around import Around, Centred, Mixing, consensus
+from fedshare.peers.averaging import Averaging, Neighbours
+from fedshare.peers.mesh import Mesh, Voice
 from fedshare.state import State
-from fedshare.strategy import Purpose, weakness
+from fedshare.strategy import Purpose, Strategy, weakness
 from fedshare.tensors import Tensors, flatten, mean
-
-Mixing = list[dict[int, float]]  # by peer, the weight of each sender, itself included
-
-
-@runtime_checkable
-class Centred(Protocol):
-    """A strategy that treats a peer's own upload in another way than its neighbours'."""
-
-    def aggregate_at(self, peer: int, state: State, round: int, uploads: dict[int, Payload]) -> State:
-        """Return the memory of `peer` after the round, as `Strategy.aggregate`; `uploads` has the peer's own."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -32,9 +25,12 @@ class Decentralised(Around):
     weights are those of the peers that did (`fedshare.peers.mixing`), so that doubly stochastic weights stay so.
     """
 
-    mixes: Callable[[int, int, int, Collection[int]], Mixing]  # of the number of peers, seed, round and who is here
+    # Of the number of peers, seed, round and who is here; None: everyone.
+    mixes: Callable[[int, int, int, Collection[int] | None], Mixing]
+    links: Callable[[int, int, int], list[list[int]]]  # of the number of peers, seed and round
     count: int  # peers
     seed: int
+    conserves: bool = False  # whether nobody may be missing without the others' knowledge (``peers.mixing=push``)
 
     reports: ClassVar[dict[str, str]] = {
         "consensus": "root mean square distance of the peers' models from their average"
@@ -78,6 +74,11 @@ class Decentralised(Around):
         mixing = self.mixes(self.count, self.seed, 1, clients)
         fewest = min((mixing[peer].keys() for peer in clients), key=len, default=())
         return weakness(self.inner, sorted(fewest))
+
+    def at(self, me: int, mesh: Mesh, voice: Voice) -> tuple[Strategy, Peers]:
+        mixes = lambda round, here: self.mixes(self.count, self.seed, round, here)  # noqa: E731
+        links = partial(self.links, self.count, self.seed)
+        return Averaging(self.inner, mixes, self.count, me), Neighbours(mesh, voice, me, links, self.conserves)
 
     def report(self, state: State) -> dict[str, Any]:
         models = [flatten(own["params"]).double() for own in state["peers"].values() if "params" in own]

@@ -8,6 +8,7 @@ import torch
 
 from fedshare.errors import UserError
 from fedshare.ledger.entries import Entries, Keys
+from fedshare.peers.station import Station
 
 Links = list[list[int]]  # by peer, the peers whose uploads it receives, sorted, without itself
 
@@ -38,33 +39,31 @@ class Flood:
                     f"remove={self.remove}: must be pairs of a round and a peer, such as [[30, 5], [30, 9]]"
                 )
 
+    def is_stale(self, entries: Entries, peer: int, round: int) -> bool:
+        """Whether the newest entry of another peer that this one has is too old for a measurement on its model."""
+        if self.stale is None:
+            return False
+        others = entries.known[1:].copy()
+        others[:, peer] = False
+        newest = int(np.flatnonzero(others.any(1)).max(initial=-1)) + 1
+        return round - 1 - newest > self.stale
+
 
 class Spread:
-    """The entries of all peers, and what each has yet to send to its neighbours.
+    """All peers of a simulation, and the messages between them."""
 
-    A peer sends a neighbour what the neighbour is not known to have. Two peers that meet for the first time compare
-    summaries of their sets; after that they only send news, and again what was lost.
-    """
-
-    def __init__(self, sets: dict[int, Entries], waiting: dict[tuple[int, int], Keys]) -> None:
-        self.sets = sets
-        self.waiting = {pair: [keys] for pair, keys in waiting.items()}  # by sender and receiver that have met
-        self.sent = dict.fromkeys(sets, 0)  # bytes by peer
+    def __init__(self, stations: dict[int, Station]) -> None:
+        self.stations = stations
+        self.sent = dict.fromkeys(stations, 0)  # bytes by peer
 
     def keep(self, links: Links) -> None:
-        """Forget what waits for peers that are no longer neighbours: they compare summaries if they meet again."""
-        pairs = {(sender, receiver) for receiver, senders in enumerate(links) for sender in senders}
-        self.waiting = {pair: keys for pair, keys in self.waiting.items() if pair in pairs}
-        self._receivers: list[list[int]] = [[] for _ in links]
-        for sender, receiver in sorted(pairs):
-            self._receivers[sender].append(receiver)
-
-    def learnt(self, peer: int, new: Keys, source: int | None = None) -> None:
-        """Let entries that are new to a peer wait for all its neighbours but the one that sent them."""
-        if len(new):
-            for receiver in self._receivers[peer]:
-                if receiver != source and (peer, receiver) in self.waiting:
-                    self.waiting[peer, receiver].append(new)
+        """Let peers forget those that are no longer neighbours: they compare summaries if they meet again."""
+        receivers: Links = [[] for _ in links]
+        for receiver, senders in enumerate(links):
+            for sender in senders:
+                receivers[sender].append(receiver)
+        for peer, station in self.stations.items():
+            station.keep(receivers[peer])
 
     def hop(self, links: Links, here: Collection[int], rounds: int, flood: Flood, draw: torch.Generator) -> bool:
         """Send one message over each link between peers who are `here`; return whether anyone received news."""
@@ -77,17 +76,18 @@ class Spread:
         order = torch.randperm(len(messages), generator=draw).tolist() if disorder else range(len(messages))
         news = False
         for sender, receiver, keys in (messages[place] for place in order):
-            whole = self.sets[sender].pack(keys)
+            source, station = self.stations[sender], self.stations[receiver]
+            whole = source.entries.pack(keys)
             self.sent[sender] += len(whole)
             if disorder:
                 chance = torch.rand((2, len(keys)), generator=draw).numpy()
                 arrived = chance[0] >= flood.loss
-                whole = self.sets[sender].pack(keys[arrived])
-                self.waiting[sender, receiver].append(keys[~arrived | (chance[1] < flood.duplicates)])
+                whole = source.entries.pack(keys[arrived])
+                source.again(receiver, keys[~arrived | (chance[1] < flood.duplicates)])
                 self.sent[receiver] += (len(keys) + 7) // 8  # says which have arrived
-            received, new = self.sets[receiver].hear(whole, rounds)
-            self._heard(receiver, sender, received)
-            self.learnt(receiver, new, sender)
+            received, new = station.entries.hear(whole, rounds)
+            station.heard(sender, received)
+            station.learnt(new, sender)
             news |= len(new) > 0
         return news
 
@@ -99,35 +99,14 @@ class Spread:
             quiet = 0 if hop(number, now) else quiet + 1
             number += 1
 
-    def unsent(self) -> dict[tuple[int, int], Keys]:
-        """Return what waits, by sender and receiver; empty arrays for those who have met and are even."""
-        return {pair: self._sorted(keys) for pair, keys in self.waiting.items()}
-
     def _due(self, sender: int, receiver: int) -> Keys:
         """Return what the sender has for the receiver, and count it as sent."""
-        if (sender, receiver) not in self.waiting:
-            summary = self.sets[receiver].summary()
-            self.sent[receiver] += len(summary)
-            keys = self.sets[sender].lacking(summary)
-        else:
-            keys = self._sorted(self.waiting[sender, receiver])
-        self.waiting[sender, receiver] = []
-        return keys
-
-    def _heard(self, peer: int, sender: int, received: Keys) -> None:
-        """Do not send back to the sender what it has."""
-        waiting = self.waiting.get((peer, sender))
-        if waiting and sum(map(len, waiting)):
-            keys, there = np.concatenate(waiting), np.zeros(self.sets[peer].known.size, dtype=np.bool_)
-            there[received] = True
-            self.waiting[peer, sender] = [keys[~there[keys]]]
+        if self.stations[sender].has_met(receiver):
+            return self.stations[sender].due(receiver)
+        summary = self.stations[receiver].entries.summary()
+        self.sent[receiver] += len(summary)
+        return self.stations[sender].due(receiver, summary)
 
     def _equal(self, here: Collection[int]) -> bool:
-        first, *others = (self.sets[peer] for peer in here)
+        first, *others = (self.stations[peer].entries for peer in here)
         return all(np.array_equal(first.known, other.known) for other in others)
-
-    @staticmethod
-    def _sorted(keys: list[Keys]) -> Keys:
-        if len(keys) == 1:
-            return keys[0] if len(keys[0]) < 2 else np.unique(keys[0])
-        return np.unique(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.int64)

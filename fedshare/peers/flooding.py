@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,34 +12,24 @@ from torch import Tensor
 from fedshare import seeds
 from fedshare.errors import UserError
 from fedshare.ledger import Commit
-from fedshare.ledger.entries import Entries
+from fedshare.ledger.entries import Entries, Keys
 from fedshare.ledger.meaning import Meaning
 from fedshare.ledger.sums import Sums
 from fedshare.ledger.transcript import telling_sums
+from fedshare.network import Peers
 from fedshare.payload import Payload
 from fedshare.peers.applied import applied
 from fedshare.peers.around import Around, consensus
 from fedshare.peers.flood import Flood, Links, Spread
+from fedshare.peers.mesh import Mesh, Voice
+from fedshare.peers.recorded import Recorded
+from fedshare.peers.spreading import Alone, Spreading
+from fedshare.peers.station import Station
+from fedshare.peers.traffic import Flooded
+from fedshare.rounds.account import Account
 from fedshare.state import State
-from fedshare.strategy import Purpose
+from fedshare.strategy import Purpose, Strategy
 from fedshare.tensors import Tensors
-
-
-@runtime_checkable
-class Recorded(Protocol):
-    """A strategy whose model is the sum of a ledger's entries."""
-
-    def said(self, upload: Payload) -> bytes:
-        """Return the codes in an upload."""
-        ...
-
-    def step(self, round: int, peers: int) -> int:
-        """Return the factor on each integer of a round in which `peers` take part."""
-        ...
-
-    def extended(self, state: State, commit: Commit) -> State:
-        """Return the memory with another commit in its ledger."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,7 @@ class Flooding(Around):
         width = sum(t.nbytes for t in self.inner.expects(state, 0)["codes"].values())
         empty = Entries.empty(self.count, width)
         sums = torch.zeros((self.count, len(state["initial"])), dtype=torch.int64)
-        return state | {"flood": _saved(Spread(dict.fromkeys(range(self.count), empty), {}), sums)}
+        return state | {"flood": _saved(Spread({peer: Station(empty, {}) for peer in range(self.count)}), sums)}
 
     def download(self, state: State, client_id: int, purpose: Purpose) -> Payload | None:
         flood = state["flood"]
@@ -87,17 +78,18 @@ class Flooding(Around):
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         inner, here = self._recorded, sorted(uploads)
         spread = _restored(state["flood"], round)
-        before = {peer: spread.sets[peer].counted for peer in here}
+        stations = spread.stations
+        before = {peer: stations[peer].entries.counted for peer in here}
         links = self.links(self.count, self.seed, round)
         spread.keep(links)
 
-        fresh = [peer for peer in here if not self._stale(spread.sets[peer], peer, round)]
+        fresh = [peer for peer in here if not self.flood.is_stale(stations[peer].entries, peer, round)]
         said = {peer: inner.said(uploads[peer]) for peer in fresh}
         for peer, codes in said.items():
-            spread.learnt(peer, spread.sets[peer].say(round, peer, codes))
+            stations[peer].learnt(stations[peer].entries.say(round, peer, codes))
         for when, removed in self.flood.remove:
             if when == round:
-                spread.learnt(here[0], spread.sets[here[0]].remove(removed))
+                stations[here[0]].learnt(stations[here[0]].entries.remove(removed))
 
         def hop(number: int, links: Links) -> bool:
             draw = seeds.generator(self.seed, "flood", round, number)
@@ -114,8 +106,20 @@ class Flooding(Around):
 
         commit = Commit(round, inner.step(round, self.count), said)
         sums = state["flood"]["sums"].clone()
-        applied(Meaning.of(state["manifest"]), lambda round: inner.step(round, self.count), spread.sets, before, sums)
+        sets = {peer: station.entries for peer, station in stations.items()}
+        applied(Meaning.of(state["manifest"]), lambda round: inner.step(round, self.count), sets, before, sums)
         return inner.extended(state, commit) | {"flood": _saved(spread, sums)}
+
+    def at(self, me: int, mesh: Mesh, voice: Voice) -> tuple[Strategy, Peers]:
+        for name in ("loss", "duplicates", "remove"):
+            if value := getattr(self.flood, name):
+                raise UserError(f"peers.flood.{name}={value}: is for simulations, for it is drawn or planned there")
+        links = partial(self.links, self.count, self.seed)
+        strategy = Spreading(self.inner, links, self.count, self.rounds, self.flood, me, mesh, voice)
+        return strategy, Alone(mesh, me)
+
+    def accounted(self, account: Account, links: Callable[[int], Links]) -> Account:
+        return Flooded(account.groups, account.whole, links=links)
 
     def report(self, state: State) -> dict[str, Any]:
         fraction = Meaning.of(state["manifest"]).manifest.fraction
@@ -131,25 +135,21 @@ class Flooding(Around):
         assert isinstance(self.inner, Recorded)
         return self.inner
 
-    def _stale(self, entries: Entries, peer: int, round: int) -> bool:
-        """Whether the newest entry of another peer that this one has is too old for a measurement on its model."""
-        if self.flood.stale is None:
-            return False
-        others = entries.known[1:].copy()
-        others[:, peer] = False
-        newest = int(np.flatnonzero(others.any(1)).max(initial=-1)) + 1
-        return round - 1 - newest > self.flood.stale
-
 
 def _saved(spread: Spread, sums: Tensor) -> State:
     """Return the peers' sets and sums as plain data.
 
     Entries are facts, the same wherever they are known, so their codes are kept once.
     """
-    known = np.stack([entries.known for _, entries in sorted(spread.sets.items())])
-    codes = np.maximum.reduce([entries.codes for entries in spread.sets.values()])
-    heads = np.frombuffer(b"".join(entries.digest() for _, entries in sorted(spread.sets.items())), dtype=np.uint8)
-    waiting = spread.unsent()
+    sets = [station.entries for _, station in sorted(spread.stations.items())]
+    known = np.stack([entries.known for entries in sets])
+    codes = np.maximum.reduce([entries.codes for entries in sets])
+    heads = np.frombuffer(b"".join(entries.digest() for entries in sets), dtype=np.uint8)
+    waiting = {
+        (sender, receiver): keys
+        for sender, station in spread.stations.items()
+        for receiver, keys in station.unsent().items()
+    }
     pairs = np.array(sorted(waiting), dtype=np.int64).reshape(-1, 2)
     keys = [waiting[sender, receiver] for sender, receiver in pairs.tolist()]
     return {
@@ -165,11 +165,14 @@ def _saved(spread: Spread, sums: Tensor) -> State:
 
 def _restored(saved: State, rounds: int) -> Spread:
     """Return the peers' sets, with room for `rounds` rounds, and what waits to be sent."""
-    sets = dict[int, Entries]()
-    for peer, known in enumerate(saved["known"].numpy()):
-        sets[peer] = Entries(known.copy(), np.where(known[..., None], saved["codes"].numpy(), 0))
-        sets[peer].reach(rounds)
     met = saved["met"].numpy()
     pieces = np.split(saved["waiting"].numpy(), np.cumsum(met[:, 2])[:-1]) if len(met) else []
-    pairs = ((sender, receiver) for sender, receiver in met[:, :2].tolist())
-    return Spread(sets, dict(zip(pairs, pieces, strict=True)))
+    waiting: dict[int, dict[int, Keys]] = {peer: {} for peer in range(len(saved["known"]))}
+    for (sender, receiver), keys in zip(met[:, :2].tolist(), pieces, strict=True):
+        waiting[sender][receiver] = keys
+    stations = dict[int, Station]()
+    for peer, known in enumerate(saved["known"].numpy()):
+        entries = Entries(known.copy(), np.where(known[..., None], saved["codes"].numpy(), 0))
+        entries.reach(rounds)
+        stations[peer] = Station(entries, waiting[peer])
+    return Spread(stations)

@@ -12,7 +12,7 @@ import networkx as nx
 
 from fedshare import seeds
 from fedshare.errors import UserError, brief, first_line
-from fedshare.peers.decentralised import Mixing
+from fedshare.peers.around import Mixing
 from fedshare.peers.flood import Links
 from fedshare.peers.shape import Shape
 from fedshare.peers.topology import Topology

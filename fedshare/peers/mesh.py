@@ -1,7 +1,10 @@
 """What a peer needs of its links to other peers, whatever carries them."""
 
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from fedshare.network import Peers
+from fedshare.strategy import Strategy
 
 
 class Mesh(Protocol):
@@ -37,4 +40,35 @@ class Mesh(Protocol):
 
     def leave(self) -> None:
         """Tell the neighbours that the round which was entered last was this peer's last one, and close."""
+        ...
+
+
+class Voice(Protocol):
+    """How a peer signs its entries, and checks those of others. `doubt` is told what is wrong with a message."""
+
+    def sign(self, round: int, codes: bytes) -> bytes:
+        """Return the signature under this peer's entry of the round, `SIGNED` bytes."""
+        ...
+
+    def genuine(self, round: int, peer: int, said: bytes) -> bool:
+        """Return whether `said`, codes and signature, is an entry that the peer has signed."""
+        ...
+
+    def doubt(self, peer: int, flaw: ValueError) -> None:
+        """A message of a neighbour was not used: `flaw` says why."""
+        ...
+
+
+SIGNED = 64
+
+
+@runtime_checkable
+class Apart(Protocol):
+    """A strategy among peers that can run with each peer in a process of its own."""
+
+    def at(self, me: int, mesh: Mesh, voice: Voice) -> tuple[Strategy, Peers]:
+        """Return the strategy as it runs at one peer, whose memory is the peer's own, and its neighbours' uploads.
+
+        Raises UserError if a setting can only be simulated.
+        """
         ...

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from fedshare.errors import UserError
-from fedshare.peers.decentralised import Mixing
+from fedshare.peers.around import Mixing
 
 Senders = Sequence[Sequence[int]]  # by peer, the peers whose uploads it receives, without itself
 

@@ -7,7 +7,7 @@ from operator import or_
 
 import torch
 
-from fedshare.peers.decentralised import Mixing
+from fedshare.peers.around import Mixing
 from fedshare.peers.flood import Links
 
 MOST = 1024  # peers whose spectral gap is computed: the time grows with the third power

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Literal
 
 from fedshare.errors import UserError
-from fedshare.peers.decentralised import Decentralised, Mixing
+from fedshare.peers.around import Around, Mixing
+from fedshare.peers.decentralised import Decentralised
 from fedshare.peers.flood import Flood, Links
-from fedshare.peers.flooding import Flooding, Recorded
+from fedshare.peers.flooding import Flooding
 from fedshare.peers.mixing import RULES
+from fedshare.peers.recorded import Recorded
 from fedshare.peers.shape import Shape, diameter, gap
-from fedshare.peers.traffic import Flooded, Traffic
 from fedshare.rounds.account import Account
 from fedshare.strategy import Strategy
 
@@ -62,11 +63,11 @@ class Topology(Peering):
         if isinstance(strategy, Recorded):
             return Flooding(strategy, self.links, peers, seed, rounds, self.flood)
         self.mixes(peers, seed, 1)
-        return Decentralised(strategy, self.mixes, peers, seed)
+        return Decentralised(strategy, self.mixes, self.links, peers, seed, self.mixing == "push")
 
     def accounted(self, account: Account, strategy: Strategy, peers: int, seed: int) -> Account:
-        kind = Flooded if isinstance(strategy, Flooding) else Traffic
-        return kind(account.groups, account.whole, links=partial(self.links, peers, seed))
+        assert isinstance(strategy, Around)
+        return strategy.accounted(account, partial(self.links, peers, seed))
 
     def shape(self, peers: int, seed: int) -> Shape:
         first, period = self.links(peers, seed, 1), self.period(peers)

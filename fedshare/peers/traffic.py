@@ -53,3 +53,41 @@ class Flooded(Traffic):
             | {f"bytes_{way}_by_group": {"entries": sent} for way in ("up", "down")}
             | {"bytes_by_peer": {str(peer): size for peer, size in enumerate(each)}}
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfOne(Traffic):
+    """What the peer `me` sends to its receivers, and what its senders have sent it."""
+
+    me: int
+
+    def round(
+        self,
+        number: int,
+        uploads: Mapping[int, Payload],
+        dropped: Mapping[int, Payload],
+        downloads: Mapping[int, Payload],
+        state: State,
+    ) -> dict[str, int | dict[str, int]]:
+        receivers = sum(self.me in senders for senders in self.links(number))
+        good, bad = ([some[self.me]] * receivers if self.me in some else [] for some in (uploads, dropped))
+        came = {**uploads, **dropped}
+        return self.row(good, bad, [payload for sender, payload in came.items() if sender != self.me])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloodOfOne(Traffic):
+    """The messages of a flood that one peer has sent and received."""
+
+    def round(
+        self,
+        number: int,
+        uploads: Mapping[int, Payload],
+        dropped: Mapping[int, Payload],
+        downloads: Mapping[int, Payload],
+        state: State,
+    ) -> dict[str, int | dict[str, int]]:
+        row = super().round(number, uploads, dropped, downloads, state)
+        for way, size in zip(("up", "down"), state["flood"]["traffic"].tolist(), strict=True):
+            row |= {f"bytes_{way}": size, f"bytes_{way}_by_group": {"entries": size}}
+        return row | {"bytes_by_peer": {}}

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedshare.errors import brief
 from fedshare.machine.threads import one_thread
-from fedshare.network import Heard, Network, Purpose
+from fedshare.network import Heard, Network, NotAsked, Purpose
 from fedshare.payload import Payload, Quota
 from fedshare.rounds import chain
 from fedshare.rounds.account import Account
@@ -132,7 +132,8 @@ def _test(
     quota = Quota.of({"sums": zeros, "validation": zeros})
     exchange = network.exchange(Purpose.EVALUATE, round, downloads, lambda _: quota, heard)
     answers, absent, untested = exchange.answers, exchange.absent, dict[int, str]()
-    for client in sorted({*here, *away}):
+    asked = [client for client in here if not isinstance(absent.get(client), NotAsked)]
+    for client in sorted({*asked, *away}):
         if client in away:
             untested[client] = away[client]
         elif client not in downloads:
@@ -142,6 +143,6 @@ def _test(
         elif reason := test_flaw(answers[client], task, zeros, schedule, client):
             untested[client] = brief(reason)
     good = {client: answer for client, answer in sorted(answers.items()) if client not in untested}
-    counts = {"tested": len(good), "tested_of": len(here) + len(away)}
+    counts = {"tested": len(good), "tested_of": len(asked) + len(away)}
     whys = {"untested": {str(client): reason for client, reason in untested.items()}}
     return row_of_test(task, good, schedule) | counts | whys

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from fedshare.errors import RunHalted
 from fedshare.machine.threads import one_thread
-from fedshare.network import Peers, Purpose
+from fedshare.network import Peers, Purpose, Quotas
 from fedshare.payload import Payload
 from fedshare.population import Population
 from fedshare.state import State
@@ -83,10 +83,10 @@ class Seat:
     table: Table
     me: int
 
-    def ids(self) -> list[int]:
+    def ids(self, round: int) -> list[int]:
         return self.table.ids
 
-    def gather(self, round: int, upload: Payload | None) -> dict[int, Payload]:
+    def gather(self, round: int, upload: Payload | None, quotas: Quotas | None = None) -> dict[int, Payload]:
         return self.table.say(self.me, round, upload)
 
 

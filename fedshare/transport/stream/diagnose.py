@@ -35,13 +35,16 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def reach(address: str, identity: Identity | None) -> None:
-    """Connect as a client would, and hang up. Raises NotYet, or UserError where waiting would not help."""
+def reach(address: str, identity: Identity | None, name: str | None = None) -> None:
+    """Connect as a client would, and hang up. Raises NotYet, or UserError where waiting would not help.
+
+    `name`: the host that the certificate there must name; None: that of the address.
+    """
     host, port = split(address)
     try:
         with socket.create_connection((host, port), timeout=DEADLINE) as plain:
             if identity:
-                _handshake(plain, host, address, identity)
+                _handshake(plain, name or host, address, identity)
             elif _speaks_tls(plain):
                 raise UserError(f"{address}: the server asks for certificates: --keys DIR")
     except UnicodeError:

@@ -1,0 +1,149 @@
+"""One connection with a neighbour: the frames that pass on it, both ways, for as long as it lasts."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import grpc
+
+from fedshare._proto.mesh_pb2 import MeshFrame
+from fedshare._proto.stream_pb2 import Chunk
+from fedshare.errors import UserError, brief
+from fedshare.machine.failpoints import failpoint
+from fedshare.transport.mesh.link import STEPS, Link
+from fedshare.transport.mesh.settings import AHEAD
+from fedshare.transport.stream.frames import Assembly, FrameError, chunks, parse
+
+WRAPPING = 14  # bytes around a frame: 5 of gRPC, 9 of HTTP/2; those of TLS and TCP come on top
+
+
+class Stream(Protocol):
+    """Either end of a gRPC stream of bytes."""
+
+    async def read(self) -> Any: ...
+
+    async def write(self, frame: bytes, /) -> Any: ...
+
+
+class Traffic:
+    """Bytes of a link, in frames, over all its connections."""
+
+    def __init__(self) -> None:
+        self.sent, self.received = 0, 0
+
+
+class Talk:
+    """`entered` returns the round that this peer has begun, `hear` takes frames that are no parts of messages."""
+
+    def __init__(
+        self,
+        link: Link,
+        lacks: int,
+        limit: int,
+        traffic: Traffic,
+        entered: Callable[[], int],
+        hear: Callable[[MeshFrame], None],
+        arrived: Callable[[], None],
+    ) -> None:
+        self.cut = asyncio.Event()  # set to end the connection
+        self.heard = 0.0  # when the last frame came, by the loop's clock
+        self._link, self._limit, self._traffic = link, limit, traffic
+        self._entered, self._hear, self._arrived = entered, hear, arrived
+        self._unsent = lacks  # messages from this number on are to be sent
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._wake.set()
+
+    def idle(self) -> bool:
+        """Whether all that is to be sent is sent."""
+        return not self._link.outbox and self._coming() is None
+
+    async def converse(self, stream: Stream) -> None:
+        """Send and take frames until the connection ends. Raises FrameError, and UserError on a refusal."""
+        self.heard = asyncio.get_running_loop().time()
+        tasks = [asyncio.ensure_future(one) for one in (self._read(stream), self._write(stream), self.cut.wait())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # To the neighbour.
+
+    def _coming(self) -> int | None:
+        return next((number for number in self._link.sent if number >= self._unsent), None)
+
+    async def _write(self, stream: Stream) -> None:
+        link = self._link
+        while True:
+            self._wake.clear()
+            if link.outbox:
+                await self._put(stream, link.outbox.popleft())
+            elif (number := self._coming()) is not None:
+                await self._send(stream, number, link.sent[number])
+            else:
+                await self._wake.wait()
+
+    async def _send(self, stream: Stream, number: int, data: bytes) -> None:
+        if not data:
+            await self._put(stream, MeshFrame(nothing=number))
+        for chunk in chunks(number, [data]) if data else ():
+            await self._put(stream, MeshFrame(chunk=chunk))
+            while self._link.outbox:
+                await self._put(stream, self._link.outbox.popleft())
+            if self._link.sent.get(number) is not data:  # the link was closed
+                break
+        self._unsent = number + 1
+        failpoint("mesh.after-send")
+
+    async def _put(self, stream: Stream, frame: MeshFrame) -> None:
+        data = frame.SerializeToString()
+        self._traffic.sent += len(data) + WRAPPING
+        await stream.write(data)
+
+    # From the neighbour.
+
+    async def _read(self, stream: Stream) -> None:
+        assembly = Assembly(self._limit)
+        while (data := await stream.read()) is not grpc.aio.EOF:
+            self.heard = asyncio.get_running_loop().time()
+            self._traffic.received += len(data) + WRAPPING
+            frame = parse(MeshFrame, data)
+            kind = frame.WhichOneof("kind")
+            if kind == "chunk":
+                self._take(assembly, frame.chunk)
+            elif kind == "nothing":
+                if self._wanted(frame.nothing):
+                    self._keep(frame.nothing, b"")
+            elif kind == "refusal":
+                raise UserError(brief(frame.refusal.reason))
+            elif kind is None or kind == "hello":
+                raise FrameError("a second greeting" if kind else "a frame that says nothing")
+            else:
+                self._hear(frame)
+
+    def _take(self, assembly: Assembly, chunk: Chunk) -> None:
+        if self._wanted(chunk.message) and (whole := assembly.add(chunk)):
+            self._keep(chunk.message, bytes(whole[1]))
+
+    def _wanted(self, number: int) -> bool:
+        """Whether a message is to be taken: it may be repeated after a cut, or of a link that is closed here."""
+        link, round = self._link, number // STEPS
+        latest = max(self._entered(), link.next) + 1
+        if round > latest:
+            raise FrameError(f"a message of round {round}; at most round {latest} may be begun")
+        if number < link.lacks or not link.open_in(round):
+            return False
+        if len(link.arrived) >= AHEAD:
+            raise FrameError(f"{AHEAD} messages before this peer had taken any of them")
+        return True
+
+    def _keep(self, number: int, data: bytes) -> None:
+        self._link.arrived[number] = data
+        self._link.lacks = number + 1
+        self._arrived()
