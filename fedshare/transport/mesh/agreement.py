@@ -43,9 +43,7 @@ class Agreement:
     def greet(self, peer: int) -> MeshHello:
         link = self.links[peer]
         lacks = max(link.lacks, number_of(link.since, 0))
-        return MeshHello(
-            entered=self.entered, begun=self.begun, opened=link.opened(), until=_told(link), lacks=lacks
-        )
+        return MeshHello(entered=self.entered, begun=self.begun, opened=link.opened(), until=_told(link), lacks=lacks)
 
     def meet(self, peer: int, hello: MeshHello) -> None:
         """A connection to a neighbour is there, and that is its greeting."""
@@ -118,10 +116,8 @@ class Agreement:
             link.outbox.append(MeshFrame(closed=Closed(opened=link.next)))
         link.next, link.begun = max(link.next, said.round), True
         link.outbox.append(MeshFrame(accept=Accept(round=said.round)))
-        behind = said.entered > self.entered + 1
-        if self.begun and (behind or (said.skip and said.round > self.entered + 1)):
-            self._go_to(said.round, skip=True)
-        elif not self.begun and said.skip:
+        behind = said.entered > self.entered + 1 or (said.skip and said.round > self.entered + 1)
+        if behind if self.begun else said.skip:
             self._go_to(said.round, skip=True)
 
     def _refused(self, link: Link, said: TooLate) -> None:
