@@ -1,4 +1,4 @@
-"""A peer among its neighbours, in the thread of its event loop: it listens, dials, joins, waits for messages, leaves."""
+"""A peer among its neighbours, in the thread of its event loop: it listens, dials, joins, waits and leaves."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
@@ -163,6 +163,7 @@ class Node:
             self._events.heard(peer)
         for link in links.values():
             link.forget(number)
+        self._stir()
         return found
 
     def _deadline(self, peer: int, began: float) -> tuple[float, str]:
@@ -250,7 +251,7 @@ class Node:
         link, agreement = self.agreement.links[peer], self.agreement
         made = Talk(
             *(link, hello.lacks, self._settings.limit, self.traffic[peer]),
-            *(lambda: agreement.entered, lambda frame: self._hear(peer, frame), self._stir),
+            *(lambda frame: self._hear(peer, frame), self._stir),
         )
         self.talks[peer] = made
         self._refused.pop(peer, None)
