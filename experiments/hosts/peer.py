@@ -123,13 +123,11 @@ def _live(
         say(f"neighbours: {_listed(neighbours)}")
         try:
             rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving, alone=True)
-        except Left as left:
-            say(f"{left}; the same command goes on with {part.folder.path}")
+        except RunHalted:
+            if not network.left:
+                raise
+            say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
         mesh.leave()
-
-
-class Left(RunHalted):
-    """This peer was asked to leave, and has finished its round."""
 
 
 class Leaving:
@@ -137,12 +135,19 @@ class Leaving:
 
     def __init__(self, network: Gathering) -> None:
         self._network, self._asked = network, False
+        self.left = False
         self.memories, self.exchange = network.memories, network.exchange
 
     def client_ids(self) -> list[int]:
         if self._asked:
-            raise Left(f"peer {self._network.me} leaves after round {self._network.start}")
+            self.left = True
+            raise RunHalted(f"peer {self._network.me} leaves")
         return self._network.client_ids()
+
+    @property
+    def done(self) -> int:
+        """The last round done."""
+        return self._network.start
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
