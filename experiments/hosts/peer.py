@@ -26,12 +26,14 @@ from fedshare.experiments.running.going_on import last_checkpoint
 from fedshare.experiments.running.rounds import rounds
 from fedshare.identity.identity import Identity
 from fedshare.identity.signing import Signer
+from fedshare.ledger.meaning import Meaning
 from fedshare.machine.files import on_disk, private_folder
 from fedshare.peers import Topology
 from fedshare.peers.gathering import Gathering
 from fedshare.peers.mesh import Apart
+from fedshare.peers.recorded import Collects
 from fedshare.report.clock import say
-from fedshare.runs import RunFolder
+from fedshare.runs import RunFolder, checkpoint
 from fedshare.runs.checkpoint import Checkpoint
 from fedshare.simulation import Population
 from fedshare.simulation.peers import Player
@@ -127,7 +129,21 @@ def _live(
             if not network.left:
                 raise
             say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
+        else:
+            if isinstance(own, Collects):
+                _keep_ledger(part, own)
         mesh.leave()
+
+
+def _keep_ledger(part: Part, strategy: Collects) -> None:
+    """Write the ledger of all rounds, which was complete after the last one only."""
+    state = checkpoint.load(part.folder.checkpoints, part.config.rounds).server
+    ledger = part.folder.ledger
+    ledger.create(manifest := Meaning.of(state["manifest"]).manifest)
+    head = manifest.head
+    for commit in strategy.commits(state):
+        ledger.append(commit, head := commit.head(head))
+    say(f"{ledger.path}: the ledger, complete; `fedshare replay {part.folder.path}` rebuilds the model from it")
 
 
 class Leaving:

@@ -43,9 +43,7 @@ class Agreement:
     def greet(self, peer: int) -> MeshHello:
         link = self.links[peer]
         lacks = max(link.lacks, number_of(link.since, 0))
-        return MeshHello(
-            entered=self.entered, begun=self.begun, opened=link.opened(), until=_told(link), lacks=lacks
-        )
+        return MeshHello(entered=self.entered, begun=self.begun, opened=link.opened(), until=_told(link), lacks=lacks)
 
     def meet(self, peer: int, hello: MeshHello) -> None:
         """A connection to a neighbour is there, and that is its greeting."""
