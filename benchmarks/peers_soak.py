@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from deployed import free_port, lines
 from fedshare.experiments.config import build, compose
 from fedshare.experiments.signals import terminable
 from fedshare.identity import keys
+from fedshare.peers.recorded import Recorded
 from forked import Process, python
 from nemesis import GRACE, Nemesis
 from proxy import Proxy
@@ -127,9 +129,8 @@ class Part:
         if unfinished := [peer.number for peer in self.peers if not peer.finished()]:
             failures = [peer.failed() or "" for peer in self.peers]
             return [f"peers {unfinished} have not finished", *filter(None, failures)]
-        strategy = build.tried(compose.resolved([*self.config, f"folder={self.peers[0].folder}"])).strategy
-        step = lambda round: strategy.inner.step(round, len(self.peers))  # noqa: E731
-        return soak_checks.flaws([peer.run for peer in self.peers], self.acknowledged, step)
+        runs = [peer.run for peer in self.peers]
+        return soak_checks.flaws(runs, self.acknowledged, step_of(self.config, len(runs)))
 
     def look(self) -> None:
         """Note what one of the peers has on disk."""
@@ -137,7 +138,15 @@ class Part:
             self.acknowledged |= soak_checks.ledger_of(state)
 
 
-def main() -> int:
+def step_of(config: list[str], peers: int) -> soak_checks.Step:
+    """The factor on the integers of a round."""
+    served = [word for word in config if not word.startswith("peers=")]  # the strategy itself
+    strategy = build.tried(compose.resolved(served)).strategy
+    assert isinstance(strategy, Recorded)
+    return lambda round: strategy.step(round, peers)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0, help="no part begins after them")
     parser.add_argument("--peers", type=int, default=6)
@@ -145,7 +154,7 @@ def main() -> int:
     parser.add_argument("--graph", default="ring", help="as in peers=GRAPH")
     parser.add_argument("--seed", type=int, help="a number that is printed repeats the draws; without it, another")
     parser.add_argument("--folder", type=Path, help="for runs and logs; default: a temporary one, kept on failure")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     folder = options.folder or Path(tempfile.mkdtemp(prefix="peers-soak-"))
     print(
