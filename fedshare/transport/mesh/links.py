@@ -85,6 +85,9 @@ class MeshLinks:
         self._spool.begin(entered, asked, links)
         return entered
 
+    def open(self) -> frozenset[int]:
+        return frozenset(self._call(self._opened()))
+
     def fresh(self) -> frozenset[int]:
         return self._agreement.fresh()
 
