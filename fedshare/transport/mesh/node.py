@@ -105,12 +105,12 @@ class Node:
         """Meet the neighbours and agree with them on a round. Raises RunHalted, or UserError where all refuse."""
         self.agreement.join(round)
         links, met = self.agreement.links, 0.0
-        until = self._now() + self._settings.wait
+        end = self._now() + self._settings.wait
         while missing := [peer for peer, link in links.items() if not link.connected and peer not in self._refused]:
             if not met and any(link.connected and link.begun for link in links.values()):
                 met = self._now()  # the others have begun: those who are away are not waited for so long
-                until = min(until, met + self._settings.grace)
-            if not await self._change(until):
+            some = met and any(link.connected for link in links.values())
+            if not await self._change(min(end, met + self._settings.grace) if some else end):
                 break
         if links and not any(link.connected for link in links.values()):
             raise self._nobody(missing)

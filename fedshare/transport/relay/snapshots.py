@@ -1,0 +1,102 @@
+"""States that peers leave with the relay, for those who join: opaque, and usable once others attest their digest."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from fedshare._proto.relay_pb2 import Piece, SnapshotName, SnapshotStored
+from fedshare.relay.keeper import Keeper
+from fedshare.transport.relay.tail import Tail
+from fedshare.transport.stream.frames import CHUNK, FrameError, parse
+
+LARGEST = 4 << 30  # bytes of a snapshot
+SLOWEST = 30.0  # seconds between two pieces
+
+
+class Snapshots:
+    """`who` returns the member that calls, -1 without TLS, None if it is none."""
+
+    def __init__(self, keeper: Keeper, tail: Tail, who: Callable[[grpc.aio.ServicerContext], int | None]) -> None:
+        self._keeper, self._tail, self._who = keeper, tail, who
+        self._storing = set[tuple[int, bytes]]()
+
+    async def fetch(self, frame: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        if self._who(context) is None:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "for members of the run")
+        try:
+            name = parse(SnapshotName, frame)
+        except FrameError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        part = 0
+        while data := await self._tail.read(lambda store, at=part: store.part(name.round, name.digest, at)):
+            yield Piece(of=name.round, size=0 if part else name.size, data=data).SerializeToString()
+            part += 1
+        if not part:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no snapshot of round {name.round} with this digest")
+
+    async def store(self, frames: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        if self._who(context) is None:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "for members of the run")
+        try:
+            refusal = await self._stored(context)
+        except FrameError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return SnapshotStored(refusal=refusal).SerializeToString()
+
+    async def _stored(self, context: grpc.aio.ServicerContext) -> str:
+        first = await self._piece(context)
+        if first is None or not first.HasField("snapshot") or len(first.snapshot.digest) != 32:
+            raise FrameError("a snapshot without a name")
+        name = first.snapshot
+        if not 0 < name.size <= LARGEST or name.round > 2**62:
+            raise FrameError(f"a snapshot of {name.size} bytes; 1 to {LARGEST} are taken")
+        key = name.round, name.digest
+        if key in self._storing:
+            return "another peer is storing it"
+        self._storing.add(key)
+        try:
+            return await self._receive(name, first, context)
+        finally:
+            self._storing.discard(key)
+
+    async def _receive(self, name: SnapshotName, first: Piece, context: grpc.aio.ServicerContext) -> str:
+        if await self._tail.read(lambda store: store.stored(name.round, name.digest)):
+            return ""
+        summed, size, part, piece = hashlib.sha256(), 0, 0, first
+        await self._write(lambda store: store.drop(name.round, name.digest))
+        while piece is not None and size < name.size:
+            data = piece.data
+            size += len(data)
+            if not data or len(data) > CHUNK or size > name.size:
+                raise FrameError("a snapshot of another size than announced")
+            summed.update(data)
+            at = part
+            if why := await self._write(lambda store: store.put_part(name.round, name.digest, at, data)):  # noqa: B023
+                return why
+            part += 1
+            if size < name.size:
+                piece = await self._piece(context)  # type: ignore[assignment]
+        if size != name.size or summed.digest() != name.digest:
+            await self._write(lambda store: store.drop(name.round, name.digest))
+            return "its bytes are not those of its digest"
+        return await self._write(lambda store: store.keep(name.round, name.digest))
+
+    async def _piece(self, context: grpc.aio.ServicerContext) -> Piece | None:
+        try:
+            frame = await asyncio.wait_for(context.read(), SLOWEST)
+        except TimeoutError:
+            raise FrameError(f"no piece of a snapshot for {SLOWEST:g} s") from None
+        return None if frame is grpc.aio.EOF else parse(Piece, frame)
+
+    async def _write(self, act):  # type: ignore[no-untyped-def]
+        """Let the log's thread do this; return why it could not."""
+        loop = asyncio.get_running_loop()
+        verdict = loop.create_future()
+
+        def done(found) -> None:  # type: ignore[no-untyped-def]
+            loop.call_soon_threadsafe(lambda: None if verdict.done() else verdict.set_result(found))
+
+        self._keeper.write(act, done)
+        return (await verdict).why
