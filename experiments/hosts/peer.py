@@ -2,11 +2,8 @@
 
 import argparse
 import hashlib
-import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +17,7 @@ from fedshare.experiments.config.trust import Trust
 from fedshare.experiments.hosts import agreement
 from fedshare.experiments.hosts.deploy_options import check_ranges
 from fedshare.experiments.hosts.identities import identity_of
+from fedshare.experiments.hosts.leaving import Leaving
 from fedshare.experiments.hosts.voice import Signed
 from fedshare.experiments.hosts.written import Written
 from fedshare.experiments.running.going_on import last_checkpoint
@@ -121,7 +119,8 @@ def _live(
         own, peers = strategy.at(part.me, mesh, voice)
         mine = replace(population, strategy=own)
         player = Written(Player(mine, part.me), place / "upload")
-        network = Leaving(Gathering(peers, part.me, player, start.round if start else 0))
+        gathering = Gathering(peers, part.me, player, start.round if start else 0)
+        network = Leaving(gathering, lambda: mesh.entered > config.rounds)
         security = "mutual TLS" if part.identity else "no TLS"
         say(f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}")
         say(f"neighbours: {_listed(neighbours)}")
@@ -146,41 +145,6 @@ def _keep_ledger(part: Part, strategy: Collects) -> None:
     for commit in strategy.commits(state):
         ledger.append(commit, head := commit.head(head))
     say(f"{ledger.path}: the ledger, complete; `fedshare replay {part.folder.path}` rebuilds the model from it")
-
-
-class Leaving:
-    """A network that ends a peer's run between two rounds, when SIGTERM or SIGINT has asked for it; twice: at once."""
-
-    def __init__(self, network: Gathering) -> None:
-        self._network, self._asked = network, False
-        self.left = False
-        self.memories, self.exchange = network.memories, network.exchange
-
-    def client_ids(self) -> list[int]:
-        if self._asked:
-            self.left = True
-            raise RunHalted(f"peer {self._network.me} leaves")
-        return self._network.client_ids()
-
-    @property
-    def done(self) -> int:
-        """The last round done."""
-        return self._network.start
-
-    @contextmanager
-    def leaving(self) -> Iterator[None]:
-        def ask(number: int, frame: Any) -> None:
-            if self._asked:
-                raise KeyboardInterrupt
-            self._asked = True
-            say(f"peer {self._network.me} leaves when its round is over; a second signal ends it now")
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _asked(options: argparse.Namespace) -> tuple[DictConfig, RunFolder, bool]:

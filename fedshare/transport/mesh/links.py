@@ -122,6 +122,11 @@ class MeshLinks:
 
     # Beside that.
 
+    @property
+    def entered(self) -> int:
+        """The round that was entered last; 0 before any."""
+        return self._agreement.entered
+
     def close(self) -> None:
         """Hang up without a word: the neighbours wait for this peer to come back."""
         if self._loop.is_running():
