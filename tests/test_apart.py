@@ -59,11 +59,14 @@ class InHall:
         self.before, self.round = self.round, round
         return round
 
+    def open(self) -> frozenset[int]:
+        return frozenset(peer for peer in range(world.CLIENTS) if self.round not in self.hall.away.get(peer, ()))
+
     def fresh(self) -> frozenset[int]:
         """Who takes part in this round and has not in the one before, or everyone after a break of one's own."""
-        here = {peer for peer in range(world.CLIENTS) if self.round not in self.hall.away.get(peer, ())}
+        here = self.open()
         if self.before != self.round - 1 or self.round == 1:
-            return frozenset(here)
+            return here
         return frozenset(peer for peer in here if self.round - 1 in self.hall.away.get(peer, ()))
 
     def swap(self, step: int, messages: Mapping[int, bytes], awaited: Collection[int]) -> dict[int, bytes]:

@@ -22,6 +22,10 @@ class Mesh(Protocol):
         """
         ...
 
+    def open(self) -> frozenset[int]:
+        """Return the peers whose links are open now, in this round."""
+        ...
+
     def fresh(self) -> frozenset[int]:
         """Return the peers whose links have opened with this round: nothing is known of what they have."""
         ...
