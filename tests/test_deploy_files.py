@@ -91,6 +91,36 @@ def test_the_client_unit_is_one_client_that_stays() -> None:
     assert options.overrides == []
 
 
+def test_the_peer_unit_goes_on_with_its_run() -> None:
+    config = "strategy=onebyte peers=ring partition.clients=4 'addresses=[a.example.org:9444,b.example.org:9444]'"
+    given = {"FEDSHARE_CONFIG": config, "FEDSHARE_OPTIONS": "--grace 60"}
+    _, command, *arguments = started("fedshare-peer@.service", **given)
+    options = parser(command).parse_intermixed_args(arguments)
+    assert (command, options.id, options.listen, options.grace) == ("peer", 3, "0.0.0.0:9444", 60)
+    assert options.keys == "/run/credentials"
+    assert compose.folder(options.overrides, options.config_name) == "/var/lib/fedshare-peer-3/run"
+    assert compose.resolved(options.overrides).addresses == ["a.example.org:9444", "b.example.org:9444"]
+
+
+def test_compose_starts_peers_that_know_each_other() -> None:
+    composed = yaml.safe_load((DEPLOY / "peers.yaml").read_text())
+    assert composed["services"].keys() == {f"peer-{peer}" for peer in range(4)}
+    assert composed["volumes"].keys() == composed["services"].keys() | {"data"}
+    for peer, service in enumerate(composed["services"].values()):
+        program, command, *arguments = [*service["entrypoint"], *shlex.split(service["command"])]
+        options = parser(command).parse_intermixed_args(arguments)
+        assert (program, command, options.id) == ("fedshare", "peer", peer)
+        config = compose.resolved(options.overrides)
+        assert config.partition.clients == 4
+        assert config.addresses == [f"peer-{other}:9444" for other in range(4)]
+        mounted = dict(volume.rsplit(":", 2)[:2] for volume in service["volumes"] if volume.endswith(":ro"))
+        assert mounted[f"./keys/client-{peer}"] == options.keys
+        folder = compose.folder(options.overrides, options.config_name)
+        assert folder
+        assert f"peer-{peer}:{Path(folder).parent}" in service["volumes"]
+        assert service["restart"] == "on-failure"
+
+
 def test_the_units_of_runs_meet_that_of_their_gate() -> None:
     _, command, *arguments = started("fedshare-gate.service", FEDSHARE_OPTIONS="--callers 128")
     gate = parser(command).parse_intermixed_args(arguments)
@@ -122,9 +152,10 @@ def test_credentials_are_what_an_identity_is_made_of(name: str) -> None:
     if "run" in name:
         assert not found  # the gate has them
         return
-    role = "client" if "client" in name else "server"
+    role = "client" if "client" in name or "peer" in name else "server"
     place = "client-3" if role == "client" else "server"
-    assert found == {f"{file}:/etc/fedshare/keys/{place}/{file}" for file in ("ca.crt", f"{role}.crt", f"{role}.key")}
+    files = {"ca.crt", f"{role}.crt", f"{role}.key"} | ({"signing.key"} if "peer" in name else set())
+    assert found == {f"{file}:/etc/fedshare/keys/{place}/{file}" for file in files}
 
 
 @pytest.mark.process

@@ -26,12 +26,14 @@ from fedshare.experiments.running.going_on import last_checkpoint
 from fedshare.experiments.running.rounds import rounds
 from fedshare.identity.identity import Identity
 from fedshare.identity.signing import Signer
+from fedshare.ledger.meaning import Meaning
 from fedshare.machine.files import on_disk, private_folder
 from fedshare.peers import Topology
 from fedshare.peers.gathering import Gathering
 from fedshare.peers.mesh import Apart
+from fedshare.peers.recorded import Collects
 from fedshare.report.clock import say
-from fedshare.runs import RunFolder
+from fedshare.runs import RunFolder, checkpoint
 from fedshare.runs.checkpoint import Checkpoint
 from fedshare.simulation import Population
 from fedshare.simulation.peers import Player
@@ -123,13 +125,25 @@ def _live(
         say(f"neighbours: {_listed(neighbours)}")
         try:
             rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving, alone=True)
-        except Left as left:
-            say(f"{left}; the same command goes on with {part.folder.path}")
+        except RunHalted:
+            if not network.left:
+                raise
+            say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
+        else:
+            if isinstance(own, Collects):
+                _keep_ledger(part, own)
         mesh.leave()
 
 
-class Left(RunHalted):
-    """This peer was asked to leave, and has finished its round."""
+def _keep_ledger(part: Part, strategy: Collects) -> None:
+    """Write the ledger of all rounds, which was complete after the last one only."""
+    state = checkpoint.load(part.folder.checkpoints, part.config.rounds).server
+    ledger = part.folder.ledger
+    ledger.create(manifest := Meaning.of(state["manifest"]).manifest)
+    head = manifest.head
+    for commit in strategy.commits(state):
+        ledger.append(commit, head := commit.head(head))
+    say(f"{ledger.path}: the ledger, complete; `fedshare replay {part.folder.path}` rebuilds the model from it")
 
 
 class Leaving:
@@ -137,12 +151,19 @@ class Leaving:
 
     def __init__(self, network: Gathering) -> None:
         self._network, self._asked = network, False
+        self.left = False
         self.memories, self.exchange = network.memories, network.exchange
 
     def client_ids(self) -> list[int]:
         if self._asked:
-            raise Left(f"peer {self._network.me} leaves after round {self._network.start}")
+            self.left = True
+            raise RunHalted(f"peer {self._network.me} leaves")
         return self._network.client_ids()
+
+    @property
+    def done(self) -> int:
+        """The last round done."""
+        return self._network.start
 
     @contextmanager
     def leaving(self) -> Iterator[None]:

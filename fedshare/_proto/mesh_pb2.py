@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fedshare._proto import stream_pb2 as fedshare_dot_v1_dot_stream__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64share/v1/mesh.proto\x12\x0b\x66\x65\x64share.v1\x1a\x18\x66\x65\x64share/v1/stream.proto\"\xe4\x03\n\tMeshFrame\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.fedshare.v1.MeshHelloH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.fedshare.v1.ChunkH\x00\x12\x11\n\x07nothing\x18\x03 \x01(\x04H\x00\x12\'\n\x07propose\x18\x04 \x01(\x0b\x32\x14.fedshare.v1.ProposeH\x00\x12%\n\x06\x61\x63\x63\x65pt\x18\x05 \x01(\x0b\x32\x13.fedshare.v1.AcceptH\x00\x12(\n\x08too_late\x18\x06 \x01(\x0b\x32\x14.fedshare.v1.TooLateH\x00\x12%\n\x06\x63losed\x18\x07 \x01(\x0b\x32\x13.fedshare.v1.ClosedH\x00\x12\'\n\x05leave\x18\x08 \x01(\x0b\x32\x16.fedshare.v1.LastRoundH\x00\x12)\n\x08\x66inished\x18\t \x01(\x0b\x32\x15.fedshare.v1.FinishedH\x00\x12\'\n\x07waiting\x18\n \x01(\x0b\x32\x14.fedshare.v1.WaitingH\x00\x12\'\n\x07meeting\x18\x0b \x01(\x0b\x32\x14.fedshare.v1.MeetingH\x00\x12\'\n\x07refusal\x18\x0c \x01(\x0b\x32\x14.fedshare.v1.RefusalH\x00\x42\x06\n\x04kind\"\x88\x01\n\tMeshHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04peer\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\x0c\x12\x0f\n\x07\x65ntered\x18\x05 \x01(\x04\x12\r\n\x05\x62\x65gun\x18\x06 \x01(\x08\x12\x0e\n\x06opened\x18\x07 \x03(\x04\x12\r\n\x05lacks\x18\x08 \x01(\x04\"7\n\x07Propose\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07\x65ntered\x18\x02 \x01(\x04\x12\x0c\n\x04skip\x18\x03 \x01(\x08\"\x17\n\x06\x41\x63\x63\x65pt\x12\r\n\x05round\x18\x01 \x01(\x04\")\n\x07TooLate\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07\x65ntered\x18\x02 \x01(\x04\"\x18\n\x06\x43losed\x12\x0e\n\x06opened\x18\x01 \x01(\x04\"\x1a\n\tLastRound\x12\r\n\x05round\x18\x01 \x01(\x04\"\n\n\x08\x46inished\"\t\n\x07Waiting\"?\n\x07Meeting\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\'\n\x05peers\x18\x02 \x03(\x0b\x32\x18.fedshare.v1.Whereabouts\"e\n\x0bWhereabouts\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\x0f\n\rStatusRequest\"\x88\x01\n\nMeshStatus\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07\x65ntered\x18\x04 \x01(\x04\x12\x15\n\rround_seconds\x18\x05 \x01(\x01\x12&\n\x05links\x18\x06 \x03(\x0b\x32\x17.fedshare.v1.LinkStatus\"\x8d\x01\n\nLinkStatus\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0e\n\x06opened\x18\x03 \x01(\x04\x12\x0f\n\x07\x65ntered\x18\x04 \x01(\x04\x12\x0c\n\x04sent\x18\x05 \x01(\x04\x12\x10\n\x08received\x18\x06 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x0c\n\x04said\x18\x08 \x01(\t2\xb5\x01\n\x04Mesh\x12:\n\x04Link\x12\x16.fedshare.v1.MeshFrame\x1a\x16.fedshare.v1.MeshFrame(\x01\x30\x01\x12\x32\n\x04Meet\x12\x14.fedshare.v1.Meeting\x1a\x14.fedshare.v1.Meeting\x12=\n\x06Status\x12\x1a.fedshare.v1.StatusRequest\x1a\x17.fedshare.v1.MeshStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64share/v1/mesh.proto\x12\x0b\x66\x65\x64share.v1\x1a\x18\x66\x65\x64share/v1/stream.proto\"\xe4\x03\n\tMeshFrame\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.fedshare.v1.MeshHelloH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.fedshare.v1.ChunkH\x00\x12\x11\n\x07nothing\x18\x03 \x01(\x04H\x00\x12\'\n\x07propose\x18\x04 \x01(\x0b\x32\x14.fedshare.v1.ProposeH\x00\x12%\n\x06\x61\x63\x63\x65pt\x18\x05 \x01(\x0b\x32\x13.fedshare.v1.AcceptH\x00\x12(\n\x08too_late\x18\x06 \x01(\x0b\x32\x14.fedshare.v1.TooLateH\x00\x12%\n\x06\x63losed\x18\x07 \x01(\x0b\x32\x13.fedshare.v1.ClosedH\x00\x12\'\n\x05leave\x18\x08 \x01(\x0b\x32\x16.fedshare.v1.LastRoundH\x00\x12)\n\x08\x66inished\x18\t \x01(\x0b\x32\x15.fedshare.v1.FinishedH\x00\x12\'\n\x07waiting\x18\n \x01(\x0b\x32\x14.fedshare.v1.WaitingH\x00\x12\'\n\x07meeting\x18\x0b \x01(\x0b\x32\x14.fedshare.v1.MeetingH\x00\x12\'\n\x07refusal\x18\x0c \x01(\x0b\x32\x14.fedshare.v1.RefusalH\x00\x42\x06\n\x04kind\"\x97\x01\n\tMeshHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04peer\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\x0c\x12\x0f\n\x07\x65ntered\x18\x05 \x01(\x04\x12\r\n\x05\x62\x65gun\x18\x06 \x01(\x08\x12\x0e\n\x06opened\x18\x07 \x03(\x04\x12\r\n\x05until\x18\t \x01(\x04\x12\r\n\x05lacks\x18\x08 \x01(\x04\"7\n\x07Propose\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07\x65ntered\x18\x02 \x01(\x04\x12\x0c\n\x04skip\x18\x03 \x01(\x08\"\x17\n\x06\x41\x63\x63\x65pt\x12\r\n\x05round\x18\x01 \x01(\x04\")\n\x07TooLate\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0f\n\x07\x65ntered\x18\x02 \x01(\x04\"\'\n\x06\x43losed\x12\x0e\n\x06opened\x18\x01 \x01(\x04\x12\r\n\x05until\x18\x02 \x01(\x04\"\x1a\n\tLastRound\x12\r\n\x05round\x18\x01 \x01(\x04\"\n\n\x08\x46inished\"\t\n\x07Waiting\"?\n\x07Meeting\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\'\n\x05peers\x18\x02 \x03(\x0b\x32\x18.fedshare.v1.Whereabouts\"e\n\x0bWhereabouts\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\x0f\n\rStatusRequest\"\x88\x01\n\nMeshStatus\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07\x65ntered\x18\x04 \x01(\x04\x12\x15\n\rround_seconds\x18\x05 \x01(\x01\x12&\n\x05links\x18\x06 \x03(\x0b\x32\x17.fedshare.v1.LinkStatus\"\x8d\x01\n\nLinkStatus\x12\x0c\n\x04peer\x18\x01 \x01(\r\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0e\n\x06opened\x18\x03 \x01(\x04\x12\x0f\n\x07\x65ntered\x18\x04 \x01(\x04\x12\x0c\n\x04sent\x18\x05 \x01(\x04\x12\x10\n\x08received\x18\x06 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x0c\n\x04said\x18\x08 \x01(\t2\xb5\x01\n\x04Mesh\x12:\n\x04Link\x12\x16.fedshare.v1.MeshFrame\x1a\x16.fedshare.v1.MeshFrame(\x01\x30\x01\x12\x32\n\x04Meet\x12\x14.fedshare.v1.Meeting\x1a\x14.fedshare.v1.Meeting\x12=\n\x06Status\x12\x1a.fedshare.v1.StatusRequest\x1a\x17.fedshare.v1.MeshStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,31 +35,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MESHFRAME']._serialized_start=66
   _globals['_MESHFRAME']._serialized_end=550
   _globals['_MESHHELLO']._serialized_start=553
-  _globals['_MESHHELLO']._serialized_end=689
-  _globals['_PROPOSE']._serialized_start=691
-  _globals['_PROPOSE']._serialized_end=746
-  _globals['_ACCEPT']._serialized_start=748
-  _globals['_ACCEPT']._serialized_end=771
-  _globals['_TOOLATE']._serialized_start=773
-  _globals['_TOOLATE']._serialized_end=814
-  _globals['_CLOSED']._serialized_start=816
-  _globals['_CLOSED']._serialized_end=840
-  _globals['_LASTROUND']._serialized_start=842
-  _globals['_LASTROUND']._serialized_end=868
-  _globals['_FINISHED']._serialized_start=870
-  _globals['_FINISHED']._serialized_end=880
-  _globals['_WAITING']._serialized_start=882
-  _globals['_WAITING']._serialized_end=891
-  _globals['_MEETING']._serialized_start=893
-  _globals['_MEETING']._serialized_end=956
-  _globals['_WHEREABOUTS']._serialized_start=958
-  _globals['_WHEREABOUTS']._serialized_end=1059
-  _globals['_STATUSREQUEST']._serialized_start=1061
-  _globals['_STATUSREQUEST']._serialized_end=1076
-  _globals['_MESHSTATUS']._serialized_start=1079
-  _globals['_MESHSTATUS']._serialized_end=1215
-  _globals['_LINKSTATUS']._serialized_start=1218
-  _globals['_LINKSTATUS']._serialized_end=1359
-  _globals['_MESH']._serialized_start=1362
-  _globals['_MESH']._serialized_end=1543
+  _globals['_MESHHELLO']._serialized_end=704
+  _globals['_PROPOSE']._serialized_start=706
+  _globals['_PROPOSE']._serialized_end=761
+  _globals['_ACCEPT']._serialized_start=763
+  _globals['_ACCEPT']._serialized_end=786
+  _globals['_TOOLATE']._serialized_start=788
+  _globals['_TOOLATE']._serialized_end=829
+  _globals['_CLOSED']._serialized_start=831
+  _globals['_CLOSED']._serialized_end=870
+  _globals['_LASTROUND']._serialized_start=872
+  _globals['_LASTROUND']._serialized_end=898
+  _globals['_FINISHED']._serialized_start=900
+  _globals['_FINISHED']._serialized_end=910
+  _globals['_WAITING']._serialized_start=912
+  _globals['_WAITING']._serialized_end=921
+  _globals['_MEETING']._serialized_start=923
+  _globals['_MEETING']._serialized_end=986
+  _globals['_WHEREABOUTS']._serialized_start=988
+  _globals['_WHEREABOUTS']._serialized_end=1089
+  _globals['_STATUSREQUEST']._serialized_start=1091
+  _globals['_STATUSREQUEST']._serialized_end=1106
+  _globals['_MESHSTATUS']._serialized_start=1109
+  _globals['_MESHSTATUS']._serialized_end=1245
+  _globals['_LINKSTATUS']._serialized_start=1248
+  _globals['_LINKSTATUS']._serialized_end=1389
+  _globals['_MESH']._serialized_start=1392
+  _globals['_MESH']._serialized_end=1573
 # @@protoc_insertion_point(module_scope)

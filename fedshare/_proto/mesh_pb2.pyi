@@ -35,7 +35,7 @@ class MeshFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[MeshHello, _Mapping]] = ..., chunk: _Optional[_Union[_stream_pb2.Chunk, _Mapping]] = ..., nothing: _Optional[int] = ..., propose: _Optional[_Union[Propose, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., too_late: _Optional[_Union[TooLate, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., leave: _Optional[_Union[LastRound, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., meeting: _Optional[_Union[Meeting, _Mapping]] = ..., refusal: _Optional[_Union[_stream_pb2.Refusal, _Mapping]] = ...) -> None: ...
 
 class MeshHello(_message.Message):
-    __slots__ = ("protocol", "peer", "version", "run", "entered", "begun", "opened", "lacks")
+    __slots__ = ("protocol", "peer", "version", "run", "entered", "begun", "opened", "until", "lacks")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class MeshHello(_message.Message):
     ENTERED_FIELD_NUMBER: _ClassVar[int]
     BEGUN_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
     LACKS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     peer: int
@@ -51,8 +52,9 @@ class MeshHello(_message.Message):
     entered: int
     begun: bool
     opened: _containers.RepeatedScalarFieldContainer[int]
+    until: int
     lacks: int
-    def __init__(self, protocol: _Optional[int] = ..., peer: _Optional[int] = ..., version: _Optional[str] = ..., run: _Optional[bytes] = ..., entered: _Optional[int] = ..., begun: bool = ..., opened: _Optional[_Iterable[int]] = ..., lacks: _Optional[int] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., peer: _Optional[int] = ..., version: _Optional[str] = ..., run: _Optional[bytes] = ..., entered: _Optional[int] = ..., begun: bool = ..., opened: _Optional[_Iterable[int]] = ..., until: _Optional[int] = ..., lacks: _Optional[int] = ...) -> None: ...
 
 class Propose(_message.Message):
     __slots__ = ("round", "entered", "skip")
@@ -79,10 +81,12 @@ class TooLate(_message.Message):
     def __init__(self, round: _Optional[int] = ..., entered: _Optional[int] = ...) -> None: ...
 
 class Closed(_message.Message):
-    __slots__ = ("opened",)
+    __slots__ = ("opened", "until")
     OPENED_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
     opened: int
-    def __init__(self, opened: _Optional[int] = ...) -> None: ...
+    until: int
+    def __init__(self, opened: _Optional[int] = ..., until: _Optional[int] = ...) -> None: ...
 
 class LastRound(_message.Message):
     __slots__ = ("round",)

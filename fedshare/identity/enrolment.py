@@ -94,12 +94,10 @@ def sign(
             f"{path}: client {asked} has a certificate for another key until {until} ({place / 'client.crt'}):"
             " two could then be the same client; --replace signs this one and revokes the other key"
         )
-    said = certificates.signing_of(old) if old and not another else None
-    if live and not replace and said not in (None, signing):
-        raise UserError(
-            f"{path}: names another signing key than {place / 'client.crt'}, or none: peers would not believe what"
-            " this one signs in a run that knows the other; --replace signs it"
-        )
+    said = certificates.signing_of(old) if old and live and not another else None
+    if said not in (None, signing) and not replace:
+        which = f"names another signing key than {place / 'client.crt'}, or none"
+        raise UserError(f"{path}: {which}: in a run that knows the other, peers refuse what it signs; --replace signs")
     lines = revoke(folder, [str(place / "client.crt")], "replaced") if another and live else []
     private_folder(place)
     if another or not (place / "client.key").exists():  # else the key was made here, and stays

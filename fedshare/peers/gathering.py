@@ -5,7 +5,7 @@ from typing import Protocol
 
 from fedshare.network import Exchange, Heard, NotAsked, NotAwaited, Peers, Purpose, Quotas
 from fedshare.payload import Payload
-from fedshare.state import State
+from fedshare.state import State, digests
 
 
 class Player(Protocol):
@@ -74,4 +74,5 @@ class Gathering:
         if heard:
             heard(purpose, round, len(gathered), len(downloads))
         self.start, self._ids = round, None
-        return Exchange(gathered, {peer: NotAwaited("is not there") for peer in downloads.keys() - gathered.keys()})
+        absent = {peer: NotAwaited("is not there") for peer in sorted(downloads.keys() - gathered.keys())}
+        return Exchange(gathered, absent, {self.me: digests(self.player.state)} if own else {})

@@ -1,5 +1,6 @@
 """Strategies whose model is the sum of a ledger's entries."""
 
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from fedshare.ledger import Commit
@@ -21,4 +22,13 @@ class Recorded(Protocol):
 
     def extended(self, state: State, commit: Commit) -> State:
         """Return the memory with another commit in its ledger."""
+        ...
+
+
+@runtime_checkable
+class Collects(Protocol):
+    """A strategy at a peer whose memory holds the entries of everyone."""
+
+    def commits(self, state: State) -> Iterator[Commit]:
+        """Return the ledger that the entries make up, round by round."""
         ...

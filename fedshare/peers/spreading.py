@@ -1,6 +1,6 @@
 """A peer in a process of its own whose model is a ledger: it passes on entries until everyone has all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fedshare.directions.perturb import settle
+from fedshare.ledger import Commit
 from fedshare.ledger.entries import Entries
 from fedshare.ledger.meaning import Meaning
 from fedshare.ledger.sums import Sums
@@ -95,6 +96,13 @@ class Spreading(Around):
 
     def accounted(self, account: Account, links: Callable[[int], Links]) -> Account:
         return FloodOfOne(account.groups, account.whole, links=links)
+
+    def commits(self, state: State) -> Iterator[Commit]:
+        entries = _restored(state["flood"], 0).station.entries
+        for round, known in enumerate(entries.known[1:], 1):
+            said = {peer: entries.code(round * self.count + peer) for peer in np.flatnonzero(known).tolist()}
+            if said:
+                yield Commit(round, self._recorded.step(round, self.count), said)
 
     def report(self, state: State) -> dict[str, Any]:
         return {"entries": int(state["flood"]["known"][1:].sum())}

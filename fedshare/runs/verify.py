@@ -81,6 +81,8 @@ def _check_ledger(run: RunFolder, links: list[Link]) -> str | None:
         contents = run.ledger.read()
     except UserError as error:
         return str(error).removeprefix(f"{run.path}/")
+    if not any("ledger/head" in link.server for link in links):
+        return None  # of a peer that had it complete in the end only; `fedshare replay` compares its model
     heads = {place.commit.round: place.head for place in contents.places}
     head = contents.manifest.head
     for link in links:

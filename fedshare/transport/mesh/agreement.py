@@ -19,7 +19,7 @@ from fedshare._proto.mesh_pb2 import (
     TooLate,
     Waiting,
 )
-from fedshare.transport.mesh.link import Link, number_of
+from fedshare.transport.mesh.link import NEVER, Link, number_of
 
 AHEAD = 2  # rounds between the latest that is known and one that is proposed
 
@@ -43,7 +43,7 @@ class Agreement:
     def greet(self, peer: int) -> MeshHello:
         link = self.links[peer]
         lacks = max(link.lacks, number_of(link.since, 0))
-        return MeshHello(entered=self.entered, begun=self.begun, opened=link.opened(), lacks=lacks)
+        return MeshHello(entered=self.entered, begun=self.begun, opened=link.opened(), until=_told(link), lacks=lacks)
 
     def meet(self, peer: int, hello: MeshHello) -> None:
         """A connection to a neighbour is there, and that is its greeting."""
@@ -51,9 +51,11 @@ class Agreement:
         link.connected, link.begun, link.entered, link.left = True, hello.begun, hello.entered, False
         link.offered, link.finished = 0, False
         link.outbox.clear()
-        if unknown := set(hello.opened) - set(link.opened()):  # it was closed here after this end's greeting
-            link.outbox.extend(MeshFrame(closed=Closed(opened=round)) for round in sorted(unknown))
-        link.compare(hello.opened, self.entered)
+        for round in sorted(set(hello.opened) - set(link.opened())):  # it was closed here after this end's greeting
+            link.outbox.append(MeshFrame(closed=Closed(opened=round)))
+        if link.since in hello.opened and link.until < NEVER and hello.until != link.until:
+            link.outbox.append(MeshFrame(closed=Closed(opened=link.since, until=link.until)))
+        link.compare(list(hello.opened), hello.until or NEVER, self.entered)
         if self.last:
             link.outbox.append(MeshFrame(leave=LastRound(round=self.last)))
         self._settle(link)
@@ -70,7 +72,7 @@ class Agreement:
         opened = link.since
         link.end(self.entered - 1)
         if link.connected and opened:
-            link.outbox.append(MeshFrame(closed=Closed(opened=opened)))
+            link.outbox.append(MeshFrame(closed=Closed(opened=opened, until=self.entered - 1)))
         self._settle(link)
 
     def hear(self, peer: int, frame: MeshFrame) -> None:
@@ -82,6 +84,8 @@ class Agreement:
         elif kind == "accept":
             if frame.accept.round == link.offered:
                 link.offered, link.begun = 0, True
+                if frame.accept.round < link.next:  # of what the other end has proposed meanwhile
+                    link.outbox.append(MeshFrame(closed=Closed(opened=frame.accept.round)))
                 link.next = max(link.next, frame.accept.round)
         elif kind == "too_late":
             self._refused(link, frame.too_late)
@@ -89,7 +93,7 @@ class Agreement:
             if frame.closed.opened == link.next:
                 link.next = 0
             elif frame.closed.opened == link.since:
-                link.end(self.entered - 1)
+                link.end(frame.closed.until)
             self._settle(link)
         elif kind == "leave":
             link.left, link.finished, link.next = True, True, 0
@@ -101,13 +105,15 @@ class Agreement:
 
     def _proposed(self, link: Link, said: Propose) -> None:
         link.entered = max(link.entered, said.entered)
-        if said.round in (link.next, link.since):
+        if said.round == link.since:
             link.outbox.append(MeshFrame(accept=Accept(round=said.round)))
             return
         link.end(said.entered)
         if said.round <= self.entered or self.last:
             link.outbox.append(MeshFrame(too_late=TooLate(round=said.round, entered=self.entered)))
             return
+        if 0 < link.next < said.round:  # the other end may have begun that round already
+            link.outbox.append(MeshFrame(closed=Closed(opened=link.next)))
         link.next, link.begun = max(link.next, said.round), True
         link.outbox.append(MeshFrame(accept=Accept(round=said.round)))
         behind = said.entered > self.entered + 1
@@ -162,7 +168,7 @@ class Agreement:
         self.begun, self._aim, self._skip = True, 0, False
         for link in self.links.values():
             if link.connected and 0 < link.next < round:
-                link.outbox.append(MeshFrame(closed=Closed(opened=link.next)))
+                link.outbox.append(MeshFrame(closed=Closed(opened=link.next, until=before)))
             link.begin(round, before)
             if link.connected and link.next:
                 link.outbox.append(MeshFrame(waiting=Waiting()))  # or it would hear nothing until then
@@ -198,15 +204,26 @@ class Agreement:
             return
         if self._aim:
             wanted = self._aim
-        elif self.begun and link.begun and self.me < link.peer and not (link.next or link.open_in(self.entered + 1)):
+        elif link.next or link.offered or link.open_in(self.entered + 1):
+            return
+        elif self.begun and link.begun and self.me < link.peer:
             wanted = max(self.entered, link.entered) + AHEAD
             if link.entered > self.entered + 1:
                 self._go_to(wanted, skip=True)
                 return
         else:
             return
-        if wanted not in (link.next, link.offered):
+        if wanted == link.next:
+            if link.since and link.until > self.entered:
+                link.outbox.append(MeshFrame(closed=Closed(opened=link.since, until=self.entered)))
+                link.end(self.entered)
+        elif wanted != link.offered:
             link.offered = wanted
             link.end(self.entered)
             said = Propose(round=wanted, entered=self.entered, skip=self._skip)
             link.outbox.append(MeshFrame(propose=said))
+
+
+def _told(link: Link) -> int:
+    """The last round of a link, as a greeting has it."""
+    return link.until if link.since and link.until < NEVER else 0

@@ -1,7 +1,7 @@
 """One link of a peer: in which rounds it is open, what was sent on it, and what has come."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fedshare._proto.mesh_pb2 import MeshFrame
@@ -48,13 +48,14 @@ class Link:
             self.since, self.until = 0, NEVER
             self.sent.clear()
 
-    def compare(self, theirs: Iterable[int], round: int) -> None:
-        """Close, from `round` on, what the other end does not know as open."""
-        theirs = set(theirs)
+    def compare(self, theirs: Sequence[int], until: int, round: int) -> None:
+        """Close, from `round` on, what the other end does not know as open, or after `until` the first that it knows."""
         if self.next and self.next not in theirs:
             self.next = 0
         if self.since and self.since not in theirs:
             self.end(round - 1)
+        elif self.since and self.since == theirs[0]:
+            self.end(until)
 
     def begin(self, round: int, before: int) -> None:
         """Go from the round `before` to `round`."""
