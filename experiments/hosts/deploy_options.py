@@ -6,6 +6,7 @@ from typing import Any
 
 from fedshare.errors import UserError
 from fedshare.experiments.config.own import add_config_dir, add_trust
+from fedshare.experiments.hosts import relay_options
 from fedshare.experiments.options import Parser
 
 _TLS = "the folder made by `fedshare keys`, or this participant's part of it"
@@ -22,6 +23,7 @@ def parser(command: str) -> Parser:
         "client": _client,
         "gate": _gate,
         "peer": _peer,
+        "relay": relay_options.add,
         "flower-run": _flower_run,
         "doctor": _doctor,
     }[command](made)
