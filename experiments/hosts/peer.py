@@ -5,7 +5,7 @@ import hashlib
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,11 +20,12 @@ from fedshare.experiments.config.trust import Trust
 from fedshare.experiments.hosts import agreement
 from fedshare.experiments.hosts.deploy_options import check_ranges
 from fedshare.experiments.hosts.identities import identity_of
+from fedshare.experiments.hosts.participant import Part
+from fedshare.experiments.hosts.relayed import Following, Way
 from fedshare.experiments.hosts.voice import Signed
 from fedshare.experiments.hosts.written import Written
 from fedshare.experiments.running.going_on import last_checkpoint
 from fedshare.experiments.running.rounds import rounds
-from fedshare.identity.identity import Identity
 from fedshare.identity.signing import Signer
 from fedshare.ledger.meaning import Meaning
 from fedshare.machine.files import on_disk, private_folder
@@ -42,19 +43,6 @@ from fedshare.transport.mesh.settings import Settings
 from fedshare.transport.stream import descriptors
 
 
-@dataclass(frozen=True)
-class Part:
-    """What a peer takes part in, and as whom."""
-
-    config: DictConfig
-    population: Population  # of all; its strategy is that of a simulation
-    folder: RunFolder
-    me: int
-    run: bytes  # the run's name, 32 bytes: equal for peers with equal configs and initial models
-    identity: Identity | None
-    signer: Signer
-
-
 def peer(options: argparse.Namespace) -> int:
     """Take part in a run as one peer. The same command goes on with a run that was interrupted."""
     descriptors.raise_limit()
@@ -67,9 +55,9 @@ def peer(options: argparse.Namespace) -> int:
         raise UserError(f"--id {options.id}: must be from 0 to {everyone - 1}, for the run has {everyone} peers")
     known = _addresses(config, options, everyone)
     listen = options.listen or known.get(options.id)
-    if not listen:
+    if not listen and not options.relay:
         raise UserError("--listen: required: HOST:PORT, the address for this peer's neighbours; or addresses=[...]")
-    identity = identity_of(options.keys, f"client-{options.id}", listen, options.insecure)
+    identity = identity_of(options.keys, f"client-{options.id}", options.relay or listen, options.insecure)
     if identity and identity.client_id != options.id:
         raise UserError(f"--keys {options.keys}: its certificate is {identity.who}'s, not client {options.id}'s")
     signer = identity.signer() if identity else Signer.unprotected(f"peer {options.id}")
@@ -86,8 +74,34 @@ def peer(options: argparse.Namespace) -> int:
             folder.rewind(start.round if start else 0)
             folder.amend(OmegaConf.to_yaml(config))
             say(f"going on with {folder.path} after round {start.round if start else 0}")
-        _live(part, options, listen, known, start)
+        if options.relay:
+            _relayed(part, options, start)
+        else:
+            _live(part, options, listen, known, start)
     return 0
+
+
+def _relayed(part: Part, options: argparse.Namespace, start: Checkpoint | None) -> None:
+    config, place = part.config, part.folder.path / "peer"
+    if isinstance(part.population.strategy, Apart):
+        raise UserError("--relay: takes peers=none: all peers have the same uploads, and no graph")
+    after = start.round if start else 0
+    with ExitStack() as stack:
+        way = Way(part, options.relay, place, options.wait, options.heartbeat, config.timeout)
+        relayed = way.follow(stack, after)
+        player = Written(Player(part.population, part.me), place / "upload")
+        following = Following(relayed, part.me, player, after, part.folder, options.attest_every, way.leave_snapshot)
+        network = Leaving(following)
+        security = "mutual TLS" if part.identity else "no TLS"
+        say(f"peer {part.me} of run {part.run.hex()[:12]}: relay {options.relay}, {security}")
+        try:
+            rounds(config, part.folder, network, part.population, start, None, interrupts=network.leaving, alone=True)
+        except RunHalted:
+            if not network.left:
+                raise
+            say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
+        if not relayed.leave():
+            say("the relay has not heard that this peer leaves; it finds out by itself")
 
 
 def _live(

@@ -85,6 +85,11 @@ class RelayClient:
         self.snapshots: list[tuple[int, bytes, int]] = []  # round, digest, bytes of those that can be fetched
         self.largest = 0  # bytes that a message may have
 
+    @property
+    def relay(self) -> bytes:
+        """The relay's public key."""
+        return self._follower.key
+
     def start(self) -> None:
         """Connect, and return when the relay has let this peer in. Raises UserError, or RunHalted."""
         self._thread.start()

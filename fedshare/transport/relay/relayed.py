@@ -1,7 +1,8 @@
 """The other peers of a run, by a relay's log: all aggregate the same uploads."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedshare.errors import RunHalted
 from fedshare.forms.wire import Limits
@@ -32,6 +33,7 @@ class Relayed:
     head: bytes
     expected: Mapping[str, Tensors]  # of an upload as it is sent
     timeout: float = TIMEOUT
+    _mine: dict[int, bytes] = field(default_factory=dict, init=False)  # by round: what this peer attests
 
     def __post_init__(self) -> None:
         self._bodies = Bodies(self.expected)
@@ -67,8 +69,17 @@ class Relayed:
                 continue  # the others find the same
         return found
 
+    @property
+    def relay(self) -> bytes:
+        """The relay's public key."""
+        return self.client.relay
+
     def attest(self, digest: bytes) -> None:
-        """Say that the state after the last round has this SHA-256."""
+        """Say that the state after the last round has this SHA-256.
+
+        If most others attest another one, in the next round, `gather` raises Diverged.
+        """
+        self._mine = {self.start: digest}
         me = self.members.all.get(self.client.peer)
         if self.client.rounds <= self.start + 1 and me and not me.left:
             self.client.say(Kind.ATTEST, self.start + 1, digest, self.head)
@@ -86,5 +97,32 @@ class Relayed:
     def _advance(self, taken: Taken) -> None:
         if taken.commit.round != self.start + 1:
             raise RunHalted(f"the log goes on with round {taken.commit.round} after round {self.start}")
+        self._compare(taken)
         self.positions.write(taken.position)
         self.start, self.members, self.head = taken.commit.round, taken.position.members, taken.position.head.head
+
+    def _compare(self, taken: Taken) -> None:
+        """Compare what this peer attests with what others do."""
+        if (mine := self._mine.pop(taken.commit.round - 1, None)) is None:
+            return
+        others = {one.peer: one.body for one in taken.commit.entries if one.kind == Kind.ATTEST}
+        said = Counter((others | {self.client.peer: mine}).values())
+        digest, most = said.most_common(1)[0]
+        if len(said) == 1:
+            return
+        after = f"after round {taken.commit.round - 1}"
+        if 2 * most <= said.total():
+            groups = "; ".join(
+                f"{one.hex()[:12]} by {', '.join(str(p) for p, d in sorted(others.items()) if d == one)}"
+                for one in said
+            )
+            raise RunHalted(f"the peers' states differ {after}, and no state has a majority: {groups}")
+        if digest != mine:
+            raise Diverged(
+                f"this peer's state {after} differs from that of most others: {mine.hex()[:12]}, and {most} of "
+                f"{said.total()} attest {digest.hex()[:12]}"
+            )
+
+
+class Diverged(RunHalted):
+    """This peer's state is not that of the others; it must be made again from the log."""
