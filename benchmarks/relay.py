@@ -76,9 +76,7 @@ async def peer(id: int, folder: Path, address: str, size: int, until: float, too
             said = Entry(Kind.MESSAGE, id, commit.round + 1, commit.round + 1, body)
             sent, open_ = time.perf_counter(), 1
             signature = signer.sign(said.signed(RUN, head))
-            await call.write(
-                PeerUp(say=Saying(number=said.number, round=said.round, signature=signature, body=body))
-            )
+            await call.write(PeerUp(say=Saying(number=said.number, round=said.round, signature=signature, body=body)))
         call.cancel()
     return len(took)
 
