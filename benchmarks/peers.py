@@ -30,7 +30,8 @@ from fedshare.simulation import Simulation
 from fedshare.state import State, digests
 from fedshare.tensors import digest
 
-CONFIG = ["strategy=onebyte", "peers=random_regular", "peers.degree=4", "data=digits", "model=logistic", "rounds=500"]
+CONFIG = ["strategy=onebyte", "data=digits", "model=logistic", "rounds=500"]
+GRAPH = ["peers=random_regular", "peers.degree=4"]  # unless the overrides name one
 USUAL = ["clients_per_round=null", "evaluate_every=0", "engine=plain"]
 PATIENCE = 600.0  # seconds without a new round
 
@@ -170,7 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--folder")
     options = parser.parse_intermixed_args(arguments)
-    overrides = [*CONFIG, f"partition.clients={options.peers}", *USUAL, *options.overrides]
+    graph = [] if any(one.startswith("peers=") for one in options.overrides) else GRAPH
+    overrides = [*CONFIG, *graph, f"partition.clients={options.peers}", *USUAL, *options.overrides]
     rounds = int(compose.resolved(overrides).rounds)
     with ExitStack() as stack:
         base = Path(options.folder or stack.enter_context(tempfile.TemporaryDirectory()))

@@ -233,5 +233,7 @@ def test_push_needs_everyone() -> None:
 
 @pytest.mark.parametrize("flood", [Flood(loss=0.1), Flood(duplicates=0.1), Flood(remove=[(1, 1)])])
 def test_what_a_simulation_draws_is_refused(flood: Flood) -> None:
+    strategy = among("onebyte", Ring(flood=flood)).strategy
+    assert isinstance(strategy, Apart)
     with pytest.raises(UserError, match=r"peers.flood.\w+=.*: is for simulations"):
-        apart("onebyte", Ring(flood=flood), {})
+        strategy.check_apart()

@@ -92,14 +92,13 @@ class Model:
             number_of(agreement.entered, 0) in link.arrived
             for link in agreement.links.values()
             if link.open_in(agreement.entered)
-        ):
-            if agreement.ready(agreement.entered + 1):
-                links = agreement.links.items()
-                self.took[peer, agreement.entered] = {
-                    other for other, link in links if number_of(agreement.entered, 0) in link.arrived
-                }
-                agreement.begin(agreement.entered + 1)
-                self.send(peer)
+        ) and agreement.ready(agreement.entered + 1):
+            links = agreement.links.items()
+            self.took[peer, agreement.entered] = {
+                other for other, link in links if number_of(agreement.entered, 0) in link.arrived
+            }
+            agreement.begin(agreement.entered + 1)
+            self.send(peer)
         self.flush()
 
     def send(self, peer: int) -> None:

@@ -50,6 +50,9 @@ def peer(options: argparse.Namespace) -> int:
     config, folder, resuming = _asked(options)
     _check(config, options)
     population = build.tried(config)
+    if not isinstance(population.strategy, Apart):
+        raise UserError("peers: `fedshare peer` takes a graph, such as peers=ring")
+    population.strategy.check_apart()
     everyone = len(population.shares)
     if not 0 <= options.id < everyone:
         raise UserError(f"--id {options.id}: must be from 0 to {everyone - 1}, for the run has {everyone} peers")
@@ -109,8 +112,7 @@ def _live(
 ) -> None:
     config, population, place = part.config, part.population, part.folder.path / "peer"
     strategy = population.strategy
-    if not isinstance(strategy, Apart):
-        raise UserError("peers: `fedshare peer` takes a graph, such as peers=ring")
+    assert isinstance(strategy, Apart)
     private_folder(place)
     settings = Settings(
         run=part.run,

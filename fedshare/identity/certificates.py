@@ -234,7 +234,7 @@ def issued(pem: bytes, authority: bytes) -> bool:
 
 
 def require_issued(pem: bytes, authority: bytes, whose: str) -> None:
-    """Raise UserError unless `pem` is a certificate that `authority`, in PEM as well, has signed, and that is valid now."""
+    """Raise UserError unless `pem` is a certificate signed by `authority`, in PEM as well, and valid now."""
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))

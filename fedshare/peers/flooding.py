@@ -110,10 +110,12 @@ class Flooding(Around):
         applied(Meaning.of(state["manifest"]), lambda round: inner.step(round, self.count), sets, before, sums)
         return inner.extended(state, commit) | {"flood": _saved(spread, sums)}
 
-    def at(self, me: int, mesh: Mesh, voice: Voice) -> tuple[Strategy, Peers]:
+    def check_apart(self) -> None:
         for name in ("loss", "duplicates", "remove"):
             if value := getattr(self.flood, name):
                 raise UserError(f"peers.flood.{name}={value}: is for simulations, for it is drawn or planned there")
+
+    def at(self, me: int, mesh: Mesh, voice: Voice) -> tuple[Strategy, Peers]:
         links = partial(self.links, self.count, self.seed)
         strategy = Spreading(self.inner, links, self.count, self.rounds, self.flood, me, mesh, voice)
         return strategy, Alone(mesh, me)

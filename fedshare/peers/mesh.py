@@ -66,9 +66,10 @@ SIGNED = 64
 class Apart(Protocol):
     """A strategy among peers that can run with each peer in a process of its own."""
 
-    def at(self, me: int, mesh: Mesh, voice: Voice) -> tuple[Strategy, Peers]:
-        """Return the strategy as it runs at one peer, whose memory is the peer's own, and its neighbours' uploads.
+    def check_apart(self) -> None:
+        """Raise UserError if a setting can only be simulated."""
+        ...
 
-        Raises UserError if a setting can only be simulated.
-        """
+    def at(self, me: int, mesh: Mesh, voice: Voice) -> tuple[Strategy, Peers]:
+        """Return the strategy as it runs at one peer, whose memory is the peer's own, and its neighbours' uploads."""
         ...

@@ -116,10 +116,8 @@ class Agreement:
             link.outbox.append(MeshFrame(closed=Closed(opened=link.next)))
         link.next, link.begun = max(link.next, said.round), True
         link.outbox.append(MeshFrame(accept=Accept(round=said.round)))
-        behind = said.entered > self.entered + 1
-        if self.begun and (behind or (said.skip and said.round > self.entered + 1)):
-            self._go_to(said.round, skip=True)
-        elif not self.begun and said.skip:
+        behind = said.entered > self.entered + 1 or (said.skip and said.round > self.entered + 1)
+        if behind if self.begun else said.skip:
             self._go_to(said.round, skip=True)
 
     def _refused(self, link: Link, said: TooLate) -> None:

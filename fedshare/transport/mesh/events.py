@@ -8,7 +8,7 @@ from fedshare.machine.files import append
 
 
 class Events:
-    """Appends to `path`, unless that is None. A neighbour's events are known when the round in which they were is over."""
+    """Appends to `path`, unless that is None. A neighbour's events of a round are known when that is over."""
 
     def __init__(self, me: int, path: Path | None) -> None:
         self.all: list[dict[str, int | str]] = []

@@ -16,7 +16,7 @@ def number_of(round: int, step: int) -> int:
 
 @dataclass
 class Link:
-    """`since`, `until` and `next` are rounds. Both ends know the same `since` and `next`, or compare them on meeting."""
+    """`since`, `until` and `next` are rounds. Both ends know the same, or compare them when they meet."""
 
     peer: int
     since: int = 0  # it is open from this round on; 0: it is not
@@ -49,7 +49,7 @@ class Link:
             self.sent.clear()
 
     def compare(self, theirs: Sequence[int], until: int, round: int) -> None:
-        """Close, from `round` on, what the other end does not know as open, or after `until` the first that it knows."""
+        """Close, from `round` on, what the other end does not know as open; the first that it knows, after `until`."""
         if self.next and self.next not in theirs:
             self.next = 0
         if self.since and self.since not in theirs:

@@ -1,4 +1,4 @@
-"""A peer among its neighbours, in the thread of its event loop: it listens, dials, joins, waits for messages, leaves."""
+"""A peer among its neighbours, in the thread of its event loop: it listens, dials, joins, waits and leaves."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
@@ -72,12 +72,12 @@ class Node:
         """Meet the neighbours and agree with them on a round. Raises RunHalted, or UserError where all refuse."""
         self.agreement.join(round)
         links, met = self.agreement.links, 0.0
-        until = self._now() + self._settings.wait
+        end = self._now() + self._settings.wait
         while missing := [peer for peer, link in links.items() if not link.connected and peer not in self._refused]:
             if not met and any(link.connected and link.begun for link in links.values()):
                 met = self._now()  # the others have begun: those who are away are not waited for so long
-                until = min(until, met + self._settings.grace)
-            if not await self._change(until):
+            some = met and any(link.connected for link in links.values())
+            if not await self._change(min(end, met + self._settings.grace) if some else end):
                 break
         if links and not any(link.connected for link in links.values()):
             raise self._nobody(missing)
@@ -163,6 +163,7 @@ class Node:
             self._events.heard(peer)
         for link in links.values():
             link.forget(number)
+        self._stir()
         return found
 
     def _deadline(self, peer: int, began: float) -> tuple[float, str]:
@@ -250,7 +251,7 @@ class Node:
         link, agreement = self.agreement.links[peer], self.agreement
         made = Talk(
             *(link, hello.lacks, self._settings.limit, self.traffic[peer]),
-            *(lambda: agreement.entered, lambda frame: self._hear(peer, frame), self._stir),
+            *(lambda frame: self._hear(peer, frame), self._stir),
         )
         self.talks[peer] = made
         self._refused.pop(peer, None)

@@ -144,7 +144,7 @@ class Spool:
         if end > len(data) or zlib.crc32(body) != checksum:
             return at
         if kind == _CLOSED:
-            round.links.pop(*struct.unpack("<I", body), None)
+            round.links.pop(struct.unpack("<I", body)[0], None)
             return end
         step, pairs, sizes = struct.unpack_from("<III", body)
         start = 12 + 8 * pairs

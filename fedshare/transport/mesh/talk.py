@@ -33,7 +33,7 @@ class Traffic:
 
 
 class Talk:
-    """`entered` returns the round that this peer has begun, `hear` takes frames that are no parts of messages."""
+    """`hear` takes frames that are no parts of messages, `arrived` is called when a message is whole."""
 
     def __init__(
         self,
@@ -41,20 +41,20 @@ class Talk:
         lacks: int,
         limit: int,
         traffic: Traffic,
-        entered: Callable[[], int],
         hear: Callable[[MeshFrame], None],
         arrived: Callable[[], None],
     ) -> None:
         self.cut = asyncio.Event()  # set to end the connection
         self.heard = 0.0  # when the last frame came, by the loop's clock
         self._link, self._limit, self._traffic = link, limit, traffic
-        self._entered, self._hear, self._arrived = entered, hear, arrived
+        self._hear, self._arrived = hear, arrived
         self._unsent = lacks  # messages from this number on are to be sent
-        self._wake = asyncio.Event()
+        self._wake, self._taken = asyncio.Event(), asyncio.Event()
 
     def wake(self) -> None:
-        """There may be something to send."""
+        """There may be something to send, and room for messages."""
         self._wake.set()
+        self._taken.set()
 
     def idle(self) -> bool:
         """Whether all that is to be sent is sent."""
@@ -110,7 +110,7 @@ class Talk:
 
     async def _read(self, stream: Stream) -> None:
         assembly = Assembly(self._limit)
-        while (data := await stream.read()) is not grpc.aio.EOF:
+        while await self._room() and (data := await stream.read()) is not grpc.aio.EOF:
             self.heard = asyncio.get_running_loop().time()
             self._traffic.received += len(data) + WRAPPING
             frame = parse(MeshFrame, data)
@@ -127,21 +127,23 @@ class Talk:
             else:
                 self._hear(frame)
 
+    async def _room(self) -> bool:
+        """Wait until this peer has taken some of the messages that came early; an answer that it awaits goes before."""
+        while len(self._link.arrived) >= AHEAD and not self._link.offered:
+            self._taken.clear()
+            await self._taken.wait()
+        return True
+
     def _take(self, assembly: Assembly, chunk: Chunk) -> None:
         if self._wanted(chunk.message) and (whole := assembly.add(chunk)):
             self._keep(chunk.message, bytes(whole[1]))
 
     def _wanted(self, number: int) -> bool:
         """Whether a message is to be taken: it may be repeated after a cut, or of a link that is closed here."""
-        link, round = self._link, number // STEPS
-        latest = max(self._entered(), link.next) + 1
-        if round > latest:
-            raise FrameError(f"a message of round {round}; at most round {latest} may be begun")
-        if number < link.lacks or not link.open_in(round):
-            return False
-        if len(link.arrived) >= AHEAD:
-            raise FrameError(f"{AHEAD} messages before this peer had taken any of them")
-        return True
+        link = self._link
+        if len(link.arrived) >= 2 * AHEAD:
+            raise FrameError(f"{2 * AHEAD} messages before this peer had taken any of them")
+        return number >= link.lacks and link.open_in(number // STEPS)
 
     def _keep(self, number: int, data: bytes) -> None:
         self._link.arrived[number] = data
