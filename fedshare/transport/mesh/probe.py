@@ -32,7 +32,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Said:
-    """`ahead`: seconds by which this host's clock is ahead of the other's, to within `doubt`; None: it does not tell."""
+    """`ahead`: seconds by which this host's clock is ahead, to within `doubt`; None: the other tells no time."""
 
     answer: bytes
     ahead: float | None
