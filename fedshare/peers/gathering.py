@@ -74,5 +74,7 @@ class Gathering:
         if heard:
             heard(purpose, round, len(gathered), len(downloads))
         self.start, self._ids = round, None
-        absent = {peer: NotAwaited("is not there") for peer in sorted(downloads.keys() - gathered.keys())}
+        absent: dict[int, str] = {
+            peer: NotAwaited("is not there") for peer in sorted(downloads.keys() - gathered.keys())
+        }
         return Exchange(gathered, absent, {self.me: digests(self.player.state)} if own else {})
