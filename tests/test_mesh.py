@@ -4,9 +4,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from meshed import Meshed
 
 from fedshare.experiments.commands.keys import keys as keys_command
+from meshed import Meshed
 from proxy import Proxy
 
 pytestmark = pytest.mark.process
