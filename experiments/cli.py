@@ -85,7 +85,7 @@ def _dispatch(arguments: list[str]) -> int:
         from fedshare.experiments.commands.admin import admin
 
         return admin(rest)
-    if command in ("server", "client", "gate", "peer", "flower-run", "doctor"):
+    if command in ("server", "client", "gate", "peer", "peers", "flower-run", "doctor"):
         return _deploy(command, rest)
     options = _parser().parse_args(arguments)
     importable(getattr(options, "config_dir", None))
@@ -172,6 +172,7 @@ def _deploy(command: str, arguments: list[str]) -> int:
         "client": clients.client,
         "gate": deploy.gate,
         "peer": deploy.peer,
+        "peers": deploy.peers,
         "flower-run": deploy.flower_run,
         "doctor": deploy.doctor,
     }[command]
@@ -241,6 +242,7 @@ def _parser() -> Parser:
     commands.add_parser("server", help="run an experiment with clients on other hosts", add_help=False)
     commands.add_parser("client", help="run one client, or all clients of this host", add_help=False)
     commands.add_parser("peer", help="take part in a run without a server, as one of its peers", add_help=False)
+    commands.add_parser("peers", help="show the links of a running peer: who is there, rounds, bytes", add_help=False)
     commands.add_parser("gate", help="share one port among several runs, each with its own server", add_help=False)
     commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)
     commands.add_parser("keys", help="make certificates for a server and its clients, and revoke them", add_help=False)

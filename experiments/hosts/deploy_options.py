@@ -22,6 +22,7 @@ def parser(command: str) -> Parser:
         "client": _client,
         "gate": _gate,
         "peer": _peer,
+        "peers": _peers,
         "flower-run": _flower_run,
         "doctor": _doctor,
     }[command](made)
@@ -194,6 +195,13 @@ def _client(made: Parser) -> None:
     _app(made, "a folder with a third-party Flower app: run its ClientApp")
     made.add_argument("--node-config", **_PAIRS, help=f"for --app: node config of this host's nodes: {_FORM}")
     _connection(made)
+
+
+def _peers(made: Parser) -> None:
+    made.add_argument("address", metavar="HOST:PORT", help="the address of a peer")
+    made.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    made.add_argument("--keys", metavar="DIR", help=_TLS)
+    made.add_argument("--insecure", action="store_true", help="allow connections to other machines without TLS")
 
 
 def _flower_run(made: Parser) -> None:
