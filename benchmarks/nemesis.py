@@ -11,15 +11,14 @@ from proxy import DOWN, UP, Proxy
 
 GRACE = 5.0  # seconds until peers go on without one that is gone
 SHORT, LONG = (0.2, 0.6 * GRACE), (1.2 * GRACE, 2.5 * GRACE)  # seconds of a fault: within the grace, and beyond it
-FAILPOINTS = ("mesh.before-spool", "mesh.after-spool", "mesh.after-send", "mesh.mid-round")
-
 Undo = Callable[[], None]
 
 
 class Victim(Protocol):
-    """A process, and the proxy in front of it."""
+    """A process, the proxy in front of it, and the named points in its code at which it can kill itself."""
 
     proxy: Proxy
+    failpoints: tuple[str, ...]
 
     def start(self, failpoint: str = "") -> None: ...
 
@@ -65,9 +64,9 @@ def _killed(victim: Victim, draw: random.Random) -> Undo:
 
 
 def _killed_at_a_point(victim: Victim, draw: random.Random) -> Undo:
-    """Restarted so that it kills itself at a named point in its code, a few passes later."""
+    """Restarted so that it kills itself at a named point, a few passes later."""
     victim.kill()
-    victim.start(f"{draw.choice(FAILPOINTS)}:{draw.randint(1, 20)}")
+    victim.start(f"{draw.choice(victim.failpoints)}:{draw.randint(1, 20)}")
 
     def again() -> None:
         victim.kill()  # if it has not passed the point so often

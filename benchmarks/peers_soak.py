@@ -1,14 +1,15 @@
 #!/usr/bin/env python
 """A long random run of peers among faults, and what must hold after each part of it.
 
-    python benchmarks/peers_soak.py [--minutes N] [--peers N] [--seed N] [--folder FOLDER]
+    python benchmarks/peers_soak.py [--relay] [--minutes N] [--peers N] [--seed N] [--folder FOLDER]
 
 Peers are `fedshare peer` processes of this machine, with TLS, that train one ledger (strategy=onebyte) over the graph
-of `--graph`. Each is dialled through a proxy. In every part, faults that the seed draws befall them: kill -9, also at
-named points in the code, SIGSTOP, resets, black holes, flipped bits, delays, slow links; shorter and longer than the
-others wait. Then all faults are ended, and the peers must finish their rounds within minutes. At the end all must have
-the same model, the same entries, every entry that was on any disk at any time, each once in their sums, and no proof
-that one of them signed two things in a round. Exit status 1 if not; the logs are kept.
+of `--graph`, or by a relay. Each connection goes through a proxy. In every part, faults that the seed draws befall the
+processes and connections: kill -9, also at named points in the code, SIGSTOP, resets, black holes, flipped bits,
+delays, slow links; shorter and longer than the others wait. Then all faults are ended, and the peers must finish their
+rounds within minutes. At the end all must have the same model, the same entries, every entry that was on any disk at
+any time, each once in their sums, and no proof that one of them signed two things in a round. Exit status 1 if not;
+the logs are kept.
 
 Processes are forked from one that has loaded the libraries, so that restarts take a second. They do not wait for
 fsync: kill -9 loses nothing that was written.
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -36,22 +38,28 @@ from deployed import free_port, lines
 from fedshare.experiments.config import build, compose
 from fedshare.experiments.signals import terminable
 from fedshare.identity import keys
+from fedshare.peers.recorded import Recorded
 from forked import Process, python
 from nemesis import GRACE, Nemesis
 from proxy import Proxy
 
 CONFIG = ["strategy=onebyte", "data=digits", "model=logistic", "client.batch_size=16", "clients_per_round=null"]
+CONFIG += ["evaluate_every=0"]
+MESH_POINTS = ("mesh.before-spool", "mesh.after-spool", "mesh.after-send", "mesh.mid-round")
+PEER_POINTS = ("peer before spool", "peer after spool")
+RELAY_POINTS = ("relay before insert", "relay after insert", "relay before fsync", "relay after fsync")
+RELAY_POINTS += ("relay after commit row", "relay after commit")
 DEADLINE = 300.0  # seconds in which healed peers must finish
 PAUSES = 0.3, 2.0  # seconds between faults
 
 
-class Peer:
-    """A process that is started again and again, behind its proxy."""
+class Program:
+    """A `fedshare` process that is started again and again; `port` is where the proxy in front of it leads."""
 
-    def __init__(self, folder: Path, number: int, stack: ExitStack) -> None:
-        self.number, self.folder, self.port = number, folder, free_port()
-        self.run, self.log = folder / f"run-{number}", folder / f"peer-{number}.log"
-        self.proxy = stack.enter_context(Proxy(self.port, seed=number))
+    def __init__(self, folder: Path, name: str, port: int, failpoints: tuple[str, ...], stack: ExitStack) -> None:
+        self.name, self.folder, self.log = name, folder, folder / f"{name}.log"
+        self.failpoints, self.run = failpoints, folder / f"run-{name}"
+        self.proxy = stack.enter_context(Proxy(port, seed=len(name)))
         self.arguments: list[str] = []
         self.process: Process | None = None
         stack.callback(self.kill)
@@ -59,7 +67,7 @@ class Peer:
     def start(self, failpoint: str = "") -> None:
         environment = os.environ | {"FEDSHARE_FAILPOINT": failpoint, "PYTHONUNBUFFERED": "1"}
         with self.log.open("a") as log:
-            words = ("-m", "fedshare", "peer", *self.arguments)
+            words = ("-m", "fedshare", *self.arguments)
             self.process = python(*words, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self.folder)
 
     def kill(self) -> None:
@@ -74,15 +82,15 @@ class Peer:
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def finished(self) -> bool:
+        return self.process is not None and self.process.poll() == 0
+
     def failed(self) -> str | None:
         """Why it is over though nobody has killed it; None if it runs, was killed, or has finished."""
         status = self.process.poll() if self.process else None
         if status in (None, 0, -signal.SIGKILL):
             return None
-        return f"peer {self.number} ended with status {status}:\n{self.log.read_text()[-2000:]}"
-
-    def finished(self) -> bool:
-        return self.process is not None and self.process.poll() == 0
+        return f"{self.name} ended with status {status}:\n{self.log.read_text()[-2000:]}"
 
     def rounds(self) -> int:
         return lines(self.run / "metrics.jsonl")
@@ -92,28 +100,50 @@ class Part:
     """One run from its first round to its last."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, seed: int, stack: ExitStack) -> None:
-        self.draw, self.rounds = random.Random(seed), options.rounds
-        self.peers = [Peer(folder, number, stack) for number in range(options.peers)]
-        self.nemesis = Nemesis(list(self.peers), self.draw)
-        keys.make(folder / "keys", None, options.peers, 1, peers=True)
-        addresses = ",".join(peer.proxy.address for peer in self.peers)
-        self.config = [*CONFIG, f"peers={options.graph}", f"partition.clients={options.peers}", f"seed={seed}"]
-        self.config += [f"rounds={options.rounds}", "evaluate_every=0"]
-        for peer in self.peers:
-            own = [f"folder={peer.run}", f"addresses=[{addresses}]", "--listen", f"127.0.0.1:{peer.port}"]
-            own += ["--id", str(peer.number), "--keys", str(folder / "keys" / f"client-{peer.number}")]
-            peer.arguments = [*self.config, *own, "--grace", str(GRACE), "--heartbeat", "1"]
+        self.draw, self.rounds, self.folder, self.stack = random.Random(seed), options.rounds, folder, stack
+        self.relay: Program | None = None
         self.acknowledged: soak_checks.Ledger = {}
+        self.followed = b""
+        keys.make(folder / "keys", ["localhost"], options.peers, 1, peers=True)
+        self.config = [*CONFIG, f"partition.clients={options.peers}", f"seed={seed}", f"rounds={options.rounds}"]
+        self.peers = list[Program]()
+        self.relayed(options.peers) if options.relay else self.meshed(options.peers, options.graph)
+        self.nemesis = Nemesis([*self.peers, *filter(None, [self.relay])], self.draw)
+
+    def meshed(self, count: int, graph: str) -> None:
+        ports = [free_port() for _ in range(count)]
+        self.peers = [Program(self.folder, str(peer), port, MESH_POINTS, self.stack) for peer, port in enumerate(ports)]
+        self.config.append(f"peers={graph}")
+        addresses = f"addresses=[{','.join(peer.proxy.address for peer in self.peers)}]"
+        for number, port in enumerate(ports):
+            self.give(number, addresses, "--listen", f"127.0.0.1:{port}", "--grace", str(GRACE))
+
+    def relayed(self, count: int) -> None:
+        self.relay = Program(self.folder, "relay", port := free_port(), RELAY_POINTS, self.stack)
+        given = ["--log", str(self.folder / "log"), "--listen", f"127.0.0.1:{port}", "--heartbeat", "1"]
+        given += ["--keys", str(self.folder / "keys" / "server"), "--round-seconds", str(GRACE)]
+        self.relay.arguments = ["relay", *given, "--peers", str(count), "--min-peers", str(count // 2 + 1)]
+        before = int(self.relay.proxy.address.rpartition(":")[2])
+        self.peers = [Program(self.folder, str(peer), before, PEER_POINTS, self.stack) for peer in range(count)]
+        for number, peer in enumerate(self.peers):
+            self.give(number, "--relay", peer.proxy.address)
+
+    def give(self, number: int, *way: str) -> None:
+        """Set how a peer is started."""
+        peer = self.peers[number]
+        own = [f"folder={peer.run}", "--id", str(number), "--keys", str(self.folder / "keys" / f"client-{number}")]
+        peer.arguments = ["peer", *self.config, *own, "--heartbeat", "1", *way]
 
     def play(self, until: float) -> list[str]:
         """Return what is wrong at the end. Faults begin until `until`, or until half of the rounds are done."""
-        for peer in self.peers:
-            peer.start()
+        programs = [*filter(None, [self.relay]), *self.peers]
+        for program in programs:
+            program.start()
         while time.monotonic() < until and max(peer.rounds() for peer in self.peers) < self.rounds / 2:
             time.sleep(self.draw.uniform(*PAUSES))
             if min(peer.rounds() for peer in self.peers):
                 self.nemesis.act()
-            if failures := [said for peer in self.peers if (said := peer.failed())]:
+            if failures := [said for program in programs if (said := program.failed())]:
                 return failures
             self.look()
         self.nemesis.heal()
@@ -124,36 +154,54 @@ class Part:
                 return [f"{DEADLINE:g} s after all faults were ended, the peers are in rounds {where} of {self.rounds}"]
             time.sleep(0.1)
             self.look()
-        if unfinished := [peer.number for peer in self.peers if not peer.finished()]:
-            failures = [peer.failed() or "" for peer in self.peers]
+        if unfinished := [peer.name for peer in self.peers if not peer.finished()]:
+            failures = [program.failed() or "" for program in programs]
             return [f"peers {unfinished} have not finished", *filter(None, failures)]
-        strategy = build.tried(compose.resolved([*self.config, f"folder={self.peers[0].folder}"])).strategy
-        step = lambda round: strategy.inner.step(round, len(self.peers))  # noqa: E731
-        return soak_checks.flaws([peer.run for peer in self.peers], self.acknowledged, step)
+        runs = [peer.run for peer in self.peers]
+        if self.relay is None:
+            return soak_checks.flaws(runs, self.acknowledged, step_of(self.config, len(runs)))
+        self.relay.kill()
+        check = python("-m", "fedshare", "relay", "--log", str(self.folder / "log"), "--check")
+        sound = [] if check.wait() == 0 else ["the relay's log is not sound"]
+        return sound + soak_checks.flaws_by_relay(runs, self.followed)
 
     def look(self) -> None:
         """Note what one of the peers has on disk."""
-        if state := soak_checks.on_disk(self.draw.choice(self.peers).run):
+        run = self.draw.choice(self.peers).run
+        if self.relay:
+            ledger = (run / "ledger").read_bytes() if (run / "ledger").exists() else b""
+            self.followed = max(self.followed, ledger, key=len)
+        elif state := soak_checks.on_disk(run):
             self.acknowledged |= soak_checks.ledger_of(state)
 
+    def entries(self) -> str:
+        return f"{len(self.followed)} bytes of a ledger" if self.relay else f"{len(self.acknowledged)} entries"
 
-def main() -> int:
+
+def step_of(config: list[str], peers: int) -> soak_checks.Step:
+    """The factor on the integers of a round."""
+    served = [word for word in config if not word.startswith("peers=")]  # the strategy itself
+    strategy = build.tried(compose.resolved(served)).strategy
+    assert isinstance(strategy, Recorded)
+    return lambda round: strategy.step(round, peers)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0, help="no part begins after them")
     parser.add_argument("--peers", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=400, help="of each part")
     parser.add_argument("--graph", default="ring", help="as in peers=GRAPH")
+    parser.add_argument("--relay", action="store_true", help="a relay instead of a graph; faults befall it, too")
     parser.add_argument("--seed", type=int, help="a number that is printed repeats the draws; without it, another")
     parser.add_argument("--folder", type=Path, help="for runs and logs; default: a temporary one, kept on failure")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     folder = options.folder or Path(tempfile.mkdtemp(prefix="peers-soak-"))
-    print(
-        f"--minutes {options.minutes:g} --peers {options.peers} --rounds {options.rounds} --graph {options.graph}",
-        end="",
-    )
-    print(f" --seed {seed}\nruns and logs: {folder}", flush=True)
-    until, faults, entries, part = time.monotonic() + 60 * options.minutes, Counter[str](), 0, 0
+    way = "--relay" if options.relay else f"--graph {options.graph}"
+    given = f"--minutes {options.minutes:g} --peers {options.peers} --rounds {options.rounds} {way} --seed {seed}"
+    print(f"{given}\nruns and logs: {folder}", flush=True)
+    until, faults, part = time.monotonic() + 60 * options.minutes, Counter[str](), 0
     began = time.monotonic()
     with terminable():
         while not part or time.monotonic() < until:
@@ -163,16 +211,15 @@ def main() -> int:
                 played = Part(place, options, seed + part, stack)
                 wrong = played.play(until)
             faults += played.nemesis.faults
-            entries += len(played.acknowledged)
             said = ", ".join(f"{name} {count}" for name, count in sorted(played.nemesis.faults.items()))
-            print(f"part {part}: {len(played.acknowledged)} entries; {said or 'no faults'}", flush=True)
+            print(f"part {part}: {played.entries()}; {said or 'no faults'}", flush=True)
             if wrong:
                 print("\n".join(wrong))
                 return 1
             part += 1
     minutes = (time.monotonic() - began) / 60
     said = ", ".join(f"{name} {count}" for name, count in sorted(faults.items()))
-    print(f"{minutes:.0f} min, {part} parts, {entries} entries, {faults.total()} faults: {said}")
+    print(f"{minutes:.0f} min, {part} parts, {faults.total()} faults: {said}")
     print("every part finished: 0 entries lost, 0 taken twice, all models and sets equal, no equivocation")
     return 0
 

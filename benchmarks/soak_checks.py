@@ -1,4 +1,4 @@
-"""What must hold of a ledger among peers, whatever happened to them on the way."""
+"""What must hold of a ledger that peers share, whatever happened to them on the way."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -45,8 +45,8 @@ def flaws(runs: Sequence[Path], acknowledged: Ledger, step: Step) -> list[str]:
     """
     found, models, ledgers = list[str](), set[str](), list[Ledger]()
     for peer, run in enumerate(runs):
-        found += [f"peer {peer} holds a proof that {path.stem} equivocated" for path in (run / "proofs").glob("*.json")]
-        models.add(hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest())
+        found += _alone(peer, run)
+        models.add(_digest(run / "model.safetensors"))
         state = on_disk(run)
         if state is None:
             found.append(f"peer {peer} has no checkpoint")
@@ -54,9 +54,6 @@ def flaws(runs: Sequence[Path], acknowledged: Ledger, step: Step) -> list[str]:
         ledgers.append(ledger_of(state))
         if not torch.equal(replayed(state, step), state["flood"]["sums"]):
             found.append(f"peer {peer}: its sums are not those of its entries, each taken once")
-        rows = [row["round"] for row in RunFolder(run).rows()]
-        if rows != list(range(1, len(rows) + 1)):
-            found.append(f"peer {peer}: its rows are not of rounds 1 to {len(rows)}, one of each")
     if len(models) > 1:
         found.append(f"{len(models)} different models among {len(runs)} peers")
     if any(ledger != ledgers[0] for ledger in ledgers):
@@ -65,6 +62,32 @@ def flaws(runs: Sequence[Path], acknowledged: Ledger, step: Step) -> list[str]:
         if lost := [key for key, codes in acknowledged.items() if ledger.get(key) != codes]:
             found.append(f"peer {peer} lacks {len(lost)} of {len(acknowledged)} acknowledged entries, {lost[:3]} first")
     return found
+
+
+def flaws_by_relay(runs: Sequence[Path], followed: bytes) -> list[str]:
+    """The same of peers that have one log. `followed`: the longest ledger that any of them had on disk at some time."""
+    found = [line for peer, run in enumerate(runs) for line in _alone(peer, run)]
+    ledgers = [(run / "ledger").read_bytes() for run in runs]
+    if len({*ledgers}) > 1:
+        found.append("the ledgers differ")
+    if not ledgers[0].startswith(followed):
+        found.append(f"the ledger does not begin with the {len(followed)} bytes that a peer had of it")
+    if len(models := {_digest(run / "model.safetensors") for run in runs}) > 1:
+        found.append(f"{len(models)} different models among {len(runs)} peers")
+    return found
+
+
+def _alone(peer: int, run: Path) -> list[str]:
+    """What is wrong with one run by itself."""
+    found = [f"peer {peer} holds a proof that somebody equivocated: {path}" for path in (run / "proofs").glob("*")]
+    rows = [row["round"] for row in RunFolder(run).rows()]
+    if rows != list(range(1, len(rows) + 1)):
+        found.append(f"peer {peer}: its rows are not of rounds 1 to {len(rows)}, one of each")
+    return found
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def replayed(state: State, step: Step) -> torch.Tensor:

@@ -121,6 +121,32 @@ def test_compose_starts_peers_that_know_each_other() -> None:
         assert service["restart"] == "on-failure"
 
 
+class _Compose(yaml.SafeLoader):
+    """Takes Compose's own tags."""
+
+
+_Compose.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+
+
+def test_compose_starts_peers_at_a_relay() -> None:
+    composed = yaml.load((DEPLOY / "peers-by-relay.yaml").read_text(), _Compose)  # a SafeLoader
+    relay, *peers = composed["services"].values()
+    assert composed["volumes"].keys() == composed["services"].keys() | {"data"}
+    program, command, *arguments = [*relay["entrypoint"], *shlex.split(relay["command"])]
+    given = parser(command).parse_intermixed_args(arguments)
+    assert (program, command, given.listen, given.peers, given.min_peers) == ("fedshare", "relay", "0.0.0.0:9444", 4, 3)
+    mounted = dict(volume.split(":")[1::-1] for volume in relay["volumes"])
+    assert mounted[given.keys] == "./keys/server"
+    assert mounted[str(Path(given.log).parent)] == "relay"
+    whole = yaml.safe_load((DEPLOY / "peers.yaml").read_text())["services"]
+    for peer, service in enumerate(peers):
+        assert service["extends"] == {"file": "peers.yaml", "service": f"peer-{peer}"}
+        program, command, *arguments = [*service["entrypoint"], *shlex.split(whole[f"peer-{peer}"]["command"])]
+        options = parser(command).parse_intermixed_args(arguments)
+        assert (program, command, options.id, options.relay) == ("fedshare", "peer", peer, "relay:9444")
+        assert compose.resolved(options.overrides).partition.clients == 4
+
+
 def test_the_units_of_runs_meet_that_of_their_gate() -> None:
     _, command, *arguments = started("fedshare-gate.service", FEDSHARE_OPTIONS="--callers 128")
     gate = parser(command).parse_intermixed_args(arguments)

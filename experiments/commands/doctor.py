@@ -13,15 +13,17 @@ from pathlib import Path
 
 import fedshare
 from fedshare.errors import UserError, first_line
-from fedshare.experiments.hosts import host_checks
+from fedshare.experiments.hosts import host_checks, peer_checks
 from fedshare.experiments.hosts.host_checks import FAILED, OK, TORCH_SECONDS, WARNING, Finding
 from fedshare.identity.admission import ALLOWED, DENIED, Roll
 from fedshare.identity.identity import Identity, describe, endings, place
-from fedshare.transport.stream.diagnose import is_local, reach, split
-from fedshare.transport.stream.health import ask, health
+from fedshare.transport.mesh import probe
+from fedshare.transport.stream.diagnose import is_local, split
+from fedshare.transport.stream.health import ask
+from fedshare.transport.stream.service import SERVICE
 
 HEALTH_SECONDS = 5.0
-SKEW = 1.0  # clock difference in seconds below which nothing is reported
+SERVICES = (SERVICE, *peer_checks.KINDS)
 _UNUSED_HERE = ("ca.key", "supernode")  # private keys that open no stream, and would make it refuse them
 
 Check = Callable[[argparse.Namespace], Iterator[Finding]]
@@ -123,18 +125,21 @@ def _server(options: argparse.Namespace) -> Iterator[Finding]:
         return
     _require_tls(options.server, split(options.server)[0], options)
     identity = _identity(options)
-    reach(options.server, identity)
+    what = probe.reached(options.server, identity)
     who = "no TLS" if identity is None else f"mutual TLS as client {identity.client_id}"
-    yield OK, f"{options.server}: can be reached, {who}"
+    there = "" if what is None else f"; peer {what} is there"
+    yield OK, f"{options.server}: can be reached, {who}{there}"
     proxies = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)]
     try:
-        serving = health(options.server, identity, HEALTH_SECONDS)
+        found = probe.find(options.server, identity, SERVICES, HEALTH_SECONDS)
     except UserError as error:
         hint = f"; gRPC goes through ${proxies[0]} unless $no_proxy names the host" if proxies else ""
         raise UserError(f"{error}{hint}") from None
-    if serving != "SERVING":
-        raise UserError(f"{options.server}: its health is {serving}: it starts, or it is about to end")
-    yield OK, f"{options.server}: its health is {serving}"
+    if found.health != "SERVING":
+        raise UserError(f"{options.server}: its health is {found.health}: it starts, or it is about to end")
+    yield OK, f"{options.server}: its health is {found.health}"
+    if found.service in peer_checks.KINDS:
+        yield from peer_checks.described(options.server, identity, found, HEALTH_SECONDS)
 
 
 def _require_tls(address: str, host: str, options: argparse.Namespace) -> None:
@@ -160,7 +165,7 @@ def _identities(folder: str, id: int | None) -> Iterator[Identity]:
 
 def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
     """Yield the server's answer to this client and config. Connected clients are not disturbed."""
-    digest, own = "", bool(options.overrides or options.config_name)
+    digest, config, own = "", None, bool(options.overrides or options.config_name)
     if own:
         from fedshare.experiments.config import application, compose
         from fedshare.experiments.config.schema import SHARED
@@ -177,13 +182,15 @@ def _welcome(options: argparse.Namespace) -> Iterator[Finding]:
     if not options.server or (options.id is None and not own):
         return
     identity = _identity(options)
+    found = probe.find(options.server, identity, SERVICES, HEALTH_SECONDS)
+    if found.service != SERVICE:
+        if config is not None:
+            yield peer_checks.compared(options.server, identity, found, config, HEALTH_SECONDS)
+        return
     id = options.id if identity is None or identity.client_id is None else identity.client_id
     answer = ask(options.server, identity, id or 0, fedshare.__version__, digest, HEALTH_SECONDS, options.run or "")
     yield FAILED if answer.refusal else OK, f"{options.server}: {answer.refusal or f'would let client {id or 0} in'}"
-    if abs(answer.ahead) > answer.doubt + SKEW:
-        yield WARNING, f"clock: {abs(answer.ahead):.0f} s {'ahead of' if answer.ahead > 0 else 'behind'} the server's"
-    else:
-        yield OK, f"clock: the server's, to within {abs(answer.ahead) + answer.doubt:.2f} s"
+    yield peer_checks.clock("the server", answer.ahead, answer.doubt)
 
 
 _CHECKS: dict[Check, float] = {  # the most seconds until its next line

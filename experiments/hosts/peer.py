@@ -101,6 +101,12 @@ def _check(config: DictConfig) -> None:
     _settled(config)
 
 
+def run_of(config: DictConfig) -> bytes:
+    """Return the name of the run in which a peer with this config would take part, 32 bytes. Raises UserError."""
+    _check(config)
+    return _name(config, build.tried(config))
+
+
 def _name(config: DictConfig, population: Population) -> bytes:
     """Return the run's name: SHA-256 of what all peers must share, the last round and the initial model."""
     words = agreement.digest(config), str(config.rounds), population.scratch.fingerprint

@@ -1,6 +1,7 @@
 """Where a peer listens: its neighbours' streams, its doors for others, and who is kept out."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -105,6 +106,7 @@ class Listener:
             self._speaks(context)
             try:
                 tls.certified(context)
+                context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
                 return answer(request)
             except (FrameError, UserError) as error:
                 place = place_of(context.peer())

@@ -222,6 +222,7 @@ class Host:
 
     async def _status(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         self._speaks(context)
+        context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
         return StatusSaid(json=json.dumps(self.status())).SerializeToString()
 
     def status(self) -> dict[str, Any]:
@@ -229,6 +230,7 @@ class Host:
         sequencer = self._keeper.sequencer
         members = dict(sequencer.members.all)
         return {
+            "version": self._version,
             "run": self._keeper.run.hex(),
             "rounds": self._rounds,
             "head": self._head.head.hex() if self._head else "",

@@ -17,19 +17,24 @@ from fedshare.transport.stream.frames import PROTOCOL
 from fedshare.transport.stream.service import ASK, SERVICE
 
 
-def health(address: str, identity: Identity | None, deadline: float) -> str:
-    """What the health service at `address` says of ours: SERVING, or else; no client is disturbed.
+def health(
+    address: str, identity: Identity | None, deadline: float, service: str = SERVICE, name: str | None = None
+) -> str | None:
+    """What the health service at `address` says of `service`: SERVING, or else; None if it has no such service.
 
-    Raises NotYet where it says nothing within `deadline` seconds.
+    `name`: the host that its certificate must name; None: that of the address. No client is disturbed. Raises NotYet
+    where it says nothing within `deadline` seconds.
     """
-    with tls.channel(address, identity, deadline) as channel:
+    with tls.channel(address, identity, deadline, name) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         try:
-            reply = check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=deadline, wait_for_ready=True)
+            reply = check(health_pb2.HealthCheckRequest(service=service), timeout=deadline, wait_for_ready=True)
         except grpc.RpcError as error:
-            raise _said_nothing(address, error, deadline) from None
-    name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-    return name
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise said_nothing(address, error, deadline) from None
+    said: str = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+    return said
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,13 @@ def ask(
         try:
             down, state = call.with_call(hello, timeout=deadline, wait_for_ready=True, metadata=handover.asking(run))
         except grpc.RpcError as error:
-            raise _said_nothing(address, error, deadline) from None
+            raise said_nothing(address, error, deadline) from None
         after = time.time()
     theirs = float(dict(state.trailing_metadata())["time"])
     return Verdict(brief(down.refusal.reason), (before + after) / 2 - theirs, (after - before) / 2)
 
 
-def _said_nothing(address: str, error: Any, deadline: float) -> NotYet:
+def said_nothing(address: str, error: Any, deadline: float) -> NotYet:
     code = error.code()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return NotYet(f"{address}: no answer over gRPC in {deadline:g} s")

@@ -62,12 +62,16 @@ def server_credentials(identity: Renewed, begins: Callable[[], None]) -> grpc.Se
     return grpc.dynamic_ssl_server_credentials(configured(used), renewed, require_client_authentication=True)
 
 
-def channel(address: str, identity: Identity | None, heartbeat: float) -> grpc.Channel:
-    """A channel to a server, without TLS where there is no identity."""
+def channel(address: str, identity: Identity | None, heartbeat: float, name: str | None = None) -> grpc.Channel:
+    """A channel to a server, without TLS where there is no identity.
+
+    `name`: the host that its certificate must name; None: that of the address.
+    """
     if identity is None:
         return grpc.insecure_channel(address, options(heartbeat))
     credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
-    return grpc.secure_channel(address, credentials, options(heartbeat))
+    named = [("grpc.ssl_target_name_override", name)] if name else []
+    return grpc.secure_channel(address, credentials, [*options(heartbeat), *named])
 
 
 def listen(
