@@ -85,7 +85,7 @@ def _dispatch(arguments: list[str]) -> int:
         from fedshare.experiments.commands.admin import admin
 
         return admin(rest)
-    if command in ("server", "client", "gate", "peer", "relay", "flower-run", "doctor"):
+    if command in ("server", "client", "gate", "peer", "peers", "relay", "flower-run", "doctor"):
         return _deploy(command, rest)
     options = _parser().parse_args(arguments)
     importable(getattr(options, "config_dir", None))
@@ -105,6 +105,12 @@ def _dispatch(arguments: list[str]) -> int:
         from fedshare.experiments.commands.compare import compare
 
         compare(options.runs, options.into)
+        return 0
+    if options.command == "remove":
+        from fedshare.experiments.commands.passphrase import passphrase
+        from fedshare.experiments.commands.remove import remove
+
+        remove(options.run, options.peer, options.key, passphrase(options.passphrase))
         return 0
     if options.command == "sign":
         from fedshare.experiments.commands.passphrase import passphrase
@@ -176,6 +182,7 @@ def _deploy(command: str, arguments: list[str]) -> int:
         "client": clients.client,
         "gate": deploy.gate,
         "peer": deploy.peer,
+        "peers": deploy.peers,
         "flower-run": deploy.flower_run,
         "doctor": deploy.doctor,
     }[command]
@@ -235,6 +242,13 @@ def _parser() -> Parser:
     undo.add_argument(
         "--from-round", type=int, metavar="R", default=1, help="remove its bytes from this round on; 1: all of them"
     )
+    remove = commands.add_parser("remove", help="remove peers from a run without a server, everywhere")
+    remove.add_argument("run", help="the folder of one of its running peers, started with --owner owner.pub")
+    remove.add_argument(
+        "--peer", type=int, metavar="P", action="append", required=True, help="a peer; may be given several times"
+    )
+    remove.add_argument("--key", metavar="FILE", required=True, help="owner.key, made by `fedshare keys DIR --owner`")
+    remove.add_argument("--passphrase", metavar="FILE", nargs="?", const="", help=PASSPHRASE)
     for command in (replay, undo):
         command.add_argument("--into", metavar="FILE", help="output file for the whole model: NAME.safetensors")
     for command in (resume, export, replay, undo):
@@ -246,6 +260,7 @@ def _parser() -> Parser:
     commands.add_parser("client", help="run one client, or all clients of this host", add_help=False)
     commands.add_parser("peer", help="take part in a run without a server, as one of its peers", add_help=False)
     commands.add_parser("relay", help="keep the log that puts the rounds of peers in order", add_help=False)
+    commands.add_parser("peers", help="show the links of a running peer: who is there, rounds, bytes", add_help=False)
     commands.add_parser("gate", help="share one port among several runs, each with its own server", add_help=False)
     commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)
     commands.add_parser("keys", help="make certificates for a server and its clients, and revoke them", add_help=False)

@@ -23,6 +23,13 @@ def peer(options: argparse.Namespace) -> int:
     return peer(options)
 
 
+def peers(options: argparse.Namespace) -> int:
+    """Print how the links of a running peer are doing."""
+    from fedshare.experiments.hosts.peers_status import peers
+
+    return peers(options)
+
+
 def flower_run(options: argparse.Namespace) -> int:
     """Run any Flower app in this process, without Ray."""
     from fedshare.transport.flower import config

@@ -24,6 +24,7 @@ def parser(command: str) -> Parser:
         "gate": _gate,
         "peer": _peer,
         "relay": relay_options.add,
+        "peers": _peers,
         "flower-run": _flower_run,
         "doctor": _doctor,
     }[command](made)
@@ -132,6 +133,9 @@ def _peer(made: Parser) -> None:
     made.add_argument(
         "--grace", type=float, default=30.0, metavar="S", help="seconds that a neighbour may be disconnected"
     )
+    made.add_argument(
+        "--owner", metavar="FILE", help="owner.pub: who holds its key may remove peers (`fedshare remove`)"
+    )
     _connection(made)
 
 
@@ -201,6 +205,13 @@ def _client(made: Parser) -> None:
     _app(made, "a folder with a third-party Flower app: run its ClientApp")
     made.add_argument("--node-config", **_PAIRS, help=f"for --app: node config of this host's nodes: {_FORM}")
     _connection(made)
+
+
+def _peers(made: Parser) -> None:
+    made.add_argument("address", metavar="HOST:PORT", help="the address of a peer")
+    made.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    made.add_argument("--keys", metavar="DIR", help=_TLS)
+    made.add_argument("--insecure", action="store_true", help="allow connections to other machines without TLS")
 
 
 def _flower_run(made: Parser) -> None:

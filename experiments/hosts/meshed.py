@@ -3,6 +3,7 @@
 import argparse
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -11,9 +12,11 @@ from fedshare.errors import RunHalted, UserError
 from fedshare.experiments.config import build
 from fedshare.experiments.hosts.leaving import Leaving
 from fedshare.experiments.hosts.participant import Part
-from fedshare.experiments.hosts.voice import Signed
+from fedshare.experiments.hosts.voice import REMOVALS, Signed
 from fedshare.experiments.hosts.written import Written
 from fedshare.experiments.running.rounds import rounds
+from fedshare.identity import owner
+from fedshare.identity.signing import Verifier
 from fedshare.ledger.meaning import Meaning
 from fedshare.machine.files import private_folder
 from fedshare.peers import Topology
@@ -62,7 +65,11 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
         events=part.folder.path / "events.jsonl",
         say=say,
     )
-    voice = Signed(part.run, part.me, part.signer, mesh.verifier, part.folder.path / "proofs", say)
+    operator = Verifier(owner.public(Path(options.owner))) if options.owner else None
+    voice = Signed(
+        *(part.run, part.me, part.signer, mesh.verifier, part.folder.path / "proofs", say),
+        *(operator, part.folder.path / REMOVALS),
+    )
     with ExitStack() as stack:
         stack.callback(mesh.close)
         own, peers = strategy.at(part.me, mesh, voice)

@@ -9,6 +9,8 @@ from fedshare.identity.signing import Signer
 from fedshare.runs import RunFolder
 from fedshare.simulation import Population
 
+RUN_NAME = "run-name"  # the file in a peer's folder with the run's name, in hex
+
 
 @dataclass(frozen=True)
 class Part:

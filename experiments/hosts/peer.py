@@ -14,10 +14,10 @@ from fedshare.experiments.config.trust import Trust
 from fedshare.experiments.hosts import agreement, meshed, relayed
 from fedshare.experiments.hosts.deploy_options import check_ranges
 from fedshare.experiments.hosts.identities import identity_of
-from fedshare.experiments.hosts.participant import Part
+from fedshare.experiments.hosts.participant import RUN_NAME, Part
 from fedshare.experiments.running.going_on import last_checkpoint
 from fedshare.identity.signing import Signer
-from fedshare.machine.files import on_disk
+from fedshare.machine.files import on_disk, write_atomically
 from fedshare.report.clock import say
 from fedshare.runs import RunFolder
 from fedshare.simulation import Population
@@ -45,6 +45,7 @@ def peer(options: argparse.Namespace) -> int:
     else:
         beginnings.create(folder, config, population)
     part = Part(config, population, folder, options.id, _name(config, population), identity, signer)
+    write_atomically(folder.path / RUN_NAME, part.run.hex() + "\n")
     with on_disk(folder.path, lambda: "once it can be written, the same command goes on"), folder.lock():
         start = last_checkpoint(folder, config) if resuming else None
         if start and start.round == config.rounds:

@@ -11,6 +11,7 @@ from fedshare.ledger.entries import TwoThings
 from fedshare.machine.files import write_atomically
 
 ENTRY = 1  # the kind of a signed part that is a ledger's entry; its number is its round
+REMOVALS = "removals.json"  # in a peer's run folder: the operator's signature under each removal, by peer
 REMOVAL = 2  # and of the operator's order to take out the entries of a peer
 
 

@@ -72,6 +72,16 @@ def sign(seal: str, key: Path, passphrase: bytes | None) -> Signature:
     return Signature(seal, _name(private.public_key()), private.sign(_message(seal)).hex())
 
 
+def signed(data: bytes, key: Path, passphrase: bytes | None) -> bytes:
+    """Return the signature of the owner whose private key is at `key` under other data, 64 bytes."""
+    return _private(key, passphrase).sign(data)
+
+
+def public(key: Path) -> bytes:
+    """Return the public key at `key`, 32 bytes."""
+    return _public(key).public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+
 def flaw(signature: Signature, key: Path) -> str | None:
     """Why `signature` is not one of the owner whose public key is at `key`; None where it is."""
     public = _public(key)

@@ -104,7 +104,7 @@ class Spreading(Around):
 
     def commits(self, state: State) -> Iterator[Commit]:
         entries = _restored(state["flood"], 0).station.entries
-        for round, known in enumerate(entries.known[1:], 1):
+        for round, known in enumerate(entries.counted[1:], 1):
             said = {peer: entries.code(round * self.count + peer) for peer in np.flatnonzero(known).tolist()}
             if said:
                 yield Commit(round, self._recorded.step(round, self.count), said)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -74,6 +75,7 @@ class MeshLinks:
         admitted = admission or Admission.of(folder, None, None, say)
         self._node = Node(self._agreement, settings, renewed, self._roster, self._events, tally, admitted, known)
         self._listener = Listener(settings, renewed, tally, self._node, self._node.serve, self._meet, self._status)
+        self._began, self._seconds = 0.0, 0.0  # when the last round was begun, and what the one before took
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mesh", daemon=True)
 
@@ -83,7 +85,11 @@ class MeshLinks:
         asked = round
         if not self._thread.ident:
             round = self._start(round)
+        began = time.monotonic()
         entered, links = self._call(self._node.enter(round))
+        if self._began:
+            self._seconds = began - self._began
+        self._began = began
         self._spool.begin(entered, asked, links)
         return entered
 
@@ -197,7 +203,7 @@ class MeshLinks:
         return answer.SerializeToString()
 
     def _status(self, request: bytes) -> bytes:
-        return b""
+        return self._node.state(self._seconds).told().SerializeToString()
 
 
 def _reachable(address: str) -> str:

@@ -13,11 +13,12 @@ from fedshare.transport.mesh.agreement import Agreement
 from fedshare.transport.mesh.dialler import LONGEST_PAUSE, dial
 from fedshare.transport.mesh.door import Listener
 from fedshare.transport.mesh.events import Events
-from fedshare.transport.mesh.link import number_of
+from fedshare.transport.mesh.link import STEPS, number_of
 from fedshare.transport.mesh.rendezvous import meet
 from fedshare.transport.mesh.roster import Roster
 from fedshare.transport.mesh.settings import PROTOCOL, Settings
 from fedshare.transport.mesh.spool import Round
+from fedshare.transport.mesh.state import LinkState, State
 from fedshare.transport.mesh.talk import Stream, Talk, Traffic
 from fedshare.transport.stream import tls
 from fedshare.transport.stream.diagnose import NotYet
@@ -79,7 +80,7 @@ class Node:
         pause = 0.1
         while not self._entered:
             away = [peer for peer, link in self.agreement.links.items() if not link.connected]
-            addresses = {peer: self.roster.address(peer) for peer in away}
+            addresses = {peer: self.roster.address(peer) for peer in away if peer > self._me or self._known}
             for peer, address in addresses.items():
                 if address and peer > self._me:
                     await self._meet(address, peer)
@@ -351,6 +352,19 @@ class Node:
                 if one.peer in self._news:
                     self._news[one.peer].set()
             self._stir()
+
+    def state(self, seconds: float) -> State:
+        """How the links are doing; the round before took `seconds`."""
+        entered = self.agreement.entered
+        links = tuple(
+            LinkState(
+                *(peer, link.connected, link.since if link.open_in(entered) else 0),
+                *(max(link.entered, link.lacks // STEPS), self.traffic[peer].sent, self.traffic[peer].received),
+                *(self.roster.shown(peer), self._refused.get(peer) or self.said.get(peer, "")),
+            )
+            for peer, link in self.agreement.links.items()
+        )
+        return State(self._me, self._settings.run.hex(), self._settings.version, entered, seconds, links)
 
     # Waiting.
 

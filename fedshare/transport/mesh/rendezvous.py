@@ -14,6 +14,7 @@ from fedshare.identity import certificates
 from fedshare.identity.identity import Identity
 from fedshare.transport.mesh.dialler import channel
 from fedshare.transport.mesh.settings import MEET, STATUS
+from fedshare.transport.mesh.state import State
 from fedshare.transport.stream.diagnose import NotYet, reach, split
 from fedshare.transport.stream.frames import parse
 
@@ -28,9 +29,10 @@ async def meet(address: str, peer: int | None, identity: Identity | None, heartb
     return parse(Meeting, await _ask(address, peer, identity, heartbeat, MEET, said.SerializeToString()))
 
 
-async def status(address: str, identity: Identity | None) -> MeshStatus:
+def status(address: str, identity: Identity | None) -> State:
     """Return how the links of the peer at `address` are doing. Raises UserError."""
-    return parse(MeshStatus, await _ask(address, None, identity, DEADLINE, STATUS, StatusRequest().SerializeToString()))
+    request = StatusRequest().SerializeToString()
+    return State.of(parse(MeshStatus, asyncio.run(_ask(address, None, identity, DEADLINE, STATUS, request))))
 
 
 async def _ask(

@@ -52,6 +52,10 @@ class Roster:
         self._tried[peer] = not self._tried.get(peer, False)
         return hint if self._tried[peer] else signed
 
+    def shown(self, peer: int) -> str:
+        """The address of a peer, for people; empty if none is known."""
+        return self._known[peer].address if peer in self._known else self._hints.get(peer, "")
+
     def key(self, peer: int) -> bytes | None:
         """The public signing key of a peer; None if it was never heard of."""
         if self._identity is None and 0 <= peer < self._peers:
