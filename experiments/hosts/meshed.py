@@ -30,6 +30,7 @@ from fedshare.simulation import Population
 from fedshare.simulation.peers import Player
 from fedshare.transport.mesh.links import MeshLinks
 from fedshare.transport.mesh.settings import Settings
+from fedshare.transport.stream.diagnose import split
 
 
 def address(options: argparse.Namespace, config: DictConfig, population: Population) -> str:
@@ -37,6 +38,8 @@ def address(options: argparse.Namespace, config: DictConfig, population: Populat
     if not isinstance(population.strategy, Apart):
         raise UserError("peers: `fedshare peer` takes a graph, such as peers=ring, or --relay and peers=none")
     population.strategy.check_apart()
+    for given in filter(None, [options.advertise, *options.known.split(",")]):
+        split(given)
     found = options.listen or _addresses(config, len(population.shares)).get(options.id)
     if not found:
         raise UserError("--listen: required: HOST:PORT, the address for this peer's neighbours; or addresses=[...]")
@@ -62,7 +65,9 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
     neighbours = _neighbours(config, population, part.me)
     mesh = MeshLinks(
         *(part.me, listen, known, neighbours, settings, part.identity, part.signer, place / "links"),
+        advertise=options.advertise,
         events=part.folder.path / "events.jsonl",
+        known=[one for one in options.known.split(",") if one],
         say=say,
     )
     operator = Verifier(owner.public(Path(options.owner))) if options.owner else None
