@@ -1,5 +1,6 @@
 """hydra's application on our configs: the only module that uses hydra's internals."""
 
+import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweepe
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -39,7 +41,7 @@ class _Loader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        asked = (config_name, list(overrides), run_mode, validate_sweep_overrides)
+        asked = (config_name, list(overrides), run_mode, validate_sweep_overrides, os.getcwd())
         if self._held is None or self._held[0] != asked:
             self._held = (
                 asked,
@@ -50,9 +52,20 @@ class _Loader(ConfigLoaderImpl):
             raise held
         return deepcopy(held)
 
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        if config_name or overrides:
+            return super().get_group_options(group_name, results_filter, config_name, overrides)
+        return self.repository.get_group_options(group_name, results_filter)  # hydra copies it for each group
+
     def hold(self, config_name: str | None, overrides: list[str], held: DictConfig | Exception) -> None:
         """Hold what comes of these overrides for a single run."""
-        self._held = (config_name, overrides, RunMode.RUN, True), held
+        self._held = (config_name, overrides, RunMode.RUN, True, os.getcwd()), held
 
 
 class App(Hydra):
