@@ -151,7 +151,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder, address = tmp_path_factory.mktemp("hosts"), f"127.0.0.1:{free_port()}"
     kinds = ["default", KINDS[len(KINDS) // 2], HERE]
     clients = [
-        Command(folder, *client(address, id), "--stay", ATEN_CPU_CAPABILITY=kind, OMP_NUM_THREADS="1")
+        Command(folder, *client(address, id), "--stay", **({"ATEN_CPU_CAPABILITY": kind} if kind != HERE else {}))
         for id, kind in enumerate(kinds)
     ]
     with clients[0], clients[1], clients[2]:
