@@ -10,7 +10,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -22,16 +22,19 @@ from fedshare.experiments.config.own import importable
 from fedshare.experiments.config.schema import register
 
 CONF = Path(__file__).parents[1] / "conf"
+HELD = 6  # configs
 SINGLE, SWEEP = "hydra.mode=RUN", "hydra.mode=MULTIRUN"  # the overrides by which hydra runs one job, or several
 
 
 class _Loader(ConfigLoaderImpl):
-    """Holds the config that was composed last, because a job's is asked for to check it and again to run it.
+    """Holds the configs that were composed last, because a job's is asked for to check it and again to run it.
 
-    Or it holds why that cannot be composed.
+    Or it holds why one cannot be composed, which is asked for again to explain it.
     """
 
-    _held: tuple[Any, DictConfig | Exception] | None = None
+    def __init__(self, path: ConfigSearchPath) -> None:
+        super().__init__(path)
+        self._held: dict[tuple[Any, ...], DictConfig | Exception] = {}
 
     def load_configuration(
         self,
@@ -41,13 +44,17 @@ class _Loader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        asked = (config_name, list(overrides), run_mode, validate_sweep_overrides, os.getcwd())
-        if self._held is None or self._held[0] != asked:
-            self._held = (
-                asked,
-                super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides),
-            )
-        held = self._held[1]
+        asked = (config_name, tuple(overrides), run_mode, validate_sweep_overrides, os.getcwd())
+        if asked not in self._held:
+            found: DictConfig | Exception
+            try:
+                found = super().load_configuration(
+                    config_name, overrides, run_mode, from_shell, validate_sweep_overrides
+                )
+            except Exception as error:  # hydra and OmegaConf raise many types
+                found = error
+            self._hold(asked, found)
+        held = self._held[asked]
         if isinstance(held, Exception):
             raise held
         return deepcopy(held)
@@ -65,7 +72,10 @@ class _Loader(ConfigLoaderImpl):
 
     def hold(self, config_name: str | None, overrides: list[str], held: DictConfig | Exception) -> None:
         """Hold what comes of these overrides for a single run."""
-        self._held = (config_name, overrides, RunMode.RUN, True, os.getcwd()), held
+        self._hold((config_name, tuple(overrides), RunMode.RUN, True, os.getcwd()), held)
+
+    def _hold(self, asked: tuple[Any, ...], held: DictConfig | Exception) -> None:
+        self._held = dict([*self._held.items(), (asked, held)][-HELD:])
 
 
 class App(Hydra):
