@@ -101,10 +101,20 @@ class Meshed:
         what = f"round {round} of peer {me}:\n" + "".join(peer.said for peer in self.started)
         eventually(lambda: self.round(me) >= round, what)
 
+    def meet(self, me: int, others: set[int], after: int) -> None:
+        """Wait until a peer has finished a round after `after` with messages of all `others`."""
+
+        def met() -> bool:
+            late = [row for row in self.rows(me) if row["round"] > after]
+            return any({int(other) for other in row["took"][-1]} == others for row in late)
+
+        eventually(met, f"peer {me} to meet {others}:\n" + "".join(peer.said for peer in self.started))
+
     def events(self, me: int) -> list[tuple[int, int, str]]:
         path = self.folder / f"events-{me}.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [tuple(json.loads(line).values()) for line in lines]
+        found = [json.loads(line) for line in lines]
+        return [(event["round"], event["client"], event["event"]) for event in found]
 
     def check(self) -> None:
         """Assert that everyone took only what was said to it, in that round, and the same as all others."""

@@ -1,5 +1,6 @@
 """A peer whose others are reached by a relay: what it follows, attests, and catches up with."""
 
+import argparse
 import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -7,9 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 import fedshare
 from fedshare.errors import RunHalted, UserError, first_line
+from fedshare.experiments.hosts.leaving import Leaving
 from fedshare.experiments.hosts.participant import Part
+from fedshare.experiments.hosts.written import Written
+from fedshare.experiments.running.rounds import rounds
 from fedshare.identity import certificates
 from fedshare.identity.identity import Identity
 from fedshare.identity.signing import Signer
@@ -17,12 +23,16 @@ from fedshare.machine.files import private_folder
 from fedshare.network import Exchange, Heard, NotAwaited, Purpose, Quotas
 from fedshare.payload import Payload
 from fedshare.peers.gathering import Gathering
+from fedshare.peers.mesh import Apart
 from fedshare.relay.follower import Checks, Follower
 from fedshare.relay.members import Members
 from fedshare.relay.position import Positions
 from fedshare.relay.spool import Spool
 from fedshare.report.clock import say
 from fedshare.runs import RunFolder, checkpoint
+from fedshare.runs.checkpoint import Checkpoint
+from fedshare.simulation import Population
+from fedshare.simulation.peers import Player
 from fedshare.state import State, copied, pack
 from fedshare.transport.relay import snapshots
 from fedshare.transport.relay.client import RelayClient
@@ -142,3 +152,32 @@ class Way:
             snapshots.leave(self.address, self.part.identity, round, data, self.heartbeat)
         except (UserError, RunHalted) as error:
             say(f"no snapshot of round {round} was left with the relay: {first_line(error)}")
+
+
+def address(options: argparse.Namespace, config: DictConfig, population: Population) -> str:
+    """Return the relay's address. Raises UserError if the config is not for a relay."""
+    if isinstance(population.strategy, Apart):
+        raise UserError("--relay: takes peers=none: all peers have the same uploads, and no graph")
+    return str(options.relay)
+
+
+def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None) -> None:
+    """Run the rounds after `start`."""
+    config, place = part.config, part.folder.path / "peer"
+    after = start.round if start else 0
+    with ExitStack() as stack:
+        way = Way(part, options.relay, place, options.wait, options.heartbeat, config.timeout)
+        relayed = way.follow(stack, after)
+        player = Written(Player(part.population, part.me), place / "upload")
+        following = Following(relayed, part.me, player, after, part.folder, options.attest_every, way.leave_snapshot)
+        network = Leaving(following)
+        security = "mutual TLS" if part.identity else "no TLS"
+        say(f"peer {part.me} of run {part.run.hex()[:12]}: relay {options.relay}, {security}")
+        try:
+            rounds(config, part.folder, network, part.population, start, None, interrupts=network.leaving, alone=True)
+        except RunHalted:
+            if not network.left:
+                raise
+            say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
+        if not relayed.leave():
+            say("the relay has not heard that this peer leaves; it finds out by itself")

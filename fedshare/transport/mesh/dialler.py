@@ -27,6 +27,10 @@ class Caller(Protocol):
 
     def address(self, peer: int) -> str | None: ...
 
+    async def pause(self, peer: int, seconds: float) -> None:
+        """Wait before a further attempt, but no longer than until something new is known of the peer."""
+        ...
+
     def greet(self, peer: int) -> MeshFrame: ...
 
     async def hold(self, peer: int, greeted: MeshHello, answer: MeshHello, stream: Any) -> None:
@@ -66,13 +70,14 @@ async def dial(peer: int, caller: Caller, identity: tls.Renewed | None, heartbea
             else:
                 await _converse(address, peer, caller, identity.now() if identity else None, heartbeat, hold)
         except grpc.aio.AioRpcError as error:
-            caller.unreached(peer, brief(error.details() or error.code().name))
+            if not held:
+                caller.unreached(peer, brief(error.details() or error.code().name))
         except (NotYet, FrameError) as error:
             caller.unreached(peer, str(error))
         except UserError as error:
             caller.refused(peer, str(error))
         pause = SHORTEST_PAUSE if held else min(2 * pause, LONGEST_PAUSE)
-        await asyncio.sleep(pause * random.uniform(0.75, 1.25))
+        await caller.pause(peer, pause * random.uniform(0.75, 1.25))
 
 
 async def _converse(

@@ -38,7 +38,8 @@ class MeshLinks:
 
     `addresses` are those of other peers that are known, by number; `neighbours` the peers with whom links are held;
     `spool` is a folder for what this peer says, for this peer and run alone. Without an `identity` there is no TLS.
-    `advertise`: the address at which others reach this peer, where that is not `listen`.
+    `known` are addresses of peers, whoever they are, that are asked for those of the others. Others reach this peer at
+    `advertise`, or else at its address in `addresses`, or at `listen`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class MeshLinks:
         advertise: str | None = None,
         events: Path | None = None,
         admission: Admission | None = None,
+        known: Collection[str] = (),
         say: Callable[[str], None] = print,
     ) -> None:
         if identity and identity.client_id != me:
@@ -70,7 +72,7 @@ class MeshLinks:
         self._roster = Roster(me, settings.run, settings.peers, identity, signer, addresses, warn)
         folder = identity.folder if identity else None
         admitted = admission or Admission.of(folder, None, None, say)
-        self._node = Node(self._agreement, settings, renewed, self._roster, self._events, tally, admitted)
+        self._node = Node(self._agreement, settings, renewed, self._roster, self._events, tally, admitted, known)
         self._listener = Listener(settings, renewed, tally, self._node, self._node.serve, self._meet, self._status)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mesh", daemon=True)
@@ -84,6 +86,9 @@ class MeshLinks:
         entered, links = self._call(self._node.enter(round))
         self._spool.begin(entered, asked, links)
         return entered
+
+    def open(self) -> frozenset[int]:
+        return frozenset(self._call(self._opened()))
 
     def fresh(self) -> frozenset[int]:
         return self._agreement.fresh()
@@ -116,6 +121,11 @@ class MeshLinks:
         self.close()
 
     # Beside that.
+
+    @property
+    def entered(self) -> int:
+        """The round that was entered last; 0 before any."""
+        return self._agreement.entered
 
     def close(self) -> None:
         """Hang up without a word: the neighbours wait for this peer to come back."""

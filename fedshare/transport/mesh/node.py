@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from fedshare._proto.mesh_pb2 import Meeting, MeshFrame, MeshHello, Waiting
@@ -9,15 +10,18 @@ from fedshare.errors import NAME, RunHalted, UserError, brief
 from fedshare.identity.admission import Admission
 from fedshare.machine.tally import Tally
 from fedshare.transport.mesh.agreement import Agreement
-from fedshare.transport.mesh.dialler import dial
+from fedshare.transport.mesh.dialler import LONGEST_PAUSE, dial
 from fedshare.transport.mesh.door import Listener
 from fedshare.transport.mesh.events import Events
 from fedshare.transport.mesh.link import number_of
+from fedshare.transport.mesh.rendezvous import meet
 from fedshare.transport.mesh.roster import Roster
 from fedshare.transport.mesh.settings import PROTOCOL, Settings
 from fedshare.transport.mesh.spool import Round
 from fedshare.transport.mesh.talk import Stream, Talk, Traffic
 from fedshare.transport.stream import tls
+from fedshare.transport.stream.diagnose import NotYet
+from fedshare.transport.stream.frames import FrameError
 
 TICK = 5.0  # seconds, at most, between two notices that this peer waits for others
 
@@ -34,6 +38,7 @@ class Node:
         events: Events,
         tally: Tally,
         admission: Admission,
+        known: Collection[str],
     ) -> None:
         self.agreement, self.roster = agreement, roster
         self.talks: dict[int, Talk] = {}
@@ -42,10 +47,12 @@ class Node:
         self._me, self._settings, self._identity = agreement.me, settings, identity
         self._events, self._tally, self._admission = events, tally, admission
         self._refused: dict[int, str] = {}  # by peer: why it, or this peer to it, may not come
+        self._known = known
+        self._news = {peer: asyncio.Event() for peer in agreement.links}  # set when there is a new address
         self._gone: dict[int, float] = {}  # by peer: when its connection ended
         self._changes = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._closing = False
+        self._closing, self._entered = False, False
 
     async def start(self, listener: Listener) -> None:
         self._listener = listener
@@ -54,6 +61,7 @@ class Node:
             for peer in self.agreement.links
             if peer < self._me
         ]
+        self._tasks.append(asyncio.ensure_future(self._announce()))
         now = asyncio.get_running_loop().time()
         self._gone = dict.fromkeys(self.agreement.links, now)
 
@@ -65,6 +73,31 @@ class Node:
             talk.cut.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._listener.close()
+
+    async def _announce(self) -> None:
+        """Until the first round, tell neighbours that dial where this peer is, and ask for those not known."""
+        pause = 0.1
+        while not self._entered:
+            away = [peer for peer, link in self.agreement.links.items() if not link.connected]
+            addresses = {peer: self.roster.address(peer) for peer in away}
+            for peer, address in addresses.items():
+                if address and peer > self._me:
+                    await self._meet(address, peer)
+            if None in addresses.values():
+                for address in self._known:
+                    await self._meet(address, None)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _meet(self, address: str, peer: int | None) -> None:
+        identity = self._identity.now() if self._identity else None
+        try:
+            for said in self.roster.all():
+                self.learn(await meet(address, peer, identity, self._settings.heartbeat, said))
+        except NotYet:
+            pass
+        except (UserError, FrameError) as error:
+            self._tally.say(address, str(error))
 
     # Rounds.
 
@@ -128,6 +161,9 @@ class Node:
         before = self.agreement.entered
         self._events.end_round(before, self.open())
         entered = self.agreement.begin(round)
+        for peer in self.agreement.fresh() if self._entered else ():
+            self._tally.say(f"peer {peer}", f"round {entered}: peer {peer} takes part from here on", changes=True)
+        self._entered = True
         self._events.begin_round(entered, before, round, self.open())
         self._stir()
         open_ = {peer: link.since for peer, link in self.agreement.links.items() if link.open_in(entered)}
@@ -288,6 +324,11 @@ class Node:
     def address(self, peer: int) -> str | None:
         return self.roster.address(peer)
 
+    async def pause(self, peer: int, seconds: float) -> None:
+        self._news[peer].clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._news[peer].wait(), seconds)
+
     def _hear(self, peer: int, frame: MeshFrame) -> None:
         kind = frame.WhichOneof("kind")
         if kind == "meeting":
@@ -296,6 +337,7 @@ class Node:
             self.agreement.hear(peer, frame)
             if kind == "leave":
                 self._events.left(peer, frame.leave.round)
+                self._tally.say(f"peer {peer}", f"peer {peer} leaves after round {frame.leave.round}", changes=True)
             elif kind == "propose" and frame.propose.skip:
                 self._events.left(peer, frame.propose.entered)
         self._stir()
@@ -305,6 +347,9 @@ class Node:
         if new := self.roster.learn(meeting):
             for peer in self.talks:
                 self.agreement.links[peer].outbox.append(MeshFrame(meeting=new))
+            for one in new.peers:
+                if one.peer in self._news:
+                    self._news[one.peer].set()
             self._stir()
 
     # Waiting.

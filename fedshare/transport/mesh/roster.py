@@ -49,7 +49,7 @@ class Roster:
         hint = self._hints.get(peer)
         if signed is None or hint is None or signed == hint:
             return signed or hint
-        self._tried[peer] = not self._tried.get(peer, True)
+        self._tried[peer] = not self._tried.get(peer, False)
         return hint if self._tried[peer] else signed
 
     def key(self, peer: int) -> bytes | None:

@@ -199,7 +199,8 @@ class RelayClient:
                 self._diagnose(identity)
                 raise NotYet(f"{self.address}: no gRPC connection in {CONNECT_DEADLINE:g} s")
             with self._changed:
-                self._outbox = outbox = queue.SimpleQueue()
+                outbox: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+                self._outbox = outbox
             nonce = secrets.token_bytes(32)
             connect = channel.stream_stream(CONNECT, PeerUp.SerializeToString, bytes)
             self._call = call = connect(self._frames(outbox, nonce))
