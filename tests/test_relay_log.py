@@ -159,8 +159,9 @@ def test_a_log_is_of_one_run_and_one_relay(tmp_path: Path) -> None:
         assert other.why == "it is of run 000000000000, the log of run 000102030405"
         with pytest.raises(UserError, match="another relay has this log open"):
             SQLite(tmp_path / "log.db")
+    store = Store(SQLite(tmp_path / "log.db"))
     with pytest.raises(UserError, match="another relay's key has begun this log"):
-        Keeper(Store(SQLite(tmp_path / "log.db")), Signer.unprotected("other"), log.keeper.settings)
+        Keeper(store, Signer.unprotected("other"), log.keeper.settings)
 
 
 def test_nothing_is_taken_while_the_disk_is_full(tmp_path: Path) -> None:
