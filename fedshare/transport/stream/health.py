@@ -17,7 +17,7 @@ from fedshare.transport.stream.frames import PROTOCOL
 from fedshare.transport.stream.service import ASK, SERVICE
 
 
-def health(address: str, identity: Identity | None, deadline: float) -> str:
+def health(address: str, identity: Identity | None, deadline: float, service: str = SERVICE) -> str:
     """What the health service at `address` says of ours: SERVING, or else; no client is disturbed.
 
     Raises NotYet where it says nothing within `deadline` seconds.
@@ -25,7 +25,7 @@ def health(address: str, identity: Identity | None, deadline: float) -> str:
     with tls.channel(address, identity, deadline) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         try:
-            reply = check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=deadline, wait_for_ready=True)
+            reply = check(health_pb2.HealthCheckRequest(service=service), timeout=deadline, wait_for_ready=True)
         except grpc.RpcError as error:
             raise _said_nothing(address, error, deadline) from None
     name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
