@@ -139,6 +139,7 @@ FENCED = {
     "networkx": ("fedshare.peers.graphs",),
     "numba": ("fedshare.directions.kernels",),
     "ray": ("fedshare.simulation.on_ray",),
+    "psycopg": ("fedshare.relay.postgres",),
     "prometheus_client": ("experiments.hosts.prometheus",),
 }
 

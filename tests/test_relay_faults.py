@@ -31,7 +31,7 @@ from fedshare.relay.spool import Spool
 from fedshare.relay.store import Store
 from fedshare.relay.verify import check
 from fedshare.transport.relay.client import RelayClient, Taken
-from fedshare.transport.relay.protocol import CONNECT, PROTOCOL
+from fedshare.transport.relay.protocol import CONNECT, PROTOCOL, SERVICE
 from fedshare.transport.relay.server import RelayServer
 from fedshare.transport.relay.status import status
 from fedshare.transport.stream.health import health
@@ -170,12 +170,12 @@ def hello(peer: int = 0, **other: object) -> bytes:
     return PeerUp(hello=PeerHello(**(fields | other))).SerializeToString()  # type: ignore[arg-type]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=300), max_size=3), st.booleans())
 def test_any_bytes_are_refused_and_the_relay_lives(relay: RelayServer, frames: list[bytes], greeted: bool) -> None:
     with suppress(grpc.RpcError):
         raw(relay.address, *[hello()] * greeted, *frames)
-    assert health(relay.address, None, 30) == "SERVING"
+    assert health(relay.address, None, 30, SERVICE) == "SERVING"
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ def test_a_full_disk_is_said_and_health_follows(tmp_path: Path) -> None:
     with Talk(tmp_path, [made.address] * 2, 200) as talk:
         eventually(lambda: made.keeper.sequencer.round > 2, "a few rounds")
         full[0] = "the disk is full"
-        eventually(lambda: health(made.address, None, 30) == "NOT_SERVING", "NOT_SERVING")
+        eventually(lambda: health(made.address, None, 30, SERVICE) == "NOT_SERVING", "NOT_SERVING")
         full[0] = None
-        eventually(lambda: health(made.address, None, 30) == "SERVING", "SERVING")
+        eventually(lambda: health(made.address, None, 30, SERVICE) == "SERVING", "SERVING")
         talk.finish()
     made.close()
 
