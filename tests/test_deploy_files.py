@@ -15,6 +15,7 @@ import yaml
 import world
 from fedshare.errors import SYSTEM, UserError
 from fedshare.experiments.config import compose
+from fedshare.experiments.config.application import hydra
 from fedshare.experiments.hosts.deploy_options import parser
 from fedshare.experiments.hosts.gate import check
 from fedshare.transport.flower.private import why_no_grpc_fleet
@@ -119,6 +120,20 @@ def test_compose_starts_peers_that_know_each_other() -> None:
         assert folder
         assert f"peer-{peer}:{Path(folder).parent}" in service["volumes"]
         assert service["restart"] == "on-failure"
+
+
+def test_the_commands_of_the_page_on_several_hosts_are_taken(tmp_path: Path) -> None:
+    page = (world.ROOT / "docs" / "multihost.md").read_text()
+    (config,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    (tmp_path / "four.yaml").write_text(config)
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", page, re.S)).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in blocks.splitlines() if line.startswith("fedshare ")]
+    found = [(command, parser(command).parse_intermixed_args(rest)) for _, command, *rest in lines if command != "keys"]
+    assert {command for command, _ in found} == {"peer", "relay", "doctor", "peers"}
+    for options in (options for command, options in found if command in ("peer", "doctor")):
+        taken = compose.resolved(options.overrides, options.config_name, hydra(str(tmp_path)))
+        assert taken.partition.clients == 4
+        assert (taken.addresses is None) == ("addresses=null" in options.overrides)
 
 
 class _Compose(yaml.SafeLoader):
