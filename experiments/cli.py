@@ -85,7 +85,7 @@ def _dispatch(arguments: list[str]) -> int:
         from fedshare.experiments.commands.admin import admin
 
         return admin(rest)
-    if command in ("server", "client", "gate", "peer", "peers", "flower-run", "doctor"):
+    if command in ("server", "client", "gate", "peer", "peers", "relay", "flower-run", "doctor"):
         return _deploy(command, rest)
     options = _parser().parse_args(arguments)
     importable(getattr(options, "config_dir", None))
@@ -159,10 +159,14 @@ def _deploy(command: str, arguments: list[str]) -> int:
     from fedshare.experiments.hosts.deploy_options import parser
 
     options = parser(command).parse_intermixed_args(arguments)
-    if command == "server":  # before gRPC is imported
+    if command in ("server", "relay"):  # before gRPC is imported
         from fedshare.transport.stream import grpc_log
 
         with grpc_log.captured():
+            if command == "relay":
+                from fedshare.experiments.hosts import relay
+
+                return relay.relay(options)
             from fedshare.experiments.hosts import serving
 
             return serving.server(options)
@@ -243,6 +247,7 @@ def _parser() -> Parser:
     commands.add_parser("client", help="run one client, or all clients of this host", add_help=False)
     commands.add_parser("peer", help="take part in a run without a server, as one of its peers", add_help=False)
     commands.add_parser("peers", help="show the links of a running peer: who is there, rounds, bytes", add_help=False)
+    commands.add_parser("relay", help="keep the log that puts the rounds of peers in order", add_help=False)
     commands.add_parser("gate", help="share one port among several runs, each with its own server", add_help=False)
     commands.add_parser("flower-run", help="run any Flower app in this process, without Ray", add_help=False)
     commands.add_parser("keys", help="make certificates for a server and its clients, and revoke them", add_help=False)

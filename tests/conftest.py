@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,10 @@ LONGEST = [  # files, by what they took on 2 cores
     *("test_fleet", "test_fleet_http", "test_deployment", "test_soak", "test_disks", "test_contract"),
     *("test_processors", "test_runs", "test_beginnings", "test_cli", "test_backup", "test_own_data", "test_peft_runs"),
     *("test_readme", "test_pretrain", "test_matrix", "test_gate", "test_hostile"),
+]
+DRAWING = [  # files whose runs draw their pictures; those of other tests are laid out, and not written as SVG
+    *("test_absent", "test_cli", "test_compare", "test_decentralised", "test_matrix", "test_real_data", "test_report"),
+    "test_runs",
 ]
 SKIPPED = pytest.StashKey[set[str]]()
 
@@ -48,6 +53,16 @@ def _no_wait_for_the_disk() -> Iterator[None]:
     """What tests write need not survive a power cut, so `fsync` still requires an open file, and returns at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Matplotlib takes a third of the time of a small run to write its pictures: see DRAWING."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "fedshare" in sys.modules and request.path.stem not in DRAWING:
+            empty = "matplotlib.backends.backend_svg.FigureCanvasSVG.print_svg"
+            patch.setattr(empty, lambda _, file, **__: file.write(b"<svg/>"))
         yield
 
 

@@ -7,6 +7,7 @@ no gRPC, which cannot be forked. Where a process would differ (a variable that i
 than Linux), and within `cold`, it starts with nothing loaded.
 """
 
+import atexit
 import ctypes
 import fcntl
 import gc
@@ -297,11 +298,29 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, sess
     option, what, *rest = arguments
     sys.argv = [option, *rest]
     sys.path[0] = "" if option == "-c" else folder
-    if option == "-c":
-        main = sys.modules["__main__"] = types.ModuleType("__main__")
-        exec(compile(what, "<string>", "exec"), main.__dict__)
-    else:
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    try:
+        if option == "-c":
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(what, "<string>", "exec"), main.__dict__)
+        else:
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        _end(end.code or 0)
+    _end(0)
+
+
+def _end(status: int) -> None:
+    """End as Python does, but for taking the libraries down, which would cost half a second of copied pages."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(status)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("rounds", type=int)
     parser.add_argument("--listen", type=int)
     parser.add_argument("--keys", type=Path)
+    parser.add_argument("--known", default="")
     parser.add_argument("--ring", action="store_true")
     parser.add_argument("--leave-after", type=int, default=0)
     parser.add_argument("--hold-after", type=int, default=0)  # the round after which it stands still until SIGUSR1
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> int:
     mesh = MeshLinks(
         *(me, f"127.0.0.1:{options.listen or ports[me]}", addresses, neighbours, settings, identity, signer),
         options.folder / f"spool-{me}",
+        known=[options.known] if options.known else [],
         events=options.folder / f"events-{me}.jsonl",
         say=lambda line: print(line, flush=True),
     )

@@ -59,11 +59,14 @@ class InHall:
         self.before, self.round = self.round, round
         return round
 
+    def open(self) -> frozenset[int]:
+        return frozenset(peer for peer in range(world.CLIENTS) if self.round not in self.hall.away.get(peer, ()))
+
     def fresh(self) -> frozenset[int]:
         """Who takes part in this round and has not in the one before, or everyone after a break of one's own."""
-        here = {peer for peer in range(world.CLIENTS) if self.round not in self.hall.away.get(peer, ())}
+        here = self.open()
         if self.before != self.round - 1 or self.round == 1:
-            return frozenset(here)
+            return here
         return frozenset(peer for peer in here if self.round - 1 in self.hall.away.get(peer, ()))
 
     def swap(self, step: int, messages: Mapping[int, bytes], awaited: Collection[int]) -> dict[int, bytes]:
@@ -93,11 +96,17 @@ class Signs:
 
     me: int
     doubts: list[str] = field(default_factory=list)
+    orders: dict[int, bytes] = field(default_factory=dict)
+
+    def removals(self) -> list[tuple[int, bytes]]:
+        return list(self.orders.items())
 
     def sign(self, round: int, codes: bytes) -> bytes:
         return Signer.unprotected(f"peer {self.me}").sign(signed_part(bytes(32), self.me, round, round, 1, codes))
 
     def genuine(self, round: int, peer: int, said: bytes) -> bool:
+        if round == 0:
+            return said[-64:] == bytes(range(64))
         public = Signer.unprotected(f"peer {peer}").public
         part = signed_part(bytes(32), peer, round, round, 1, said[:-64])
         return Verifier(public).accepts(part, said[-64:])
@@ -112,7 +121,7 @@ def among(name: str, topology: Topology) -> Population:
 
 
 def apart(
-    name: str, topology: Topology, away: dict[int, set[int]], **spoils: Any
+    name: str, topology: Topology, away: dict[int, set[int]], remove: dict[int, bytes] | None = None, **spoils: Any
 ) -> dict[int, tuple[list[Round], Signs]]:
     """Return each peer's rounds, and what it doubts."""
     hall, found, errors = Hall(away), dict[int, tuple[list[Round], Signs]](), list[BaseException]()
@@ -132,7 +141,7 @@ def apart(
     def act(me: int) -> None:
         population = among(name, topology)
         assert isinstance(population.strategy, Apart)
-        voice = Signs(me)
+        voice = Signs(me, orders=remove or {} if me == 0 else {})
         mesh = InHall(hall, me, spoil=spoils.get(f"peer{me}"))
         strategy, peers = population.strategy.at(me, mesh, voice)
         own = replace(population, strategy=strategy)
@@ -237,3 +246,23 @@ def test_what_a_simulation_draws_is_refused(flood: Flood) -> None:
     assert isinstance(strategy, Apart)
     with pytest.raises(UserError, match=r"peers.flood.\w+=.*: is for simulations"):
         strategy.check_apart()
+
+
+def test_a_removal_that_the_operator_has_signed_takes_out_a_peers_entries_everywhere() -> None:
+    found = apart("onebyte", Ring(), {}, {3: bytes(range(64))})
+    population = among("onebyte", Ring(flood=Flood(remove=[(1, 3)])))
+    with Simulation(lambda: population, population=population) as network:
+        expected = list(run_server(population.strategy, network, world.begin(population), SCHEDULE))
+    for me, (rounds, voice) in found.items():
+        assert not voice.doubts
+        assert rounds[-1].row["taken_out"] == [3]
+        for mine, theirs in zip(rounds, expected, strict=True):
+            assert torch.equal(mine.state["flood"]["sums"], theirs.state["flood"]["sums"][me])
+            assert torch.equal(mine.state["flood"]["head"], theirs.state["flood"]["heads"][me])
+
+
+def test_a_removal_that_nobody_has_signed_is_not_believed() -> None:
+    found = apart("onebyte", Ring(), {}, {3: bytes(64)})
+    doubts = [line for rounds, voice in found.values() for line in voice.doubts]
+    assert doubts[0] == "peer 0: peer 3 has not signed what it is said to have said in round 0"
+    assert all("taken_out" not in found[me][0][-1].row for me in (1, 2, 3, 4))

@@ -1,5 +1,5 @@
 """Two apps on Flower's own SuperLink and SuperNodes over gRPC, TLS and node authentication: one that knows only Flower,
-and ours, with every kind of upload that a strategy has.
+and ours, with every other kind of upload that a strategy has: all are messages like these in test_deployment.py.
 
 All runs are started at once, for then the nodes do not sleep, and the apps' processes are forks: see `preloaded.py`.
 """
@@ -20,7 +20,7 @@ from fedshare.transport.flower.private import why_no_grpc_fleet
 from fleet import Fleet, copy_of_fedshare
 
 NODES = 3
-PLAYED = world.shapes()
+PLAYED = world.shapes()[1::2]
 SMALL = ["data=digits", "model=logistic", f"partition.clients={NODES}"]
 TESTED = [*SMALL, "client.epochs=1", "rounds=2", "evaluate_every=2"]
 UNTESTED = [*SMALL, "strategy=local", "client.epochs=1", "rounds=2", "evaluate_every=0"]
@@ -86,7 +86,7 @@ def _until_exists(path: Path, fleet: Fleet, run: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLAYED)
-def test_every_strategy_equals_its_simulation(name: str, outcomes: dict[str, Outcome], tmp_path: Path) -> None:
+def test_strategies_equal_their_simulations(name: str, outcomes: dict[str, Outcome], tmp_path: Path) -> None:
     outcome = outcomes[name]
     assert outcome.status == "finished:completed", outcome.log
     with pytest.raises(SystemExit) as ended:

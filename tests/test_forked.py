@@ -70,6 +70,27 @@ def test_exit_statuses_are_those_of_any_process(program: str, status: int) -> No
     assert done.stderr.endswith("ValueError: no such luck\n" if status == 1 else "")
 
 
+ENDING = """
+import atexit, sys, threading, time
+def late():
+    time.sleep(0.2)
+    print("the thread", end=" ")
+atexit.register(print, "and what is to be done last")
+threading.Thread(target=late).start()
+raise SystemExit({})
+"""
+
+
+@pytest.mark.parametrize("end", [None, 4, "why"])
+def test_it_ends_as_any_process_with_its_threads_and_what_is_to_be_done_last(end: object) -> None:
+    done = [forked.run("-c", ENDING.format(repr(end)), timeout=PATIENCE)]
+    with forked.cold():
+        done.append(forked.run("-c", ENDING.format(repr(end)), timeout=PATIENCE))
+    assert done[0].stdout == "the thread and what is to be done last\n"
+    assert done[0].returncode == {None: 0, 4: 4, "why": 1}[end]
+    assert vars(done[0]) == vars(done[1])
+
+
 def test_it_is_signalled_and_may_lead_a_session() -> None:
     program = "import os, time; print(os.getsid(0) == os.getpid(), flush=True); time.sleep(3600)"
     with forked.python("-c", program, stdout=subprocess.PIPE, start_new_session=True) as process:

@@ -4,19 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 import relayed
+from relayed import RUN, Log
+
 from fedshare.errors import UserError
 from fedshare.identity.signing import Signer
 from fedshare.relay import entries, proofs
 from fedshare.relay.commits import Commit
 from fedshare.relay.database import SQLite
 from fedshare.relay.entries import RELAY, Entry, Kind
+from fedshare.relay.keeper import Keeper
 from fedshare.relay.members import Members, uploads
 from fedshare.relay.sequencer import Status
 from fedshare.relay.store import Store
 from fedshare.relay.verify import check
-from relayed import RUN, Log
 
 
 def test_a_round_ends_when_all_have_spoken(tmp_path: Path) -> None:
@@ -159,8 +160,6 @@ def test_a_log_is_of_one_run_and_one_relay(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="another relay has this log open"):
             SQLite(tmp_path / "log.db")
     with pytest.raises(UserError, match="another relay's key has begun this log"):
-        from fedshare.relay.keeper import Keeper
-
         Keeper(Store(SQLite(tmp_path / "log.db")), Signer.unprotected("other"), log.keeper.settings)
 
 

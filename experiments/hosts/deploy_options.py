@@ -6,6 +6,7 @@ from typing import Any
 
 from fedshare.errors import UserError
 from fedshare.experiments.config.own import add_config_dir, add_trust
+from fedshare.experiments.hosts import relay_options
 from fedshare.experiments.options import Parser
 
 _TLS = "the folder made by `fedshare keys`, or this participant's part of it"
@@ -23,6 +24,7 @@ def parser(command: str) -> Parser:
         "gate": _gate,
         "peer": _peer,
         "peers": _peers,
+        "relay": relay_options.add,
         "flower-run": _flower_run,
         "doctor": _doctor,
     }[command](made)
@@ -36,6 +38,7 @@ _RANGES = {
     "patience": 0.0,
     "clients": 1,
     "nodes": 1,
+    "attest_every": 1,
     "callers": 1,
     "slack": 0.1,
 }  # the lowest allowed values
@@ -116,12 +119,16 @@ def _peer(made: Parser) -> None:
         metavar="HOST:PORT",
         help="address for neighbours; 0.0.0.0:PORT: all interfaces; default: the one in `addresses`",
     )
+    made.add_argument("--relay", metavar="HOST:PORT", help="reach the others by the `fedshare relay` at this address")
+    made.add_argument(
+        "--attest-every", type=int, default=10, metavar="N", help="with --relay: compare states after every N rounds"
+    )
     made.add_argument(
         "--wait",
         type=float,
         default=600.0,
         metavar="S",
-        help="maximum time in seconds to wait for neighbours at first",
+        help="maximum time in seconds to wait for neighbours at first, or for a relay that is away",
     )
     made.add_argument(
         "--grace", type=float, default=30.0, metavar="S", help="seconds that a neighbour may be disconnected"

@@ -2,77 +2,41 @@
 
 import argparse
 import hashlib
-import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-import fedshare
-from fedshare.errors import RunHalted, UserError
+from fedshare.errors import UserError
 from fedshare.experiments import beginnings
 from fedshare.experiments.config import application, build, compose
 from fedshare.experiments.config.schema import MAY_CHANGE, MEANT
 from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
-from fedshare.experiments.hosts import agreement
+from fedshare.experiments.hosts import agreement, meshed, relayed
 from fedshare.experiments.hosts.deploy_options import check_ranges
 from fedshare.experiments.hosts.identities import identity_of
-from fedshare.experiments.hosts.voice import Signed
-from fedshare.experiments.hosts.written import Written
+from fedshare.experiments.hosts.participant import Part
 from fedshare.experiments.running.going_on import last_checkpoint
-from fedshare.experiments.running.rounds import rounds
-from fedshare.identity.identity import Identity
 from fedshare.identity.signing import Signer
-from fedshare.ledger.meaning import Meaning
-from fedshare.machine.files import on_disk, private_folder
-from fedshare.peers import Topology
-from fedshare.peers.gathering import Gathering
-from fedshare.peers.mesh import Apart
-from fedshare.peers.recorded import Collects
+from fedshare.machine.files import on_disk
 from fedshare.report.clock import say
-from fedshare.runs import RunFolder, checkpoint
-from fedshare.runs.checkpoint import Checkpoint
+from fedshare.runs import RunFolder
 from fedshare.simulation import Population
-from fedshare.simulation.peers import Player
-from fedshare.transport.mesh.links import MeshLinks
-from fedshare.transport.mesh.settings import Settings
 from fedshare.transport.stream import descriptors
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a peer takes part in, and as whom."""
-
-    config: DictConfig
-    population: Population  # of all; its strategy is that of a simulation
-    folder: RunFolder
-    me: int
-    run: bytes  # the run's name, 32 bytes: equal for peers with equal configs and initial models
-    identity: Identity | None
-    signer: Signer
 
 
 def peer(options: argparse.Namespace) -> int:
     """Take part in a run as one peer. The same command goes on with a run that was interrupted."""
     descriptors.raise_limit()
     check_ranges(options)
+    way = relayed if options.relay else meshed
     config, folder, resuming = _asked(options)
-    _check(config, options)
+    _check(config)
     population = build.tried(config)
-    if not isinstance(population.strategy, Apart):
-        raise UserError("peers: `fedshare peer` takes a graph, such as peers=ring")
-    population.strategy.check_apart()
     everyone = len(population.shares)
     if not 0 <= options.id < everyone:
         raise UserError(f"--id {options.id}: must be from 0 to {everyone - 1}, for the run has {everyone} peers")
-    known = _addresses(config, options, everyone)
-    listen = options.listen or known.get(options.id)
-    if not listen:
-        raise UserError("--listen: required: HOST:PORT, the address for this peer's neighbours; or addresses=[...]")
-    identity = identity_of(options.keys, f"client-{options.id}", listen, options.insecure)
+    address = way.address(options, config, population)
+    identity = identity_of(options.keys, f"client-{options.id}", address, options.insecure)
     if identity and identity.client_id != options.id:
         raise UserError(f"--keys {options.keys}: its certificate is {identity.who}'s, not client {options.id}'s")
     signer = identity.signer() if identity else Signer.unprotected(f"peer {options.id}")
@@ -89,98 +53,8 @@ def peer(options: argparse.Namespace) -> int:
             folder.rewind(start.round if start else 0)
             folder.amend(OmegaConf.to_yaml(config))
             say(f"going on with {folder.path} after round {start.round if start else 0}")
-        _live(part, options, listen, known, start)
+        way.take_part(part, options, start)
     return 0
-
-
-def _live(
-    part: Part, options: argparse.Namespace, listen: str, known: dict[int, str], start: Checkpoint | None
-) -> None:
-    config, population, place = part.config, part.population, part.folder.path / "peer"
-    strategy = population.strategy
-    assert isinstance(strategy, Apart)
-    private_folder(place)
-    settings = Settings(
-        run=part.run,
-        version=fedshare.__version__,
-        peers=len(population.shares),
-        wait=options.wait,
-        grace=options.grace,
-        timeout=config.timeout,
-        heartbeat=options.heartbeat,
-    )
-    neighbours = _neighbours(config, population, part.me)
-    mesh = MeshLinks(
-        *(part.me, listen, known, neighbours, settings, part.identity, part.signer, place / "links"),
-        events=part.folder.path / "events.jsonl",
-        say=say,
-    )
-    voice = Signed(part.run, part.me, part.signer, mesh.verifier, part.folder.path / "proofs", say)
-    with ExitStack() as stack:
-        stack.callback(mesh.close)
-        own, peers = strategy.at(part.me, mesh, voice)
-        mine = replace(population, strategy=own)
-        player = Written(Player(mine, part.me), place / "upload")
-        network = Leaving(Gathering(peers, part.me, player, start.round if start else 0))
-        security = "mutual TLS" if part.identity else "no TLS"
-        say(f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}")
-        say(f"neighbours: {_listed(neighbours)}")
-        try:
-            rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving, alone=True)
-        except RunHalted:
-            if not network.left:
-                raise
-            say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
-        else:
-            if isinstance(own, Collects):
-                _keep_ledger(part, own)
-        mesh.leave()
-
-
-def _keep_ledger(part: Part, strategy: Collects) -> None:
-    """Write the ledger of all rounds, which was complete after the last one only."""
-    state = checkpoint.load(part.folder.checkpoints, part.config.rounds).server
-    ledger = part.folder.ledger
-    ledger.create(manifest := Meaning.of(state["manifest"]).manifest)
-    head = manifest.head
-    for commit in strategy.commits(state):
-        ledger.append(commit, head := commit.head(head))
-    say(f"{ledger.path}: the ledger, complete; `fedshare replay {part.folder.path}` rebuilds the model from it")
-
-
-class Leaving:
-    """A network that ends a peer's run between two rounds, when SIGTERM or SIGINT has asked for it; twice: at once."""
-
-    def __init__(self, network: Gathering) -> None:
-        self._network, self._asked = network, False
-        self.left = False
-        self.memories, self.exchange = network.memories, network.exchange
-
-    def client_ids(self) -> list[int]:
-        if self._asked:
-            self.left = True
-            raise RunHalted(f"peer {self._network.me} leaves")
-        return self._network.client_ids()
-
-    @property
-    def done(self) -> int:
-        """The last round done."""
-        return self._network.start
-
-    @contextmanager
-    def leaving(self) -> Iterator[None]:
-        def ask(number: int, frame: Any) -> None:
-            if self._asked:
-                raise KeyboardInterrupt
-            self._asked = True
-            say(f"peer {self._network.me} leaves when its round is over; a second signal ends it now")
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _asked(options: argparse.Namespace) -> tuple[DictConfig, RunFolder, bool]:
@@ -209,7 +83,7 @@ def _settled(config: DictConfig) -> DictConfig:
     return config
 
 
-def _check(config: DictConfig, options: argparse.Namespace) -> None:
+def _check(config: DictConfig) -> None:
     """Raise UserError for a config that peers in processes of their own cannot carry out."""
     if config.engine not in ("auto", "plain"):
         raise UserError(f"engine={config.engine}: is for simulations; peers train by plain")
@@ -226,32 +100,7 @@ def _check(config: DictConfig, options: argparse.Namespace) -> None:
     _settled(config)
 
 
-def _addresses(config: DictConfig, options: argparse.Namespace, count: int) -> dict[int, str]:
-    given = config.addresses or []
-    if len(given) not in (0, count):
-        raise UserError(f"addresses: must have one HOST:PORT for each of the {count} peers, in their order")
-    return {peer: str(address) for peer, address in enumerate(given) if address}
-
-
-def _neighbours(config: DictConfig, population: Population, me: int) -> set[int]:
-    """Return the peers with whom this one ever exchanges anything, either way."""
-    graph, count = build.peering(config), len(population.shares)
-    assert isinstance(graph, Topology)
-    if (period := graph.period(count)) is None:
-        return set(range(count)) - {me}
-    found = set[int]()
-    for round in range(1, period + 1):
-        links = graph.links(count, config.seed, round)
-        found |= {*links[me]} | {peer for peer, senders in enumerate(links) if me in senders}
-    return found
-
-
 def _name(config: DictConfig, population: Population) -> bytes:
     """Return the run's name: SHA-256 of what all peers must share, the last round and the initial model."""
     words = agreement.digest(config), str(config.rounds), population.scratch.fingerprint
     return hashlib.sha256(" ".join(words).encode()).digest()
-
-
-def _listed(peers: set[int], most: int = 10) -> str:
-    some = sorted(peers)
-    return ", ".join(map(str, some[:most])) + (f" and {len(some) - most} more" if len(some) > most else "")

@@ -5,12 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedshare.errors import brief
+from fedshare.errors import brief, first_line
 from fedshare.identity.signing import SIGNATURE, Signer, Verifier, signed_part
 from fedshare.ledger.entries import TwoThings
 from fedshare.machine.files import write_atomically
 
 ENTRY = 1  # the kind of a signed part that is a ledger's entry; its number is its round
+REMOVAL = 2  # and of the operator's order to take out the entries of a peer
+
+
+def removal_part(run: bytes, peer: int) -> bytes:
+    """Return what the operator signs to remove a peer."""
+    return signed_part(run, peer, 0, 0, REMOVAL, b"")
 
 
 @dataclass
@@ -23,12 +29,27 @@ class Signed:
     public: Callable[[int], bytes | None]
     proofs: Path
     say: Callable[[str], None]
+    operator: Verifier | None = None  # who may remove peers
+    orders: Path | None = None  # a file with the operator's orders, read in each round
     _verifiers: dict[int, Verifier] = field(default_factory=dict)
 
     def sign(self, round: int, codes: bytes) -> bytes:
         return self.signer.sign(signed_part(self.run, self.me, round, round, ENTRY, codes))
 
+    def removals(self) -> list[tuple[int, bytes]]:
+        if self.orders is None or not self.orders.exists():
+            return []
+        try:
+            found = [(int(peer), bytes.fromhex(key)) for peer, key in json.loads(self.orders.read_text()).items()]
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            self.say(f"{self.orders}: not read: {first_line(error)}")
+            return []
+        return [(peer, signature) for peer, signature in found if self.genuine(0, peer, signature)]
+
     def genuine(self, round: int, peer: int, said: bytes) -> bool:
+        if round == 0:
+            signature = said[-SIGNATURE:]
+            return self.operator is not None and self.operator.accepts(removal_part(self.run, peer), signature)
         if peer not in self._verifiers:
             if (public := self.public(peer)) is None:
                 return False

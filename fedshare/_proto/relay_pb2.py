@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64share/v1/relay.proto\x12\x0b\x66\x65\x64share.v1\"\x82\x01\n\x06PeerUp\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.fedshare.v1.PeerHelloH\x00\x12\"\n\x03say\x18\x02 \x01(\x0b\x32\x13.fedshare.v1.SayingH\x00\x12#\n\x05piece\x18\x03 \x01(\x0b\x32\x12.fedshare.v1.PieceH\x00\x42\x06\n\x04kind\"\xea\x01\n\tRelayDown\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.fedshare.v1.RelayWelcomeH\x00\x12\x31\n\x0c\x61\x63knowledged\x18\x02 \x01(\x0b\x32\x19.fedshare.v1.AcknowledgedH\x00\x12*\n\tnot_taken\x18\x03 \x01(\x0b\x32\x15.fedshare.v1.NotTakenH\x00\x12$\n\x06\x63ommit\x18\x04 \x01(\x0b\x32\x12.fedshare.v1.PieceH\x00\x12\x0f\n\x05waits\x18\x05 \x01(\tH\x00\x12\x11\n\x07refusal\x18\x06 \x01(\tH\x00\x42\x06\n\x04kind\"t\n\tPeerHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04peer\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\x0c\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\r\n\x05known\x18\x06 \x01(\x06\x12\r\n\x05nonce\x18\x07 \x01(\x0c\"\xbb\x01\n\x0cRelayWelcome\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06rounds\x18\x02 \x01(\x06\x12\x0c\n\x04head\x18\x03 \x01(\x0c\x12\x0e\n\x06status\x18\x04 \x01(\x0c\x12\r\n\x05known\x18\x05 \x01(\x0c\x12\x14\n\x0cknown_signed\x18\x06 \x01(\x0c\x12\x0c\n\x04said\x18\x07 \x01(\x06\x12\x0f\n\x07message\x18\x08 \x01(\x06\x12,\n\tsnapshots\x18\t \x03(\x0b\x32\x19.fedshare.v1.SnapshotName\"d\n\x06Saying\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12\x0c\n\x04size\x18\x06 \x01(\x04\"\\\n\x05Piece\x12\n\n\x02of\x18\x01 \x01(\x06\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12+\n\x08snapshot\x18\x04 \x01(\x0b\x32\x19.fedshare.v1.SnapshotName\"\x1e\n\x0c\x41\x63knowledged\x12\x0e\n\x06number\x18\x01 \x01(\x04\"7\n\x08NotTaken\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0b\n\x03why\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\";\n\x0cSnapshotName\x12\r\n\x05round\x18\x01 \x01(\x06\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\"!\n\x0eSnapshotStored\x12\x0f\n\x07refusal\x18\x01 \x01(\t\"\r\n\x0bStatusAsked\"\x1a\n\nStatusSaid\x12\x0c\n\x04json\x18\x01 \x01(\t2\xf6\x01\n\x05Relay\x12:\n\x07\x43onnect\x12\x13.fedshare.v1.PeerUp\x1a\x16.fedshare.v1.RelayDown(\x01\x30\x01\x12\x38\n\x05\x46\x65tch\x12\x19.fedshare.v1.SnapshotName\x1a\x12.fedshare.v1.Piece0\x01\x12:\n\x05Store\x12\x12.fedshare.v1.Piece\x1a\x1b.fedshare.v1.SnapshotStored(\x01\x12;\n\x06Status\x12\x18.fedshare.v1.StatusAsked\x1a\x17.fedshare.v1.StatusSaidb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64share/v1/relay.proto\x12\x0b\x66\x65\x64share.v1\"\x82\x01\n\x06PeerUp\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.fedshare.v1.PeerHelloH\x00\x12\"\n\x03say\x18\x02 \x01(\x0b\x32\x13.fedshare.v1.SayingH\x00\x12#\n\x05piece\x18\x03 \x01(\x0b\x32\x12.fedshare.v1.PieceH\x00\x42\x06\n\x04kind\"\xea\x01\n\tRelayDown\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.fedshare.v1.RelayWelcomeH\x00\x12\x31\n\x0c\x61\x63knowledged\x18\x02 \x01(\x0b\x32\x19.fedshare.v1.AcknowledgedH\x00\x12*\n\tnot_taken\x18\x03 \x01(\x0b\x32\x15.fedshare.v1.NotTakenH\x00\x12$\n\x06\x63ommit\x18\x04 \x01(\x0b\x32\x12.fedshare.v1.PieceH\x00\x12\x0f\n\x05waits\x18\x05 \x01(\tH\x00\x12\x11\n\x07refusal\x18\x06 \x01(\tH\x00\x42\x06\n\x04kind\"\x82\x01\n\tPeerHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04peer\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\x0c\x12\x0b\n\x03key\x18\x05 \x01(\x0c\x12\r\n\x05known\x18\x06 \x01(\x06\x12\x0c\n\x04seen\x18\x07 \x01(\x06\x12\r\n\x05nonce\x18\x08 \x01(\x0c\"\xbb\x01\n\x0cRelayWelcome\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06rounds\x18\x02 \x01(\x06\x12\x0c\n\x04head\x18\x03 \x01(\x0c\x12\x0e\n\x06status\x18\x04 \x01(\x0c\x12\r\n\x05known\x18\x05 \x01(\x0c\x12\x14\n\x0cknown_signed\x18\x06 \x01(\x0c\x12\x0c\n\x04said\x18\x07 \x01(\x06\x12\x0f\n\x07message\x18\x08 \x01(\x06\x12,\n\tsnapshots\x18\t \x03(\x0b\x32\x19.fedshare.v1.SnapshotName\"d\n\x06Saying\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x0c\n\x04\x62ody\x18\x05 \x01(\x0c\x12\x0c\n\x04size\x18\x06 \x01(\x04\"\\\n\x05Piece\x12\n\n\x02of\x18\x01 \x01(\x06\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12+\n\x08snapshot\x18\x04 \x01(\x0b\x32\x19.fedshare.v1.SnapshotName\"\x1e\n\x0c\x41\x63knowledged\x12\x0e\n\x06number\x18\x01 \x01(\x04\"7\n\x08NotTaken\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0b\n\x03why\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\";\n\x0cSnapshotName\x12\r\n\x05round\x18\x01 \x01(\x06\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\"!\n\x0eSnapshotStored\x12\x0f\n\x07refusal\x18\x01 \x01(\t\"\r\n\x0bStatusAsked\"\x1a\n\nStatusSaid\x12\x0c\n\x04json\x18\x01 \x01(\t2\xf6\x01\n\x05Relay\x12:\n\x07\x43onnect\x12\x13.fedshare.v1.PeerUp\x1a\x16.fedshare.v1.RelayDown(\x01\x30\x01\x12\x38\n\x05\x46\x65tch\x12\x19.fedshare.v1.SnapshotName\x1a\x12.fedshare.v1.Piece0\x01\x12:\n\x05Store\x12\x12.fedshare.v1.Piece\x1a\x1b.fedshare.v1.SnapshotStored(\x01\x12;\n\x06Status\x12\x18.fedshare.v1.StatusAsked\x1a\x17.fedshare.v1.StatusSaidb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,26 +35,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERUP']._serialized_end=171
   _globals['_RELAYDOWN']._serialized_start=174
   _globals['_RELAYDOWN']._serialized_end=408
-  _globals['_PEERHELLO']._serialized_start=410
-  _globals['_PEERHELLO']._serialized_end=526
-  _globals['_RELAYWELCOME']._serialized_start=529
-  _globals['_RELAYWELCOME']._serialized_end=716
-  _globals['_SAYING']._serialized_start=718
-  _globals['_SAYING']._serialized_end=818
-  _globals['_PIECE']._serialized_start=820
-  _globals['_PIECE']._serialized_end=912
-  _globals['_ACKNOWLEDGED']._serialized_start=914
-  _globals['_ACKNOWLEDGED']._serialized_end=944
-  _globals['_NOTTAKEN']._serialized_start=946
-  _globals['_NOTTAKEN']._serialized_end=1001
-  _globals['_SNAPSHOTNAME']._serialized_start=1003
-  _globals['_SNAPSHOTNAME']._serialized_end=1062
-  _globals['_SNAPSHOTSTORED']._serialized_start=1064
-  _globals['_SNAPSHOTSTORED']._serialized_end=1097
-  _globals['_STATUSASKED']._serialized_start=1099
-  _globals['_STATUSASKED']._serialized_end=1112
-  _globals['_STATUSSAID']._serialized_start=1114
-  _globals['_STATUSSAID']._serialized_end=1140
-  _globals['_RELAY']._serialized_start=1143
-  _globals['_RELAY']._serialized_end=1389
+  _globals['_PEERHELLO']._serialized_start=411
+  _globals['_PEERHELLO']._serialized_end=541
+  _globals['_RELAYWELCOME']._serialized_start=544
+  _globals['_RELAYWELCOME']._serialized_end=731
+  _globals['_SAYING']._serialized_start=733
+  _globals['_SAYING']._serialized_end=833
+  _globals['_PIECE']._serialized_start=835
+  _globals['_PIECE']._serialized_end=927
+  _globals['_ACKNOWLEDGED']._serialized_start=929
+  _globals['_ACKNOWLEDGED']._serialized_end=959
+  _globals['_NOTTAKEN']._serialized_start=961
+  _globals['_NOTTAKEN']._serialized_end=1016
+  _globals['_SNAPSHOTNAME']._serialized_start=1018
+  _globals['_SNAPSHOTNAME']._serialized_end=1077
+  _globals['_SNAPSHOTSTORED']._serialized_start=1079
+  _globals['_SNAPSHOTSTORED']._serialized_end=1112
+  _globals['_STATUSASKED']._serialized_start=1114
+  _globals['_STATUSASKED']._serialized_end=1127
+  _globals['_STATUSSAID']._serialized_start=1129
+  _globals['_STATUSSAID']._serialized_end=1155
+  _globals['_RELAY']._serialized_start=1158
+  _globals['_RELAY']._serialized_end=1404
 # @@protoc_insertion_point(module_scope)

@@ -32,13 +32,14 @@ class RelayDown(_message.Message):
     def __init__(self, welcome: _Optional[_Union[RelayWelcome, _Mapping]] = ..., acknowledged: _Optional[_Union[Acknowledged, _Mapping]] = ..., not_taken: _Optional[_Union[NotTaken, _Mapping]] = ..., commit: _Optional[_Union[Piece, _Mapping]] = ..., waits: _Optional[str] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class PeerHello(_message.Message):
-    __slots__ = ("protocol", "peer", "version", "run", "key", "known", "nonce")
+    __slots__ = ("protocol", "peer", "version", "run", "key", "known", "seen", "nonce")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     peer: int
@@ -46,8 +47,9 @@ class PeerHello(_message.Message):
     run: bytes
     key: bytes
     known: int
+    seen: int
     nonce: bytes
-    def __init__(self, protocol: _Optional[int] = ..., peer: _Optional[int] = ..., version: _Optional[str] = ..., run: _Optional[bytes] = ..., key: _Optional[bytes] = ..., known: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., peer: _Optional[int] = ..., version: _Optional[str] = ..., run: _Optional[bytes] = ..., key: _Optional[bytes] = ..., known: _Optional[int] = ..., seen: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class RelayWelcome(_message.Message):
     __slots__ = ("key", "rounds", "head", "status", "known", "known_signed", "said", "message", "snapshots")

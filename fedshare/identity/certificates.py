@@ -223,6 +223,16 @@ def described(pem: bytes) -> dict[str, str]:
     return {"serial": f"{certificate.serial_number:X}", "sha256": fingerprint, "not_after": f"{until:%Y-%m-%d %H:%M}"}
 
 
+def issued(pem: bytes, authority: bytes) -> bool:
+    """Whether `pem` is a certificate that `authority`, in PEM as well, has signed; it may have ended since."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 def require_issued(pem: bytes, authority: bytes, whose: str) -> None:
     """Raise UserError unless `pem` is a certificate signed by `authority`, in PEM as well, and valid now."""
     try:

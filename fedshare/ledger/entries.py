@@ -63,9 +63,13 @@ class Entries:
         """Add an entry of one's own, and return its name."""
         return self._include(np.array([round * self.peers + peer]), np.frombuffer(codes, dtype=np.uint8)[None])
 
-    def remove(self, peer: int) -> Keys:
-        """Add the removal of a peer, and return its name; none if it is known."""
-        return self._include(np.array([peer]), np.zeros((1, self.codes.shape[2]), dtype=np.uint8))
+    def remove(self, peer: int, signature: bytes = b"") -> Keys:
+        """Add the removal of a peer, and return its name; none if it is known.
+
+        `signature`: of who may remove peers, where entries are signed.
+        """
+        codes = bytes(self.codes.shape[2] - len(signature)) + signature
+        return self._include(np.array([peer]), np.frombuffer(codes, dtype=np.uint8)[None])
 
     def names(self) -> Keys:
         """Return the names of all entries."""
@@ -81,9 +85,12 @@ class Entries:
         return hashlib.sha256(keys.astype("<i8").tobytes() + self._said(self._codes(keys)).tobytes()).digest()
 
     def pack(self, keys: Keys) -> bytes:
-        """Return these entries as a message: their number, the distances of their names, then their codes."""
+        """Return these entries as a message: their number, the distances of their names, then their codes.
+
+        Removals have none, unless entries are signed.
+        """
         distances = np.diff(keys, prepend=-1) - 1
-        measured = keys[keys >= self.peers]
+        measured = keys if self.signed else keys[keys >= self.peers]
         return _numbers(np.concatenate([[len(keys)], distances])) + self._codes(measured).tobytes()
 
     def hear(
@@ -102,7 +109,7 @@ class Entries:
         if len(keys) and (int(distances.max()) >= limit or int(keys[-1]) >= limit):
             raise ValueError(f"an entry is of a round after {rounds}")
         width = self.codes.shape[2]
-        measured = int((keys >= self.peers).sum())
+        measured = len(keys) if self.signed else int((keys >= self.peers).sum())
         if len(message) - at != measured * width:
             raise ValueError(f"{measured} entries of {width} bytes are followed by {len(message) - at} bytes of codes")
         codes = np.zeros((len(keys), width), dtype=np.uint8)

@@ -81,7 +81,10 @@ class Neighbours:
     def ids(self, round: int) -> list[int]:
         if round > self._entered:
             self._entered = self.mesh.enter(round)
-        return sorted({*self.links(round)[self.me], self.me}) if round == self._entered else []
+        if round != self._entered:
+            return []
+        there = {*self.links(round)[self.me]}
+        return sorted({*(there if self.needed else there & self.mesh.open()), self.me})
 
     def gather(self, round: int, upload: Payload | None, quotas: Quotas | None = None) -> dict[int, Payload]:
         links = self.links(round)

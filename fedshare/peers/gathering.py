@@ -74,5 +74,6 @@ class Gathering:
         if heard:
             heard(purpose, round, len(gathered), len(downloads))
         self.start, self._ids = round, None
-        absent = {peer: NotAwaited("is not there") for peer in sorted(downloads.keys() - gathered.keys())}
+        away = sorted(downloads.keys() - gathered.keys())
+        absent: dict[int, str] = {peer: NotAwaited("is not there") for peer in away}
         return Exchange(gathered, absent, {self.me: digests(self.player.state)} if own else {})

@@ -22,6 +22,10 @@ class Mesh(Protocol):
         """
         ...
 
+    def open(self) -> frozenset[int]:
+        """Return the peers whose links are open now, in this round."""
+        ...
+
     def fresh(self) -> frozenset[int]:
         """Return the peers whose links have opened with this round: nothing is known of what they have."""
         ...
@@ -50,8 +54,15 @@ class Voice(Protocol):
         """Return the signature under this peer's entry of the round, `SIGNED` bytes."""
         ...
 
+    def removals(self) -> list[tuple[int, bytes]]:
+        """Return the peers whose removal was ordered here, with the operator's signature under each, `SIGNED` bytes."""
+        ...
+
     def genuine(self, round: int, peer: int, said: bytes) -> bool:
-        """Return whether `said`, codes and signature, is an entry that the peer has signed."""
+        """Return whether `said`, codes and signature, is an entry that the peer has signed.
+
+        In round 0: whether the operator has signed the peer's removal.
+        """
         ...
 
     def doubt(self, peer: int, flaw: ValueError) -> None:

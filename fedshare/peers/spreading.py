@@ -54,7 +54,10 @@ class Spreading(Around):
     mesh: Mesh = field(hash=False)
     voice: Voice = field(hash=False)
 
-    reports: ClassVar[dict[str, str]] = {"entries": "entries of the ledger that this peer has"}
+    reports: ClassVar[dict[str, str]] = {
+        "entries": "entries of the ledger that this peer has",
+        "taken_out": "peers that the operator has removed, whose entries do not count",
+    }
 
     def init(self, params: Tensors, clients: int) -> State:
         state = self.inner.init(params, clients)
@@ -79,6 +82,8 @@ class Spreading(Around):
         if not self.flood.is_stale(entries, self.me, round):
             codes = inner.said(uploads[self.me])
             place.station.learnt(entries.say(round, self.me, codes + self.voice.sign(round, codes)))
+        for peer, signature in self.voice.removals():
+            place.station.learnt(entries.remove(peer, signature))
         for number in range(self.flood.hops):
             self._hop(place, number, round, self.links(round))
         if round == self.rounds:
@@ -105,7 +110,9 @@ class Spreading(Around):
                 yield Commit(round, self._recorded.step(round, self.count), said)
 
     def report(self, state: State) -> dict[str, Any]:
-        return {"entries": int(state["flood"]["known"][1:].sum())}
+        known = state["flood"]["known"]
+        removed = {"taken_out": known[0].nonzero().flatten().tolist()} if known[0].any() else {}
+        return {"entries": int(known[1:].sum())} | removed
 
     def _meet(self, place: Place, round: int) -> None:
         for peer in self.mesh.fresh():

@@ -69,6 +69,11 @@ class Members:
             self.all[peer] = replace(one, missed=missed, here=here)
         self.round = commit.round
 
+    def copy(self) -> "Members":
+        made = Members()
+        made.round, made.all = self.round, dict(self.all)
+        return made
+
     def pack(self) -> bytes:
         """Return all of it, the same bytes for every peer."""
         members = {str(peer): asdict(one) for peer, one in sorted(self.all.items())}

@@ -95,6 +95,9 @@ class MeshLinks:
         self._spool.begin(entered, asked, links)
         return entered
 
+    def open(self) -> frozenset[int]:
+        return frozenset(self._call(self._opened()))
+
     def fresh(self) -> frozenset[int]:
         return self._agreement.fresh()
 
@@ -126,6 +129,11 @@ class MeshLinks:
         self.close()
 
     # Beside that.
+
+    @property
+    def entered(self) -> int:
+        """The round that was entered last; 0 before any."""
+        return self._agreement.entered
 
     def close(self) -> None:
         """Hang up without a word: the neighbours wait for this peer to come back."""

@@ -193,7 +193,7 @@ class Host:
                 del self.sessions[hello.peer]
 
     async def _welcome(self, hello: PeerHello) -> RelayWelcome:
-        known = await self._tail.head(hello.known - 1) if 0 < hello.known <= 2**63 - 1 else None
+        known = await self._tail.head(hello.seen - 1) if 0 < hello.seen <= 2**63 - 1 else None
         said, snapshots = await self._tail.read(lambda store: (store.noted(hello.peer), store.snapshots()))
         rounds, head = self._rounds, self._head.head if self._head else bytes(32)
         welcome = RelayWelcome(

@@ -2,17 +2,22 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import grpc
 
 from fedshare._proto.relay_pb2 import Piece, SnapshotName, SnapshotStored
+from fedshare.errors import UserError, brief
+from fedshare.identity.identity import Identity
 from fedshare.relay.keeper import Keeper
+from fedshare.transport.relay.protocol import FETCH, STORE, pieces
 from fedshare.transport.relay.tail import Tail
+from fedshare.transport.stream import tls
 from fedshare.transport.stream.frames import CHUNK, FrameError, parse
 
 LARGEST = 4 << 30  # bytes of a snapshot
 SLOWEST = 30.0  # seconds between two pieces
+PATIENCE = 3600.0  # seconds for a snapshot, either way
 
 
 class Snapshots:
@@ -100,3 +105,40 @@ class Snapshots:
 
         self._keeper.write(act, done)
         return (await verdict).why
+
+
+def leave(address: str, identity: Identity | None, round: int, data: bytes, heartbeat: float) -> None:
+    """Leave a state with the relay. Raises UserError with why it does not take it."""
+    name = SnapshotName(round=round, digest=hashlib.sha256(data).digest(), size=len(data))
+
+    def frames() -> Iterator[Piece]:
+        for piece in pieces(round, data):
+            if piece.size:
+                piece.snapshot.CopyFrom(name)
+            yield piece
+
+    with tls.channel(address, identity, heartbeat) as channel:
+        call = channel.stream_unary(STORE, Piece.SerializeToString, SnapshotStored.FromString)
+        try:
+            refusal = call(frames(), timeout=PATIENCE).refusal
+        except grpc.RpcError as error:
+            raise UserError(f"{address}: {brief(error.details() or error.code().name)}") from None
+    if refusal:
+        raise UserError(f"{address}: {brief(refusal)}")
+
+
+def fetch(address: str, identity: Identity | None, round: int, digest: bytes, size: int, heartbeat: float) -> bytes:
+    """Return a state that was left with the relay. Raises UserError if it has other bytes than its digest."""
+    found = bytearray()
+    with tls.channel(address, identity, heartbeat) as channel:
+        call = channel.unary_stream(FETCH, SnapshotName.SerializeToString, Piece.FromString)
+        try:
+            for piece in call(SnapshotName(round=round, digest=digest, size=size), timeout=PATIENCE):
+                found += piece.data
+                if len(found) > size:
+                    break
+        except grpc.RpcError as error:
+            raise UserError(f"{address}: {brief(error.details() or error.code().name)}") from None
+    if hashlib.sha256(found).digest() != digest:
+        raise UserError(f"{address}: the snapshot of round {round} has other bytes than its digest says")
+    return bytes(found)

@@ -1,0 +1,183 @@
+"""A peer whose others are reached by a relay: what it follows, attests, and catches up with."""
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+import fedshare
+from fedshare.errors import RunHalted, UserError, first_line
+from fedshare.experiments.hosts.leaving import Leaving
+from fedshare.experiments.hosts.participant import Part
+from fedshare.experiments.hosts.written import Written
+from fedshare.experiments.running.rounds import rounds
+from fedshare.identity import certificates
+from fedshare.identity.identity import Identity
+from fedshare.identity.signing import Signer
+from fedshare.machine.files import private_folder
+from fedshare.network import Exchange, Heard, NotAwaited, Purpose, Quotas
+from fedshare.payload import Payload
+from fedshare.peers.gathering import Gathering
+from fedshare.peers.mesh import Apart
+from fedshare.relay.follower import Checks, Follower
+from fedshare.relay.members import Members
+from fedshare.relay.position import Positions
+from fedshare.relay.spool import Spool
+from fedshare.report.clock import say
+from fedshare.runs import RunFolder, checkpoint
+from fedshare.runs.checkpoint import Checkpoint
+from fedshare.simulation import Population
+from fedshare.simulation.peers import Player
+from fedshare.state import State, copied, pack
+from fedshare.transport.relay import snapshots
+from fedshare.transport.relay.client import RelayClient
+from fedshare.transport.relay.relayed import Relayed
+
+
+@dataclass
+class Following(Gathering):
+    """The network of a peer that follows a log: rounds that are over are not trained again."""
+
+    folder: RunFolder | None = None
+    every: int = 10  # rounds between two attestations
+    upload: Callable[[int, bytes], None] = lambda round, data: None  # leaves a snapshot with the relay
+
+    def client_ids(self) -> list[int]:
+        found = super().client_ids()
+        if self.folder and self.start and self.start % self.every == 0 and self._attested < self.start:
+            self._attested = self.start
+            self._attest(found)
+        return found
+
+    _attested: int = 0
+
+    def _attest(self, ids: list[int]) -> None:
+        relayed = self.peers
+        assert isinstance(relayed, Relayed)
+        assert self.folder is not None
+        data = common(relayed, checkpoint.load(self.folder.checkpoints, self.start).server)
+        relayed.attest(hashlib.sha256(data).digest())
+        turn = self.start // self.every % max(1, len(ids))  # they take turns with the upload
+        if self.me in ids and ids[turn] == self.me and relayed.client.rounds <= self.start + 1:
+            self.upload(self.start, data)
+
+    def exchange(
+        self,
+        purpose: Purpose,
+        round: int,
+        downloads: dict[int, Payload],
+        quotas: Quotas | None = None,
+        heard: Heard | None = None,
+    ) -> Exchange:
+        if purpose is not Purpose.TRAIN:
+            return super().exchange(purpose, round, downloads, quotas, heard)
+        relayed = self.peers
+        assert isinstance(relayed, Relayed)
+        if self.me in downloads and relayed.took_part(round) is False:  # it was away, or too late
+            others = {peer: download for peer, download in downloads.items() if peer != self.me}
+            found = super().exchange(purpose, round, others, quotas, heard)
+            return replace(found, absent=found.absent | {self.me: NotAwaited("was not there")})
+        before = copied(self.player.state)
+        found = super().exchange(purpose, round, downloads, quotas, heard)
+        if self.me in downloads and self.me not in found.answers:
+            self.player.state = before  # as in a simulation: what came too late has not happened
+        return found
+
+
+def common(relayed: Relayed, state: State) -> bytes:
+    """Return what all peers have in common after a round: the server's memory, and how far the log is."""
+    held: dict[str, Any] = {"round": relayed.start, "head": relayed.head.hex(), "relay": relayed.relay.hex()}
+    return pack(held | {"members": relayed.members.pack().decode(), "server": state})
+
+
+def checks(identity: Identity | None) -> Checks:
+    """Return the judge of admissions: over TLS, a certificate of our authority must name the peer and its key."""
+
+    def flaw(peer: int, key: bytes, certificate: bytes) -> str | None:
+        if identity is None:
+            unprotected = Signer.unprotected(f"peer {peer}").public
+            return None if key == unprotected else "its key is not that of a peer without TLS"
+        if not certificates.issued(certificate, identity.ca):
+            return "our authority has not signed its certificate"
+        if certificates.client_id(certificate) != peer or certificates.signing_key_of(certificate) != key:
+            return "its certificate does not name this peer and this key"
+        return None
+
+    return flaw
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a peer reaches the others by the relay at `address`; `place` is its folder for this."""
+
+    part: Part
+    address: str
+    place: Path
+    wait: float
+    heartbeat: float
+    timeout: float
+
+    def follow(self, stack: ExitStack, start: int) -> Relayed:
+        """Connect, and follow the log after round `start`. Raises UserError, or RunHalted."""
+        part = self.part
+        private_folder(self.place)
+        positions = Positions(self.place / "log")
+        seen, position = positions.newest(), positions.read(start)
+        follower = Follower(
+            *(part.run, position, seen, checks(part.identity)),
+            *(part.folder.path / "proofs", self.address),
+        )
+        spool = Spool(self.place / "spool", part.run, part.me, part.signer)
+        client = RelayClient(
+            *(self.address, part.me, part.signer, part.identity, follower, spool, fedshare.__version__),
+            *(self.wait, self.heartbeat, say),
+        )
+        stack.callback(client.close)
+        client.start()
+        strategy = part.population.strategy
+        state = strategy.init(part.population.scratch.initial, part.population.clients)
+        members, round = (position.members, start) if position else (Members(), -1)
+        return Relayed(
+            client, positions, round, members.copy(), follower.head.head, strategy.expects(state, 0), self.timeout
+        )
+
+    def leave_snapshot(self, round: int, data: bytes) -> None:
+        """Leave a snapshot with the relay; the run goes on without if that fails."""
+        try:
+            snapshots.leave(self.address, self.part.identity, round, data, self.heartbeat)
+        except (UserError, RunHalted) as error:
+            say(f"no snapshot of round {round} was left with the relay: {first_line(error)}")
+
+
+def address(options: argparse.Namespace, config: DictConfig, population: Population) -> str:
+    """Return the relay's address. Raises UserError if the config is not for a relay."""
+    if isinstance(population.strategy, Apart):
+        raise UserError("--relay: takes peers=none: all peers have the same uploads, and no graph")
+    return str(options.relay)
+
+
+def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None) -> None:
+    """Run the rounds after `start`."""
+    config, place = part.config, part.folder.path / "peer"
+    after = start.round if start else 0
+    with ExitStack() as stack:
+        way = Way(part, options.relay, place, options.wait, options.heartbeat, config.timeout)
+        relayed = way.follow(stack, after)
+        player = Written(Player(part.population, part.me), place / "upload")
+        following = Following(relayed, part.me, player, after, part.folder, options.attest_every, way.leave_snapshot)
+        network = Leaving(following)
+        security = "mutual TLS" if part.identity else "no TLS"
+        say(f"peer {part.me} of run {part.run.hex()[:12]}: relay {options.relay}, {security}")
+        try:
+            rounds(config, part.folder, network, part.population, start, None, interrupts=network.leaving, alone=True)
+        except RunHalted:
+            if not network.left:
+                raise
+            say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
+        if not relayed.leave():
+            say("the relay has not heard that this peer leaves; it finds out by itself")
