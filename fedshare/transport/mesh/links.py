@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +75,8 @@ class MeshLinks:
         admitted = admission or Admission.of(folder, None, None, say)
         self._node = Node(self._agreement, settings, renewed, self._roster, self._events, tally, admitted, known)
         self._listener = Listener(settings, renewed, tally, self._node, self._node.serve, self._meet, self._status)
+        self._closing = threading.Lock()
+        self._calls = set[Future[Any]]()
         self._began, self._seconds = 0.0, 0.0  # when the last round was begun, and what the one before took
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mesh", daemon=True)
@@ -135,13 +137,17 @@ class MeshLinks:
 
     def close(self) -> None:
         """Hang up without a word: the neighbours wait for this peer to come back."""
-        if self._loop.is_running():
-            with suppress(TimeoutError, CancelledError):
-                asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(DEADLINE)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(DEADLINE)
-            self._loop.close()
-        self._spool.release()
+        for call in list(self._calls):  # of other threads
+            call.cancel()
+        with self._closing:
+            if self._loop.is_running():
+                with suppress(TimeoutError, CancelledError):
+                    asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(DEADLINE)
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join(DEADLINE)
+            if not self._loop.is_running():
+                self._loop.close()
+            self._spool.release()
 
     def events(self) -> list[dict[str, int | str]]:
         """Who joined, left, crashed and came back, as this peer saw it; see docs/links.md."""
@@ -153,11 +159,14 @@ class MeshLinks:
 
     def _call(self, coroutine: Coroutine[Any, Any, R]) -> R:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._calls.add(future)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+        finally:
+            self._calls.discard(future)
 
     def _start(self, round: int) -> int:
         """Listen, and go on where this peer was, or join; return the round to enter."""

@@ -16,14 +16,15 @@ from fedshare.transport.mesh.events import Events
 from fedshare.transport.mesh.link import STEPS, number_of
 from fedshare.transport.mesh.rendezvous import meet
 from fedshare.transport.mesh.roster import Roster
-from fedshare.transport.mesh.settings import PROTOCOL, Settings
+from fedshare.transport.mesh.settings import BEYOND, PROTOCOL, Settings
 from fedshare.transport.mesh.spool import Round
 from fedshare.transport.mesh.state import LinkState, State
-from fedshare.transport.mesh.talk import Stream, Talk, Traffic
+from fedshare.transport.mesh.talk import Stream, Talk, Traffic, latest_in
 from fedshare.transport.stream import tls
 from fedshare.transport.stream.diagnose import NotYet
 from fedshare.transport.stream.frames import FrameError
 
+REVIEW = 1.0  # seconds between two looks at the operator's lists
 TICK = 5.0  # seconds, at most, between two notices that this peer waits for others
 
 
@@ -62,7 +63,7 @@ class Node:
             for peer in self.agreement.links
             if peer < self._me
         ]
-        self._tasks.append(asyncio.ensure_future(self._announce()))
+        self._tasks += [asyncio.ensure_future(self._announce()), asyncio.ensure_future(self._review())]
         now = asyncio.get_running_loop().time()
         self._gone = dict.fromkeys(self.agreement.links, now)
 
@@ -89,6 +90,19 @@ class Node:
                     await self._meet(address, None)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _review(self) -> None:
+        """Hang up on neighbours whom the operator's lists bar while they are connected."""
+        while True:
+            await asyncio.sleep(REVIEW)
+            if not self._admission.refresh():
+                continue
+            for peer, talk in list(self.talks.items()):
+                if reason := self._admission.objection(peer, self.roster.certificate(peer)):
+                    self.refused(peer, reason)
+                    talk.cut.set()
+                    if self.agreement.links[peer].open_in(self.agreement.entered):
+                        self._lose(peer, reason)
 
     async def _meet(self, address: str, peer: int | None) -> None:
         identity = self._identity.now() if self._identity else None
@@ -247,8 +261,10 @@ class Node:
             return f"its run is {brief(hello.run.hex()[:12])}, that of peer {self._me} {ours.run.hex()[:12]}"
         if peer >= ours.peers:
             return f"there are {ours.peers} peers, 0 to {ours.peers - 1}"
+        if (named := latest_in(MeshFrame(hello=hello))) > ours.rounds + BEYOND:
+            return f"it names round {named}, and the run has {ours.rounds}"
         self._admission.refresh()
-        if reason := self._admission.objection(peer, pem):
+        if reason := self._admission.objection(peer, pem or self.roster.certificate(peer)):
             return reason
         if peer not in self.agreement.links:
             return f"peer {peer} is no neighbour of peer {self._me} in the run's graph"
@@ -287,7 +303,7 @@ class Node:
     async def _hold(self, peer: int, hello: MeshHello, stream: Stream, answer: bytes | None) -> None:
         link, agreement = self.agreement.links[peer], self.agreement
         made = Talk(
-            *(link, hello.lacks, self._settings.limit, self.traffic[peer]),
+            *(link, hello.lacks, self._settings.limit, self._settings.rounds + BEYOND, self.traffic[peer]),
             *(lambda frame: self._hear(peer, frame), self._stir),
         )
         self.talks[peer] = made
