@@ -18,6 +18,7 @@ from fedshare.identity.signing import Signer
 from fedshare.machine.failpoints import failpoint
 from fedshare.machine.tally import Tally
 from fedshare.transport.mesh.agreement import Agreement
+from fedshare.transport.mesh.circle import Circle
 from fedshare.transport.mesh.door import Listener
 from fedshare.transport.mesh.events import Events
 from fedshare.transport.mesh.node import Node
@@ -73,8 +74,9 @@ class MeshLinks:
         self._roster = Roster(me, settings.run, settings.peers, identity, signer, addresses, warn)
         folder = identity.folder if identity else None
         admitted = admission or Admission.of(folder, None, None, say)
-        self._node = Node(self._agreement, settings, renewed, self._roster, self._events, tally, admitted, known)
-        self._listener = Listener(settings, renewed, tally, self._node, self._node.serve, self._meet, self._status)
+        self._circle = Circle(self._agreement, settings, renewed, self._roster, self._events, tally, admitted, known)
+        self._node = Node(self._agreement, self._circle, settings, self._events, tally)
+        self._listener = Listener(settings, renewed, tally, self._circle, self._circle.serve, self._meet, self._status)
         self._closing = threading.Lock()
         self._calls = set[Future[Any]]()
         self._began, self._seconds = 0.0, 0.0  # when the last round was begun, and what the one before took
@@ -155,7 +157,7 @@ class MeshLinks:
 
     def traffic(self) -> dict[int, tuple[int, int]]:
         """The bytes sent to and received from each neighbour, in frames."""
-        return {peer: (one.sent, one.received) for peer, one in self._node.traffic.items()}
+        return {peer: (one.sent, one.received) for peer, one in self._circle.traffic.items()}
 
     def _call(self, coroutine: Coroutine[Any, Any, R]) -> R:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -181,7 +183,7 @@ class MeshLinks:
         port = self._call(self._listener.listen(self.address))
         self.address = f"{self.address.rpartition(':')[0]}:{port}"
         self._roster.announce(self._advertise or _reachable(self.address))
-        self._call(self._node.start(self._listener))
+        self._call(self._circle.start(self._listener))
         if last and resuming and self._call(self._node.reunite(last)):
             return round
         if last:
@@ -194,7 +196,7 @@ class MeshLinks:
         return self._node.open()
 
     async def _hang_up(self) -> None:
-        await self._node.close()
+        await self._circle.close()
         if rest := asyncio.all_tasks() - {asyncio.current_task()}:  # gRPC's own
             await asyncio.wait(rest, timeout=1.0)
         await asyncio.sleep(0.05)  # gRPC's poller may still hold events for this loop
@@ -205,14 +207,14 @@ class MeshLinks:
         meeting = parse(Meeting, request)
         if meeting.run != self.settings.run:
             raise UserError(f"this peer's run is {self.settings.run.hex()[:12]}, another than is asked for")
-        self._node.learn(meeting)
+        self._circle.learn(meeting)
         answer = Meeting(run=self.settings.run)
         for some in self._roster.all():
             answer.peers.extend(some.peers)
         return answer.SerializeToString()
 
     def _status(self, request: bytes) -> bytes:
-        return self._node.state(self._seconds).told().SerializeToString()
+        return self._circle.state(self._seconds).told().SerializeToString()
 
 
 def _reachable(address: str) -> str:
