@@ -140,7 +140,7 @@ FENCED = {
     "numba": ("fedshare.directions.kernels",),
     "ray": ("fedshare.simulation.on_ray",),
     "psycopg": ("fedshare.relay.postgres",),
-    "prometheus_client": ("experiments.hosts.prometheus",),
+    "prometheus_client": ("experiments.hosts.prometheus", "experiments.hosts.relay_metrics"),
 }
 
 

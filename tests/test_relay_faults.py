@@ -9,12 +9,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-import relayed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from relayed import RUN
 from test_relay_stream import client, server
 
+import relayed
 from deployed import Command, eventually, free_port
 from fedshare._proto.relay_pb2 import PeerHello, PeerUp, Piece, RelayDown, Saying
 from fedshare.errors import UserError
@@ -36,6 +35,7 @@ from fedshare.transport.relay.server import RelayServer
 from fedshare.transport.relay.status import status
 from fedshare.transport.stream.health import health
 from proxy import DOWN, UP, Proxy
+from relayed import RUN
 
 POINTS = (
     *("relay before insert", "relay after insert", "relay after commit row"),

@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import relayed
-from relayed import RUN, Log
 
+import relayed
 from fedshare.errors import UserError
 from fedshare.identity.signing import Signer
 from fedshare.relay import entries, proofs
@@ -18,6 +17,7 @@ from fedshare.relay.members import Members, uploads
 from fedshare.relay.sequencer import Status
 from fedshare.relay.store import Store
 from fedshare.relay.verify import check
+from relayed import RUN, Log
 
 
 def test_a_round_ends_when_all_have_spoken(tmp_path: Path) -> None:

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import postgres
 import pytest
-from relayed import Log
 
+import postgres
 from fedshare.errors import RunHalted, UserError
 from fedshare.relay.members import uploads
 from fedshare.relay.sequencer import Status
 from fedshare.relay.store import Store
 from fedshare.relay.verify import check
+from relayed import Log
 
 pytestmark = pytest.mark.process
 

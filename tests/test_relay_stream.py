@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import relayed
-from relayed import RUN
 
 import fedshare
+import relayed
 from fedshare.errors import RunHalted, UserError
 from fedshare.relay.database import SQLite
 from fedshare.relay.entries import Kind
@@ -20,6 +19,7 @@ from fedshare.relay.spool import Spool
 from fedshare.relay.store import Store
 from fedshare.transport.relay.client import RelayClient
 from fedshare.transport.relay.server import RelayServer
+from relayed import RUN
 
 
 def server(folder: Path, address: str = "127.0.0.1:0", **settings: float) -> RelayServer:
