@@ -15,6 +15,7 @@ from fedshare.experiments.hosts.participant import Part
 from fedshare.experiments.hosts.voice import REMOVALS, Signed
 from fedshare.experiments.hosts.written import Written
 from fedshare.experiments.running.rounds import rounds
+from fedshare.experiments.tracking import Tracker
 from fedshare.identity import owner
 from fedshare.identity.signing import Verifier
 from fedshare.ledger.meaning import Meaning
@@ -43,8 +44,8 @@ def address(options: argparse.Namespace, config: DictConfig, population: Populat
     return str(found)
 
 
-def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None) -> None:
-    """Run the rounds after `start`."""
+def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None, watcher: Tracker) -> None:
+    """Run the rounds after `start`; `watcher` is told of each."""
     config, population, place = part.config, part.population, part.folder.path / "peer"
     strategy = population.strategy
     assert isinstance(strategy, Apart)
@@ -54,6 +55,7 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
         run=part.run,
         version=fedshare.__version__,
         peers=len(population.shares),
+        rounds=config.rounds,
         wait=options.wait,
         grace=options.grace,
         timeout=config.timeout,
@@ -62,6 +64,7 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
     neighbours = _neighbours(config, population, part.me)
     mesh = MeshLinks(
         *(part.me, listen, known, neighbours, settings, part.identity, part.signer, place / "links"),
+        known=options.known,
         events=part.folder.path / "events.jsonl",
         say=say,
     )
@@ -81,7 +84,7 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
         say(f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}")
         say(f"neighbours: {_listed(neighbours)}")
         try:
-            rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving, alone=True)
+            rounds(config, part.folder, network, mine, start, None, watcher, interrupts=network.leaving, alone=True)
         except RunHalted:
             if not network.left:
                 raise
