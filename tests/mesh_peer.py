@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", type=int, default=100)
     parser.add_argument("--run", default="r")
     parser.add_argument("--version", default="1")
-    for name, usual in (("wait", 30.0), ("grace", 30.0), ("timeout", 60.0), ("heartbeat", 1.0)):
+    for name, usual in (("wait", 30.0), ("grace", 30.0), ("timeout", 60.0), ("heartbeat", 60.0)):
         parser.add_argument(f"--{name}", type=float, default=usual)
     options = parser.parse_args(arguments)
     me, ports = options.me, options.ports.split(",")

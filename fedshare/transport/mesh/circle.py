@@ -130,7 +130,7 @@ class Circle:
                 if address and peer > self._me:
                     await self._meet(address, peer)
             if None in addresses.values():
-                for address in self._known:
+                for address in list(self._known):  # which may become more
                     await self._meet(address, None)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
