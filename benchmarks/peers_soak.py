@@ -45,9 +45,9 @@ from proxy import Proxy
 
 CONFIG = ["strategy=onebyte", "data=digits", "model=logistic", "client.batch_size=16", "clients_per_round=null"]
 CONFIG += ["evaluate_every=0"]
-MESH_POINTS = ("mesh.before-spool", "mesh.after-spool", "mesh.after-send", "mesh.mid-round")
-PEER_POINTS = ("peer before spool", "peer after spool")
-RELAY_POINTS = ("relay before insert", "relay after insert", "relay before fsync", "relay after fsync")
+MESH_POINTS: tuple[str, ...] = ("mesh.before-spool", "mesh.after-spool", "mesh.after-send", "mesh.mid-round")
+PEER_POINTS: tuple[str, ...] = ("peer before spool", "peer after spool")
+RELAY_POINTS: tuple[str, ...] = ("relay before insert", "relay after insert", "relay before fsync", "relay after fsync")
 RELAY_POINTS += ("relay after commit row", "relay after commit")
 DEADLINE = 180.0  # seconds in which some healed peer must finish a round
 PAUSES = 0.3, 2.0  # seconds between faults

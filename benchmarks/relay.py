@@ -1,4 +1,4 @@
-"""How many messages a relay acknowledges, how fast, in how much memory; beside it, plain gRPC calls of the same.
+"""How many messages a relay acknowledges, and how fast; beside it, plain gRPC calls of the same messages.
 
 64 peers in two processes send one message a round each, over mutual TLS, and follow the log; the relay checks each
 signature, and acknowledges after fsync. Then each peer makes unary calls with the same messages to a server that does

@@ -100,6 +100,7 @@ class Forked:
         return self.returncode
 
 
+drawing = True  # whether the processes write their pictures
 Process = Forked | subprocess.Popen[str]
 
 
@@ -131,7 +132,7 @@ def python(
     out = _number(stdout, 1) if writing is None else writing
     error = out if stderr == subprocess.STDOUT else _number(stderr, 2)
     request = {"arguments": arguments, "environment": environment, "folder": str(cwd or Path.cwd())}
-    request["session"] = start_new_session
+    request |= {"session": start_new_session, "drawing": drawing}
     try:
         pid = _fork(libraries, request, {0: 0, 1: out, 2: error})
     finally:
@@ -201,7 +202,7 @@ def _spawn(program: bytes, arguments: list[str], files: list[int]) -> int:
     if option != "-c" or rest[1:] != ["--multiprocessing-fork"] or not _can_fork(os.environ):
         return _SPAWN(program, arguments, files)
     request = {"arguments": given, "environment": dict(os.environ), "folder": str(Path.cwd())}
-    return _fork(OURS, request | {"session": False}, {file: file for file in (0, 1, 2, *files)})
+    return _fork(OURS, request | {"session": False, "drawing": True}, {file: file for file in (0, 1, 2, *files)})
 
 
 def _fork(libraries: tuple[str, ...], request: dict[str, object], files: dict[int, int]) -> int:
@@ -284,7 +285,7 @@ def _serve(requests: socket.socket, libraries: list[str]) -> dict[str, Any] | No
             os.close(file)
 
 
-def _become(arguments: list[str], environment: dict[str, str], folder: str, session: bool) -> None:
+def _become(arguments: list[str], environment: dict[str, str], folder: str, session: bool, drawing: bool) -> None:
     """Be the process that was asked for."""
     if session:
         os.setsid()
@@ -292,6 +293,8 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, sess
     os.environ.clear()
     os.environ.update(environment)
     os.fsync = os.fstat  # type: ignore[assignment]  # see conftest.py
+    if not drawing and (backend := sys.modules.get("matplotlib.backends.backend_svg")):
+        backend.FigureCanvasSVG.print_svg = lambda _, file, **__: file.write(b"<svg/>")  # see conftest.py
     multiprocessing.process.ORIGINAL_DIR = folder
     if environment.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(write_through=True)

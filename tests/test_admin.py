@@ -29,7 +29,7 @@ from fedshare.transport.stream import members as members_module
 from world import PATIENCE
 
 SMALL = ["data=digits", "model=logistic", "partition.clients=3"]
-LONG = [*SMALL, "strategy=local", "rounds=16", "checkpoint_every=7", "client.batch_size=4", "client.epochs=2"]
+LONG = [*SMALL, "strategy=local", "rounds=16", "checkpoint_every=7", "client.batch_size=4", "client.epochs=1"]
 
 
 def admin(*arguments: str | Path) -> int:

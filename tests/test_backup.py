@@ -19,7 +19,7 @@ from fedshare.identity.identity import Identity
 from fedshare.runs import RunFolder, checkpoint, verify
 from world import PATIENCE
 
-LONG = ["data=digits", "model=logistic", "partition.clients=3", "strategy=local", "rounds=60", "checkpoint_every=10"]
+LONG = ["data=digits", "model=logistic", "partition.clients=3", "strategy=local", "rounds=40", "checkpoint_every=5"]
 LONG += ["client.batch_size=8", "client.epochs=1"]
 STEPS = ("saving the server", "saving a client", "checking", "restoring the server", "going on", "restoring a client")
 
@@ -87,13 +87,13 @@ def saved(hosts: Hosts, backup: Path, program: Path, *clients: int, then: Callab
     server = hosts.server()
     for id in range(3):
         hosts.client(id)
-    hosts.reach(21, server)
+    hosts.reach(11, server)
     where = {"RUN": hosts.run, "KEYS": hosts.keys}
     type_in("saving the server", program, STATE=hosts.folder / "state", BACKUP=backup, **where)
     for id in clients:
         type_in("saving a client", program, STATE=hosts.state(id), BACKUP=backup / f"client-{id}")
     then()
-    assert lines(backup / "run" / "metrics.jsonl") < 60, f"the run was over before it was copied:\n{server.said}"
+    assert lines(backup / "run" / "metrics.jsonl") < 40, f"the run was over before it was copied:\n{server.said}"
     assert "whole: " in type_in("checking", program, BACKUP=backup)
     return checkpoint.rounds(backup / "run" / "checkpoints")[0]
 
@@ -189,11 +189,11 @@ def test_a_copy_in_the_wrong_order_is_found_and_not_gone_on_with(
     for name in ("digests.jsonl", "metrics.jsonl", "seals.jsonl"):  # copied before the checkpoints were
         path = copy / name
         lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if (json.loads(line).get("round") or 0) <= 40))
+        path.write_text("".join(line for line in lines if (json.loads(line).get("round") or 0) <= 20))
     same, sentence = verify(RunFolder(copy))
     assert not same
     assert "digests.jsonl has no line for this checkpoint" in sentence
     with pytest.raises(SystemExit) as ended:
         cli.main(["resume", str(copy)])
     assert ended.value.code == 2
-    assert "its digests.jsonl does not lead to the checkpoint of round 60" in capsys.readouterr().err
+    assert "its digests.jsonl does not lead to the checkpoint of round 40" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from fedshare.errors import RunHalted
 from fedshare.network import Exchange, Heard, Purpose, Quotas
 from fedshare.payload import Payload
 from fedshare.rounds import Round, Schedule, run_server, sample
+from fedshare.rounds.chain import Link
 from fedshare.simulation import Simulation
 from fedshare.state import State, digests, pack, unpack
 from fedshare.tensors import Tensors
@@ -33,8 +34,19 @@ def run(network: Simulation, schedule: Schedule = SCHEDULE) -> list[Round]:
     return list(run_server(network.population.strategy, network, begin(network), schedule))
 
 
+@cache
+def whole(name: str) -> tuple[list[Link], dict[int, State]]:
+    """What each round of an undisturbed run comes to, and what the clients remember in the end."""
+    network = simulation(name)
+    return [done.link for done in run(network)], network.memories.remember()
+
+
+@cache
 def one_round(name: str) -> tuple[Simulation, State, dict[int, Payload], dict[int, Payload]]:
-    """After one whole round: the network, the server's memory, and a second round's downloads and uploads."""
+    """After one whole round: the network, the server's memory, and a second round's downloads and uploads.
+
+    Tests that say that none of it changes share it.
+    """
     network = simulation(name)
     state = run(network, dataclasses.replace(SCHEDULE, rounds=1, clients_per_round=None))[-1].state
     strategy = network.population.strategy
@@ -92,7 +104,7 @@ def test_apply_is_idempotent_and_writes_only_the_model(name: str) -> None:
 
 @each_strategy
 def test_apply_leaves_nothing_of_another_client_in_the_model(name: str) -> None:
-    network, _, downloads, _ = one_round(name)
+    network, _, downloads, _ = one_round.__wrapped__(name)  # one more round is played
     population = network.population
     first, last = min(downloads), max(downloads)
 
@@ -121,9 +133,7 @@ def test_nothing_on_self_changes(name: str) -> None:
 
 @each_strategy
 def test_memories_save_and_load_to_the_same_bits(name: str) -> None:
-    through = simulation(name)
-    whole = run(through)
-
+    links, memories = whole(name)
     stopped = simulation(name)
     part = run(stopped, dataclasses.replace(SCHEDULE, rounds=1))[-1]
     later = simulation(name)
@@ -131,9 +141,9 @@ def test_memories_save_and_load_to_the_same_bits(name: str) -> None:
     state = unpack(pack(part.state))
     assert digests(state) == digests(part.state)
     rest = run_server(later.population.strategy, later, state, SCHEDULE, start=1, digest=part.link.digest)
-    assert [done.link for done in rest] == [done.link for done in whole[1:]]
-    mine, theirs = later.memories.remember(), through.memories.remember()
-    assert {i: digests(s) for i, s in mine.items()} == {i: digests(s) for i, s in theirs.items()}
+    assert [done.link for done in rest] == links[1:]
+    mine = later.memories.remember()
+    assert {i: digests(s) for i, s in mine.items()} == {i: digests(s) for i, s in memories.items()}
 
 
 @each_strategy
@@ -147,18 +157,16 @@ def test_evaluation_changes_no_memory(name: str) -> None:
 
 @each_strategy
 def test_bits_are_the_same_in_any_order(name: str) -> None:
-    here = simulation(name)
-    expected = [done.link for done in run(here)]
-    strategy = here.population.strategy
-    reversed_ = world.Reversed(simulation(name), {})
-    assert [done.link for done in run_server(strategy, reversed_, begin(here), SCHEDULE)] == expected
+    inner = simulation(name)
+    rounds = run_server(inner.population.strategy, world.Reversed(inner, {}), begin(inner), SCHEDULE)
+    assert [done.link for done in rounds] == whole(name)[0]
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", world.halves())
 def test_bits_are_the_same_with_workers(name: str) -> None:
     with simulation(name, workers=2) as parallel:
-        assert [done.link for done in run(parallel)] == [done.link for done in run(simulation(name))]
+        assert [done.link for done in run(parallel)] == whole(name)[0]
 
 
 Corruption = Callable[[Payload], Payload]
@@ -261,10 +269,9 @@ def test_a_bad_upload_is_dropped_and_the_round_goes_on(name: str, corruption: st
 @each_strategy
 def test_clients_that_are_not_trained_again_are_those_of_a_simulation(name: str) -> None:
     schedule = dataclasses.replace(SCHEDULE, rounds=1, clients_per_round=None)
-    whole = run(simulation(name), schedule)
     network = Trained(name, {})
     (done,) = run_server(network.inner.population.strategy, network, begin(network.inner), schedule)
-    assert done.link == whole[0].link
+    assert done.link == run(simulation(name), schedule)[0].link
 
 
 def test_a_round_of_which_half_is_bad_goes_on() -> None:
@@ -279,11 +286,8 @@ def test_a_round_of_which_half_is_bad_goes_on() -> None:
 
 @each_strategy
 def test_the_run_halts_when_more_than_half_are_bad(name: str) -> None:
-    inner = simulation(name)
-    bad = CORRUPTIONS["NaN"]
+    network = Trained(name, dict.fromkeys((0, 1, 2), CORRUPTIONS["NaN"]))
     schedule = dataclasses.replace(SCHEDULE, clients_per_round=None)
-    rounds = run_server(
-        inner.population.strategy, world.Altered(inner, {0: bad, 1: bad, 2: bad}), begin(inner), schedule
-    )
+    rounds = run_server(network.inner.population.strategy, network, begin(network.inner), schedule)
     with pytest.raises(RunHalted, match=r"round 1: 3 of 5 uploads cannot be used.*client 0: "):
         next(rounds)

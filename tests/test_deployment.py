@@ -3,7 +3,8 @@
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from world import PATIENCE
 pytestmark = pytest.mark.process
 
 SMALL = ["data=digits", "model=logistic", "partition.clients=3"]
-LONG = [*SMALL, "strategy=local", "rounds=16", "checkpoint_every=3", "client.batch_size=2", "client.epochs=1"]
+LONG = [*SMALL, "strategy=local", "rounds=10", "checkpoint_every=3", "client.batch_size=2", "client.epochs=1"]
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +38,24 @@ def host(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Iterator[str]:
         assert ended in (0, 130) or killed, clients.said
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Simulations by the name of their strategy, each made once."""
+    base = tmp_path_factory.mktemp("simulated")
+    return cache(lambda name: simulated(base / name, *of(name)))
+
+
+def of(name: str) -> list[str]:
+    return [*SMALL, f"strategy={name}", "client.epochs=1", "rounds=3"]
+
+
 @pytest.mark.parametrize("name", world.shapes())
 def test_over_mutual_tls_every_kind_of_strategy_equals_its_simulation(
-    name: str, host: str, keys: Path, tmp_path: Path
+    name: str, host: str, keys: Path, tmp_path: Path, small: Callable[[str], Path]
 ) -> None:
-    overrides = [*SMALL, f"strategy={name}", "client.epochs=2", "rounds=3"]
-    simulated(tmp_path / "simulated", *overrides)
     run(
         "server",
-        *overrides,
+        *of(name),
         f"folder={tmp_path / 'deployed'}",
         "--listen",
         host,
@@ -54,19 +64,17 @@ def test_over_mutual_tls_every_kind_of_strategy_equals_its_simulation(
         "--wait",
         str(PATIENCE),
     )
-    assert_equal(tmp_path / "deployed", tmp_path / "simulated")
+    assert_equal(tmp_path / "deployed", small(name))
 
 
 @pytest.mark.parametrize("name", world.halves())
 def test_in_process_every_kind_of_client_equals_its_simulation(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Callable[[str], Path]
 ) -> None:
     monkeypatch.setenv("FEDSHARE_STATE", str(tmp_path / "state"))
-    overrides = [*SMALL, f"strategy={name}", "client.epochs=2", "rounds=3"]
-    simulated(tmp_path / "simulated", *overrides)
-    given = f'overrides="{" ".join(overrides)}" folder="{tmp_path / "deployed"}"'
+    given = f'overrides="{" ".join(of(name))}" folder="{tmp_path / "deployed"}"'
     run("flower-run", str(world.ROOT), "--nodes", "3", "--run-config", given)
-    assert_equal(tmp_path / "deployed", tmp_path / "simulated")
+    assert_equal(tmp_path / "deployed", small(name))
 
 
 @pytest.fixture
@@ -114,7 +122,7 @@ def test_a_clients_death_and_return_are_in_the_servers_log_with_the_time(deploym
 
 
 def test_a_stopped_client_costs_its_rounds_their_deadline_and_no_more(keys: Path, tmp_path: Path) -> None:
-    deployment = Deployment(tmp_path, keys, *LONG, "timeout=20", "rounds=30")
+    deployment = Deployment(tmp_path, keys, *LONG, "timeout=20")
     patient = ["--heartbeat", "2"]  # the others are not taken for dead on a busy machine
     server = deployment.server("--grace", "2", *patient)
     clients = [deployment.client(id, *patient) for id in range(3)]
@@ -125,7 +133,7 @@ def test_a_stopped_client_costs_its_rounds_their_deadline_and_no_more(keys: Path
         clients[2].signal(signal.SIGCONT)
         assert server.wait() == 0, server.said
     rows = RunFolder(deployment.run).rows()
-    assert [row["round"] for row in rows] == list(range(1, 31))
+    assert [row["round"] for row in rows] == list(range(1, 11))
     reasons = [row["dropped"]["2"] for row in rows if row["dropped"]]
     assert reasons, server.said
     assert all(reason.startswith(("no answer in 20 s", "gone since", "not connected")) for reason in reasons)

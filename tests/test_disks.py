@@ -313,7 +313,7 @@ def fill(disk: Path) -> Path:
 def test_a_server_goes_on_when_its_disk_has_room_again(
     deployment: Deployment, small: Callable[[str], Path], undisturbed: Runs
 ) -> None:
-    deployment.overrides += ("rounds=16",)
+    deployment.overrides += ("rounds=9",)
     disk = small("size=4m")
     deployment.run = disk / "run"
     server, clients = deployment.server(), [deployment.client(id) for id in range(3)]
@@ -327,7 +327,7 @@ def test_a_server_goes_on_when_its_disk_has_room_again(
     server = deployment.server()
     assert server.wait() == 0, server.said
     assert [client.wait() for client in clients] == [0, 0, 0], "they have waited"
-    assert_equal(deployment.run, undisturbed(*LONG, "rounds=16", "workers=0").path)
+    assert_equal(deployment.run, undisturbed(*LONG, "rounds=9", "workers=0").path)
 
 
 @pytest.mark.process

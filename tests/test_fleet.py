@@ -1,5 +1,5 @@
 """Two apps on Flower's own SuperLink and SuperNodes over gRPC, TLS and node authentication: one that knows only Flower,
-and ours, with every other kind of upload that a strategy has: all are messages like these in test_deployment.py.
+and ours, with every other kind of upload that a strategy has; test_deployment.py plays all, in the same messages.
 
 All runs are started at once, for then the nodes do not sleep, and the apps' processes are forks: see `preloaded.py`.
 """

@@ -402,7 +402,7 @@ def test_flags_that_do_not_go_together_are_one_line(
 
 # As processes.
 
-SMALL = ["data=digits", "model=logistic", "partition.clients=2", "client.batch_size=4", "client.epochs=1", "rounds=20"]
+SMALL = ["data=digits", "model=logistic", "partition.clients=2", "client.batch_size=4", "client.epochs=1", "rounds=12"]
 RUNS = {
     "first": [*SMALL, "strategy=local", "checkpoint_every=5"],
     "second": [*SMALL, "strategy=fedavg", "checkpoint_every=5", "seed=1"],

@@ -139,7 +139,9 @@ FENCED = {
     "networkx": ("fedshare.peers.graphs",),
     "numba": ("fedshare.directions.kernels",),
     "ray": ("fedshare.simulation.on_ray",),
-    "prometheus_client": ("experiments.hosts.prometheus",),
+    "psycopg": ("fedshare.relay.postgres",),
+    "zeroconf": ("fedshare.transport.mesh.lan",),
+    "prometheus_client": ("experiments.hosts.prometheus", "experiments.hosts.relay_metrics"),
 }
 
 

@@ -117,7 +117,7 @@ def test_a_yaml_file_may_name_what_loads_a_hosts_data(deployment: Callable[..., 
 def test_who_comes_back_with_other_data_is_refused_and_with_the_same_costs_no_bit(
     deployment: Callable[..., Deployment], tmp_path: Path
 ) -> None:
-    overrides = [*TUMOURS, "rounds=12", "client.batch_size=2", "client.epochs=10", "checkpoint_every=3"]
+    overrides = [*TUMOURS, "rounds=12", "client.batch_size=2", "client.epochs=4", "checkpoint_every=3"]
     folder = sites(tmp_path)
     simulated(tmp_path / "simulated", *overrides, listed(folder))
     made = deployment(*overrides)

@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import relayed
-from relayed import RUN, Log
 
+import relayed
 from fedshare.errors import UserError
 from fedshare.identity.signing import Signer
 from fedshare.relay import entries, proofs
@@ -18,6 +17,7 @@ from fedshare.relay.members import Members, uploads
 from fedshare.relay.sequencer import Status
 from fedshare.relay.store import Store
 from fedshare.relay.verify import check
+from relayed import RUN, Log
 
 
 def test_a_round_ends_when_all_have_spoken(tmp_path: Path) -> None:
@@ -159,8 +159,9 @@ def test_a_log_is_of_one_run_and_one_relay(tmp_path: Path) -> None:
         assert other.why == "it is of run 000000000000, the log of run 000102030405"
         with pytest.raises(UserError, match="another relay has this log open"):
             SQLite(tmp_path / "log.db")
+    store = Store(SQLite(tmp_path / "log.db"))
     with pytest.raises(UserError, match="another relay's key has begun this log"):
-        Keeper(Store(SQLite(tmp_path / "log.db")), Signer.unprotected("other"), log.keeper.settings)
+        Keeper(store, Signer.unprotected("other"), log.keeper.settings)
 
 
 def test_nothing_is_taken_while_the_disk_is_full(tmp_path: Path) -> None:

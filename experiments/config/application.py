@@ -1,5 +1,6 @@
 """hydra's application on our configs: the only module that uses hydra's internals."""
 
+import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -20,16 +22,19 @@ from fedshare.experiments.config.own import importable
 from fedshare.experiments.config.schema import register
 
 CONF = Path(__file__).parents[1] / "conf"
+HELD = 6  # configs
 SINGLE, SWEEP = "hydra.mode=RUN", "hydra.mode=MULTIRUN"  # the overrides by which hydra runs one job, or several
 
 
 class _Loader(ConfigLoaderImpl):
-    """Holds the config that was composed last, because a job's is asked for to check it and again to run it.
+    """Holds the configs that were composed last, because a job's is asked for to check it and again to run it.
 
-    Or it holds why that cannot be composed.
+    Or it holds why one cannot be composed, which is asked for again to explain it.
     """
 
-    _held: tuple[Any, DictConfig | Exception] | None = None
+    def __init__(self, path: ConfigSearchPath) -> None:
+        super().__init__(path)
+        self._held: dict[tuple[Any, ...], DictConfig | Exception] = {}
 
     def load_configuration(
         self,
@@ -39,20 +44,38 @@ class _Loader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        asked = (config_name, list(overrides), run_mode, validate_sweep_overrides)
-        if self._held is None or self._held[0] != asked:
-            self._held = (
-                asked,
-                super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides),
-            )
-        held = self._held[1]
+        asked = (config_name, tuple(overrides), run_mode, validate_sweep_overrides, os.getcwd())
+        if asked not in self._held:
+            found: DictConfig | Exception
+            try:
+                found = super().load_configuration(
+                    config_name, overrides, run_mode, from_shell, validate_sweep_overrides
+                )
+            except Exception as error:  # hydra and OmegaConf raise many types
+                found = error
+            self._hold(asked, found)
+        held = self._held[asked]
         if isinstance(held, Exception):
             raise held
         return deepcopy(held)
 
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        if config_name or overrides:
+            return super().get_group_options(group_name, results_filter, config_name, overrides)
+        return self.repository.get_group_options(group_name, results_filter)  # hydra copies it for each group
+
     def hold(self, config_name: str | None, overrides: list[str], held: DictConfig | Exception) -> None:
         """Hold what comes of these overrides for a single run."""
-        self._held = (config_name, overrides, RunMode.RUN, True), held
+        self._hold((config_name, tuple(overrides), RunMode.RUN, True, os.getcwd()), held)
+
+    def _hold(self, asked: tuple[Any, ...], held: DictConfig | Exception) -> None:
+        self._held = dict([*self._held.items(), (asked, held)][-HELD:])
 
 
 class App(Hydra):

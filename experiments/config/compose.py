@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -16,20 +17,26 @@ from fedshare.experiments.config.settle import settle
 
 def resolved(overrides: Sequence[str], name: str = "config", app: App | None = None) -> DictConfig:
     """Return the config of one job, without hydra's own part. Raises UserError."""
-    whole = composed(app or hydra(), name, overrides, RunMode.RUN)
+    whole = composed(app or _ours(), name, overrides, RunMode.RUN)
     with _current(whole):
         return settle(whole)
 
 
 def seeded(overrides: Sequence[str], seeds: Sequence[int], app: App | None = None) -> list[DictConfig]:
     """Return the config for each seed: hydra composes only once, because that is slow."""
-    whole = composed(app or hydra(), "config", overrides, RunMode.RUN)
+    whole = composed(app or _ours(), "config", overrides, RunMode.RUN)
     configs = []
     with _current(whole):
         for seed in seeds:
             whole.seed = seed
             configs.append(settle(whole))
     return configs
+
+
+@cache
+def _ours() -> App:
+    """One application, which holds the config that it composed last: apps of Flower ask for theirs several times."""
+    return hydra()
 
 
 @contextmanager
@@ -45,7 +52,7 @@ def _current(whole: DictConfig) -> Iterator[None]:
 
 def folder(overrides: Sequence[str], name: str = "config", app: App | None = None) -> str | None:
     """Return the folder set by the overrides, if any."""
-    whole = composed(app or hydra(), name, overrides, RunMode.RUN)
+    whole = composed(app or _ours(), name, overrides, RunMode.RUN)
     return None if OmegaConf.is_missing(whole, "folder") else str(whole.folder)
 
 

@@ -124,9 +124,15 @@ def _peer(made: Parser) -> None:
     )
     made.add_argument(
         "--known",
-        metavar="HOST:PORT,...",
-        default="",
-        help="peers that are asked for the addresses of the others, where `addresses` are not given",
+        metavar="HOST:PORT",
+        action="append",
+        default=[],
+        help="address of any peer, which tells those of the others; may be given several times",
+    )
+    made.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="serve metrics for Prometheus at this address; without HOST, on this machine only",
     )
     made.add_argument("--relay", metavar="HOST:PORT", help="reach the others by the `fedshare relay` at this address")
     made.add_argument(

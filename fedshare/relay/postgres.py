@@ -33,6 +33,7 @@ class Postgres:
                 self._connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
             self._connection.execute(f"SET search_path TO {SCHEMA}")
             if write and not self._lock():
+                self._connection.close()
                 raise UserError(f"{self.name}: another relay is active on this database; one may write it")
         except psycopg.Error as error:
             raise UserError(f"--postgres: cannot be used: {first_line(error)}") from None

@@ -112,10 +112,8 @@ class Relayed:
             return
         after = f"after round {taken.commit.round - 1}"
         if 2 * most <= said.total():
-            groups = "; ".join(
-                f"{one.hex()[:12]} by {', '.join(str(p) for p, d in sorted(others.items()) if d == one)}"
-                for one in said
-            )
+            by = {one: [str(peer) for peer, found in sorted(others.items()) if found == one] for one in said}
+            groups = "; ".join(f"{one.hex()[:12]} by {', '.join(peers)}" for one, peers in by.items())
             raise RunHalted(f"the peers' states differ {after}, and no state has a majority: {groups}")
         if digest != mine:
             raise Diverged(
