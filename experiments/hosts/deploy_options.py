@@ -119,6 +119,17 @@ def _peer(made: Parser) -> None:
         metavar="HOST:PORT",
         help="address for neighbours; 0.0.0.0:PORT: all interfaces; default: the one in `addresses`",
     )
+    made.add_argument(
+        "--advertise", metavar="HOST:PORT", help="address at which neighbours reach this peer, if not that of --listen"
+    )
+    made.add_argument(
+        "--known",
+        metavar="HOST:PORT",
+        action="append",
+        default=[],
+        help="address of any peer, which tells where the others are; may be given several times",
+    )
+    made.add_argument("--lan", action="store_true", help="find the others on the local network: fedshare[lan]")
     made.add_argument("--relay", metavar="HOST:PORT", help="reach the others by the `fedshare relay` at this address")
     made.add_argument(
         "--attest-every", type=int, default=10, metavar="N", help="with --relay: compare states after every N rounds"

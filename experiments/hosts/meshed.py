@@ -28,6 +28,7 @@ from fedshare.runs import checkpoint
 from fedshare.runs.checkpoint import Checkpoint
 from fedshare.simulation import Population
 from fedshare.simulation.peers import Player
+from fedshare.transport.mesh.lan import Lan
 from fedshare.transport.mesh.links import MeshLinks
 from fedshare.transport.mesh.settings import Settings
 
@@ -54,15 +55,19 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
         run=part.run,
         version=fedshare.__version__,
         peers=len(population.shares),
+        rounds=config.rounds,
         wait=options.wait,
         grace=options.grace,
         timeout=config.timeout,
         heartbeat=options.heartbeat,
     )
     neighbours = _neighbours(config, population, part.me)
+    lan = Lan(part.run, part.me, options.advertise or listen) if options.lan else None
     mesh = MeshLinks(
         *(part.me, listen, known, neighbours, settings, part.identity, part.signer, place / "links"),
+        advertise=options.advertise,
         events=part.folder.path / "events.jsonl",
+        known=lan.addresses if lan else options.known,
         say=say,
     )
     operator = Verifier(owner.public(Path(options.owner))) if options.owner else None
@@ -72,6 +77,9 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
     )
     with ExitStack() as stack:
         stack.callback(mesh.close)
+        if lan:
+            lan.addresses.update(options.known)
+            stack.enter_context(lan)
         own, peers = strategy.at(part.me, mesh, voice)
         mine = replace(population, strategy=own)
         player = Written(Player(mine, part.me), place / "upload")
