@@ -127,7 +127,12 @@ def _peer(made: Parser) -> None:
         metavar="HOST:PORT",
         action="append",
         default=[],
-        help="address of any peer, which tells where the others are; may be given several times",
+        help="address of any peer, which tells those of the others; may be given several times",
+    )
+    made.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="serve metrics for Prometheus at this address; without HOST, on this machine only",
     )
     made.add_argument("--lan", action="store_true", help="find the others on the local network: fedshare[lan]")
     made.add_argument("--relay", metavar="HOST:PORT", help="reach the others by the `fedshare relay` at this address")

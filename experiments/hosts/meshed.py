@@ -15,6 +15,7 @@ from fedshare.experiments.hosts.participant import Part
 from fedshare.experiments.hosts.voice import REMOVALS, Signed
 from fedshare.experiments.hosts.written import Written
 from fedshare.experiments.running.rounds import rounds
+from fedshare.experiments.tracking import Tracker
 from fedshare.identity import owner
 from fedshare.identity.signing import Verifier
 from fedshare.ledger.meaning import Meaning
@@ -44,8 +45,8 @@ def address(options: argparse.Namespace, config: DictConfig, population: Populat
     return str(found)
 
 
-def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None) -> None:
-    """Run the rounds after `start`."""
+def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None, watcher: Tracker) -> None:
+    """Run the rounds after `start`; `watcher` is told of each."""
     config, population, place = part.config, part.population, part.folder.path / "peer"
     strategy = population.strategy
     assert isinstance(strategy, Apart)
@@ -89,7 +90,7 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
         say(f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}")
         say(f"neighbours: {_listed(neighbours)}")
         try:
-            rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving, alone=True)
+            rounds(config, part.folder, network, mine, start, None, watcher, interrupts=network.leaving, alone=True)
         except RunHalted:
             if not network.left:
                 raise
