@@ -57,11 +57,11 @@ def test_a_peer_that_is_killed_at_any_point_loses_nothing(point: str, tmp_path: 
 
 
 def test_a_peer_that_joins_late_is_fresh_to_all_in_the_same_round(tmp_path: Path) -> None:
-    with Meshed(tmp_path, 4, 10**6, None, "--wait", "3") as mesh:
+    with Meshed(tmp_path, 4, 10**6, None, "--wait", "10") as mesh:
         for me in (0, 1, 3):
             mesh.start(me)
         mesh.reach(0, 5)
-        mesh.start(2)
+        mesh.start(2, "--wait", "600")
         mesh.reach(2, 5)
         began = mesh.rows(2)[0]["round"]
         assert began > 5

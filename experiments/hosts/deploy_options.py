@@ -134,6 +134,7 @@ def _peer(made: Parser) -> None:
         metavar="[HOST:]PORT",
         help="serve metrics for Prometheus at this address; without HOST, on this machine only",
     )
+    made.add_argument("--lan", action="store_true", help="find the others on the local network: fedshare[lan]")
     made.add_argument("--relay", metavar="HOST:PORT", help="reach the others by the `fedshare relay` at this address")
     made.add_argument(
         "--attest-every", type=int, default=10, metavar="N", help="with --relay: compare states after every N rounds"

@@ -29,6 +29,7 @@ from fedshare.runs import checkpoint
 from fedshare.runs.checkpoint import Checkpoint
 from fedshare.simulation import Population
 from fedshare.simulation.peers import Player
+from fedshare.transport.mesh.lan import Lan
 from fedshare.transport.mesh.links import MeshLinks
 from fedshare.transport.mesh.settings import Settings
 from fedshare.transport.stream.diagnose import split
@@ -65,11 +66,12 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None,
         heartbeat=options.heartbeat,
     )
     neighbours = _neighbours(config, population, part.me)
+    lan = Lan(part.run, part.me, options.advertise or listen) if options.lan else None
     mesh = MeshLinks(
         *(part.me, listen, known, neighbours, settings, part.identity, part.signer, place / "links"),
         advertise=options.advertise,
-        known=options.known,
         events=part.folder.path / "events.jsonl",
+        known=lan.addresses if lan else options.known,
         say=say,
     )
     operator = Verifier(owner.public(Path(options.owner))) if options.owner else None
@@ -79,6 +81,9 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None,
     )
     with ExitStack() as stack:
         stack.callback(mesh.close)
+        if lan:
+            lan.addresses.update(options.known)
+            stack.enter_context(lan)
         own, peers = strategy.at(part.me, mesh, voice)
         mine = replace(population, strategy=own)
         player = Written(Player(mine, part.me), place / "upload")
