@@ -3,7 +3,7 @@
     python mesh_peer.py FOLDER ME PORTS ROUNDS [OPTIONS]
 
 FOLDER/ME.jsonl has a line a round, written when the round is over: what this peer said, and what it took from whom, as
-digests. The same command goes on after the last line. PORTS: a port for each peer, of which "-" are no peers; a peer's
+digests. The same command goes on after the last line. PORTS: a port for each peer, of which "x" is not known; a peer's
 neighbours are all others, or with --ring those beside it. It says RUNNING when it has entered its first round.
 """
 
@@ -38,21 +38,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("rounds", type=int)
     parser.add_argument("--listen", type=int)
     parser.add_argument("--keys", type=Path)
+    parser.add_argument("--known", default="")
     parser.add_argument("--ring", action="store_true")
     parser.add_argument("--leave-after", type=int, default=0)
     parser.add_argument("--hold-after", type=int, default=0)  # the round after which it stands still until SIGUSR1
     parser.add_argument("--size", type=int, default=100)
     parser.add_argument("--run", default="r")
     parser.add_argument("--version", default="1")
-    for name, usual in (("wait", 30.0), ("grace", 30.0), ("timeout", 60.0), ("heartbeat", 1.0)):
+    for name, usual in (("wait", 30.0), ("grace", 30.0), ("timeout", 60.0), ("heartbeat", 60.0)):
         parser.add_argument(f"--{name}", type=float, default=usual)
     options = parser.parse_args(arguments)
     me, ports = options.me, options.ports.split(",")
-    addresses = {peer: f"127.0.0.1:{port}" for peer, port in enumerate(ports) if port != "-"}
+    addresses = {peer: f"127.0.0.1:{port}" for peer, port in enumerate(ports) if port != "x"}
     count = len(ports)
     neighbours = {(me - 1) % count, (me + 1) % count} if options.ring else set(range(count))
     settings = Settings(
-        *(options.run.encode().ljust(32), options.version, count, options.wait, options.grace, options.timeout),
+        *(options.run.encode().ljust(32), options.version, count, 10**6, options.wait, options.grace, options.timeout),
         heartbeat=options.heartbeat,
     )
     identity = Identity.load(options.keys / f"client-{me}") if options.keys else None
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> int:
     mesh = MeshLinks(
         *(me, f"127.0.0.1:{options.listen or ports[me]}", addresses, neighbours, settings, identity, signer),
         options.folder / f"spool-{me}",
+        known=[options.known] if options.known else [],
         events=options.folder / f"events-{me}.jsonl",
         say=lambda line: print(line, flush=True),
     )

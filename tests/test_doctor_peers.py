@@ -1,13 +1,15 @@
 """`fedshare doctor` at peers and relays: what is there, whether it is of this run, and what is in the way."""
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 import fedshare
-from deployed import free_port
+from deployed import eventually, free_port
 from fedshare.experiments.commands import doctor
 from fedshare.experiments.config import compose
 from fedshare.experiments.hosts.deploy_options import parser
@@ -79,26 +81,23 @@ def peer(folder: Path, run: bytes, pki: Path | None, version: str = fedshare.__v
 @contextmanager
 def listening(links: MeshLinks) -> Iterator[None]:
     """Let a peer wait for its neighbours, in a thread."""
-    from concurrent.futures import ThreadPoolExecutor
+    threading.Thread(target=_enter, args=(links,), daemon=True).start()
+    host, port = links.address.split(":")
 
-    from fedshare.errors import UserError
-    from fedshare.transport.stream.diagnose import reach
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
 
-    with ThreadPoolExecutor(1) as pool:
-        entered = pool.submit(links.enter, 1)
-        while True:
-            try:
-                reach(links.address, None)
-            except UserError as error:
-                if "asks for certificates" in str(error):
-                    break
-            else:
-                break
-        try:
-            yield
-        finally:
-            links.close()
-            entered.exception(timeout=60)
+    eventually(listens, "the peer to listen")
+    try:
+        yield
+    finally:
+        links.close()
+
+
+def _enter(links: MeshLinks) -> None:
+    with suppress(BaseException):  # it is closed while it waits
+        links.enter(1)
 
 
 @contextmanager

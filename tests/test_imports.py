@@ -140,6 +140,7 @@ FENCED = {
     "numba": ("fedshare.directions.kernels",),
     "ray": ("fedshare.simulation.on_ray",),
     "psycopg": ("fedshare.relay.postgres",),
+    "zeroconf": ("fedshare.transport.mesh.lan",),
     "prometheus_client": ("experiments.hosts.prometheus", "experiments.hosts.relay_metrics"),
 }
 

@@ -7,7 +7,7 @@ import pytest
 
 from fedshare.experiments.commands.keys import keys as keys_command
 from meshed import Meshed
-from proxy import Proxy
+from proxy import DOWN, UP, Proxy
 
 pytestmark = pytest.mark.process
 POINTS = ["mesh.before-spool:7", "mesh.after-spool:7", "mesh.after-send:7", "mesh.mid-round:7"]
@@ -140,3 +140,52 @@ def test_large_messages_and_empty_ones_arrive(tmp_path: Path, keys: Path) -> Non
                 peer.done()
             mesh.check()
             assert not mesh.lost()
+
+
+def test_one_known_peer_tells_where_the_others_are(tmp_path: Path, keys: Path) -> None:
+    with Meshed(tmp_path, 4, 10, keys) as mesh:
+        known = f"127.0.0.1:{mesh.ports[1]}"
+        for me in range(4):
+            mesh.start(me, "--known", known, ports=["x"] * 4)
+        for peer in mesh.started:
+            peer.done()
+        mesh.check()
+        assert not mesh.lost()
+
+
+def test_cuts_and_spoilt_bytes_lose_nothing(tmp_path: Path, keys: Path) -> None:
+    with Meshed(tmp_path, 3, 40, keys, "--size", "100000") as mesh, Proxy(int(mesh.ports[0]), seed=1) as proxy:
+        port = proxy.address.rpartition(":")[2]
+        for me in range(3):  # all that goes to and from peer 0
+            mesh.start(me, ports=[port, *mesh.ports[1:]])
+        for round, harm in enumerate((proxy.cut, *(lambda way=way: proxy.spoil(way) for way in (UP, DOWN)), proxy.cut)):
+            mesh.reach(0, 4 + 6 * round)
+            harm()
+        for peer in mesh.started:
+            peer.done()
+        mesh.check()
+        assert not mesh.lost()
+        assert proxy.connections > 3
+
+
+def test_a_peer_that_is_started_again_too_late_joins_as_a_new_one(tmp_path: Path) -> None:
+    with Meshed(tmp_path, 3, 10**6, None, "--grace", "2") as mesh:
+        peers = mesh.start_all()
+        mesh.reach(1, 5)
+        peers[1].kill()
+        for me in (0, 2):
+            peers[me].until("goes on without peer 1")
+            mesh.reach(me, mesh.round(me) + 3)
+        away = mesh.round(1)
+        mesh.start(1)
+        mesh.meet(1, {0, 2}, after=away)
+        back = next(row for row in mesh.rows(1) if row["round"] > away)
+        assert back["round"] > away + 3
+        assert back["fresh"] == [0, 2]
+        mesh.reach(0, back["round"] + 2)
+        assert {row["round"]: row["fresh"] for row in mesh.rows(0)}[back["round"]] == [1]
+        events = [event for event in mesh.events(0) if event[1] == 1]
+        assert [what for _, _, what in events] == ["crash", "rejoin"]
+        assert events[0][0] in (away, away + 1)
+        assert events[1][0] == back["round"]
+        mesh.check()

@@ -46,6 +46,7 @@ def script(name: str) -> ModuleType:
         (["--listen", "0.0.0.0:9000"], "0.0.0.0:9000: off this machine it takes TLS"),
         (["strategy=onebyte", "peers.flood.loss=0.5"], "peers.flood.loss=0.5: is for simulations"),
         (["--wait", "-1"], "--wait -1: must be at least 0"),
+        (["--known", "a.example.org"], "'a.example.org': an address is HOST:PORT"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_made(

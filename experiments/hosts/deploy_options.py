@@ -119,6 +119,21 @@ def _peer(made: Parser) -> None:
         metavar="HOST:PORT",
         help="address for neighbours; 0.0.0.0:PORT: all interfaces; default: the one in `addresses`",
     )
+    made.add_argument(
+        "--advertise", metavar="HOST:PORT", help="where others reach this peer; default: as in `addresses`, or --listen"
+    )
+    made.add_argument(
+        "--known",
+        metavar="HOST:PORT",
+        action="append",
+        default=[],
+        help="address of any peer, which tells those of the others; may be given several times",
+    )
+    made.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="serve metrics for Prometheus at this address; without HOST, on this machine only",
+    )
     made.add_argument("--relay", metavar="HOST:PORT", help="reach the others by the `fedshare relay` at this address")
     made.add_argument(
         "--attest-every", type=int, default=10, metavar="N", help="with --relay: compare states after every N rounds"

@@ -15,6 +15,7 @@ from fedshare.experiments.hosts.participant import Part
 from fedshare.experiments.hosts.voice import REMOVALS, Signed
 from fedshare.experiments.hosts.written import Written
 from fedshare.experiments.running.rounds import rounds
+from fedshare.experiments.tracking import Tracker
 from fedshare.identity import owner
 from fedshare.identity.signing import Verifier
 from fedshare.ledger.meaning import Meaning
@@ -30,6 +31,7 @@ from fedshare.simulation import Population
 from fedshare.simulation.peers import Player
 from fedshare.transport.mesh.links import MeshLinks
 from fedshare.transport.mesh.settings import Settings
+from fedshare.transport.stream.diagnose import split
 
 
 def address(options: argparse.Namespace, config: DictConfig, population: Population) -> str:
@@ -37,14 +39,16 @@ def address(options: argparse.Namespace, config: DictConfig, population: Populat
     if not isinstance(population.strategy, Apart):
         raise UserError("peers: `fedshare peer` takes a graph, such as peers=ring, or --relay and peers=none")
     population.strategy.check_apart()
+    for given in filter(None, [options.advertise, *options.known]):
+        split(given)
     found = options.listen or _addresses(config, len(population.shares)).get(options.id)
     if not found:
         raise UserError("--listen: required: HOST:PORT, the address for this peer's neighbours; or addresses=[...]")
     return str(found)
 
 
-def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None) -> None:
-    """Run the rounds after `start`."""
+def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None, watcher: Tracker) -> None:
+    """Run the rounds after `start`; `watcher` is told of each."""
     config, population, place = part.config, part.population, part.folder.path / "peer"
     strategy = population.strategy
     assert isinstance(strategy, Apart)
@@ -54,6 +58,7 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
         run=part.run,
         version=fedshare.__version__,
         peers=len(population.shares),
+        rounds=config.rounds,
         wait=options.wait,
         grace=options.grace,
         timeout=config.timeout,
@@ -62,6 +67,8 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
     neighbours = _neighbours(config, population, part.me)
     mesh = MeshLinks(
         *(part.me, listen, known, neighbours, settings, part.identity, part.signer, place / "links"),
+        advertise=options.advertise,
+        known=options.known,
         events=part.folder.path / "events.jsonl",
         say=say,
     )
@@ -81,7 +88,7 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
         say(f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}")
         say(f"neighbours: {_listed(neighbours)}")
         try:
-            rounds(config, part.folder, network, mine, start, None, interrupts=network.leaving, alone=True)
+            rounds(config, part.folder, network, mine, start, None, watcher, interrupts=network.leaving, alone=True)
         except RunHalted:
             if not network.left:
                 raise

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+from contextlib import ExitStack
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,6 +17,7 @@ from fedshare.experiments.hosts.deploy_options import check_ranges
 from fedshare.experiments.hosts.identities import identity_of
 from fedshare.experiments.hosts.participant import RUN_NAME, Part
 from fedshare.experiments.running.going_on import last_checkpoint
+from fedshare.experiments.tracking import NoTracker, Tracker
 from fedshare.identity.signing import Signer
 from fedshare.machine.files import on_disk, write_atomically
 from fedshare.report.clock import say
@@ -54,8 +56,21 @@ def peer(options: argparse.Namespace) -> int:
             folder.rewind(start.round if start else 0)
             folder.amend(OmegaConf.to_yaml(config))
             say(f"going on with {folder.path} after round {start.round if start else 0}")
-        way.take_part(part, options, start)
+        with ExitStack() as stack:
+            way.take_part(part, options, start, _watcher(options.metrics, stack))
     return 0
+
+
+def _watcher(address: str | None, stack: ExitStack) -> Tracker:
+    """Return what is told of each round: metrics for Prometheus, if they are asked for."""
+    if not address:
+        return NoTracker()
+    from fedshare.experiments.hosts.prometheus import Exporter
+
+    exporter = Exporter()
+    say(f"metrics at {exporter.listen(address)}")
+    stack.callback(exporter.close)
+    return exporter
 
 
 def _asked(options: argparse.Namespace) -> tuple[DictConfig, RunFolder, bool]:

@@ -16,6 +16,7 @@ from fedshare.experiments.hosts.leaving import Leaving
 from fedshare.experiments.hosts.participant import Part
 from fedshare.experiments.hosts.written import Written
 from fedshare.experiments.running.rounds import rounds
+from fedshare.experiments.tracking import Tracker
 from fedshare.identity import certificates
 from fedshare.identity.identity import Identity
 from fedshare.identity.signing import Signer
@@ -237,8 +238,8 @@ def address(options: argparse.Namespace, config: DictConfig, population: Populat
     return str(options.relay)
 
 
-def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None) -> None:
-    """Run the rounds after `start`."""
+def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None, watcher: Tracker) -> None:
+    """Run the rounds after `start`; `watcher` is told of each."""
     config, place = part.config, part.folder.path / "peer"
     way = Way(part, options.relay, place, options.wait, options.heartbeat, config.timeout)
     start = start or way.join()
@@ -251,7 +252,11 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None)
         security = "mutual TLS" if part.identity else "no TLS"
         say(f"peer {part.me} of run {part.run.hex()[:12]}: relay {options.relay}, {security}")
         try:
-            rounds(config, part.folder, network, part.population, start, None, interrupts=network.leaving, alone=True)
+            rounds(
+                *(config, part.folder, network, part.population, start, None, watcher),
+                interrupts=network.leaving,
+                alone=True,
+            )
         except RunHalted:
             if not network.left:
                 raise

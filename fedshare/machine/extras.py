@@ -22,6 +22,7 @@ EXTRAS = {  # package -> extra
     "ray": "ray",
     "timm": "timm",
     "transformers": "peft",
+    "zeroconf": "lan",
 }
 _LOADERS = ("hydra", "importlib", "fedshare.experiments.config.instantiate")  # frames of these modules only load others
 

@@ -83,9 +83,10 @@ class Listener:
 
     async def _link(self, _: object, context: grpc.aio.ServicerContext) -> None:
         self._speaks(context)
-        place = place_of(context.peer())
+        place, who = place_of(context.peer()), "the caller"
         try:
             hello = await _greeting(context)
+            who = f"peer {hello.peer}"
             pem, certified = tls.shown(context), tls.certified(context)
             if reason := self._guard.objection(hello, certified, pem):
                 raise _Refused(hello.peer if certified is None else certified, reason)
@@ -97,8 +98,8 @@ class Listener:
         except UserError as error:
             if isinstance(error, _Refused):
                 self._guard.refused(error.peer, str(error))
-            self._tally.say(place, f"{place} was refused: {error}")
-            refusal = MeshFrame(refusal=Refusal(reason=f"peer was refused: {error}"))
+            self._tally.say(place, f"{who} at {place} was refused: {error}")
+            refusal = MeshFrame(refusal=Refusal(reason=f"{who} was refused: {error}"))
             await context.write(refusal.SerializeToString())
 
     def _answering(self, answer: Answer) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:

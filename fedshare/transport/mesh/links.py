@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from fedshare.identity.signing import Signer
 from fedshare.machine.failpoints import failpoint
 from fedshare.machine.tally import Tally
 from fedshare.transport.mesh.agreement import Agreement
+from fedshare.transport.mesh.circle import Circle
 from fedshare.transport.mesh.door import Listener
 from fedshare.transport.mesh.events import Events
 from fedshare.transport.mesh.node import Node
@@ -73,8 +74,11 @@ class MeshLinks:
         self._roster = Roster(me, settings.run, settings.peers, identity, signer, addresses, warn)
         folder = identity.folder if identity else None
         admitted = admission or Admission.of(folder, None, None, say)
-        self._node = Node(self._agreement, settings, renewed, self._roster, self._events, tally, admitted, known)
-        self._listener = Listener(settings, renewed, tally, self._node, self._node.serve, self._meet, self._status)
+        self._circle = Circle(self._agreement, settings, renewed, self._roster, self._events, tally, admitted, known)
+        self._node = Node(self._agreement, self._circle, settings, self._events, tally)
+        self._listener = Listener(settings, renewed, tally, self._circle, self._circle.serve, self._meet, self._status)
+        self._closing = threading.Lock()
+        self._calls = set[Future[Any]]()
         self._began, self._seconds = 0.0, 0.0  # when the last round was begun, and what the one before took
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mesh", daemon=True)
@@ -135,13 +139,17 @@ class MeshLinks:
 
     def close(self) -> None:
         """Hang up without a word: the neighbours wait for this peer to come back."""
-        if self._loop.is_running():
-            with suppress(TimeoutError, CancelledError):
-                asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(DEADLINE)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(DEADLINE)
-            self._loop.close()
-        self._spool.release()
+        for call in list(self._calls):  # of other threads
+            call.cancel()
+        with self._closing:
+            if self._loop.is_running():
+                with suppress(TimeoutError, CancelledError):
+                    asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(DEADLINE)
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join(DEADLINE)
+            if not self._loop.is_running():
+                self._loop.close()
+            self._spool.release()
 
     def events(self) -> list[dict[str, int | str]]:
         """Who joined, left, crashed and came back, as this peer saw it; see docs/links.md."""
@@ -149,15 +157,18 @@ class MeshLinks:
 
     def traffic(self) -> dict[int, tuple[int, int]]:
         """The bytes sent to and received from each neighbour, in frames."""
-        return {peer: (one.sent, one.received) for peer, one in self._node.traffic.items()}
+        return {peer: (one.sent, one.received) for peer, one in self._circle.traffic.items()}
 
     def _call(self, coroutine: Coroutine[Any, Any, R]) -> R:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._calls.add(future)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+        finally:
+            self._calls.discard(future)
 
     def _start(self, round: int) -> int:
         """Listen, and go on where this peer was, or join; return the round to enter."""
@@ -172,7 +183,7 @@ class MeshLinks:
         port = self._call(self._listener.listen(self.address))
         self.address = f"{self.address.rpartition(':')[0]}:{port}"
         self._roster.announce(self._advertise or _reachable(self.address))
-        self._call(self._node.start(self._listener))
+        self._call(self._circle.start(self._listener))
         if last and resuming and self._call(self._node.reunite(last)):
             return round
         if last:
@@ -185,7 +196,7 @@ class MeshLinks:
         return self._node.open()
 
     async def _hang_up(self) -> None:
-        await self._node.close()
+        await self._circle.close()
         if rest := asyncio.all_tasks() - {asyncio.current_task()}:  # gRPC's own
             await asyncio.wait(rest, timeout=1.0)
         await asyncio.sleep(0.05)  # gRPC's poller may still hold events for this loop
@@ -196,14 +207,14 @@ class MeshLinks:
         meeting = parse(Meeting, request)
         if meeting.run != self.settings.run:
             raise UserError(f"this peer's run is {self.settings.run.hex()[:12]}, another than is asked for")
-        self._node.learn(meeting)
+        self._circle.learn(meeting)
         answer = Meeting(run=self.settings.run)
         for some in self._roster.all():
             answer.peers.extend(some.peers)
         return answer.SerializeToString()
 
     def _status(self, request: bytes) -> bytes:
-        return self._node.state(self._seconds).told().SerializeToString()
+        return self._circle.state(self._seconds).told().SerializeToString()
 
 
 def _reachable(address: str) -> str:

@@ -56,6 +56,10 @@ class Roster:
         """The address of a peer, for people; empty if none is known."""
         return self._known[peer].address if peer in self._known else self._hints.get(peer, "")
 
+    def certificate(self, peer: int) -> bytes | None:
+        """The certificate of a peer, in PEM, if it is known."""
+        return (self._known[peer].certificate or None) if peer in self._known else None
+
     def key(self, peer: int) -> bytes | None:
         """The public signing key of a peer; None if it was never heard of."""
         if self._identity is None and 0 <= peer < self._peers:

@@ -127,8 +127,11 @@ class Spool:
             raise UserError(f"{path}: is {whose}; take another folder, or move it away")
         found = Round(round, asked, dict(_LINK.iter_unpack(data[_HEAD.size : at])))
         at += 4
-        while (end := self._take(found, data, at)) > at:
-            at = end
+        try:
+            while (end := self._take(found, data, at)) > at:
+                at = end
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({error}); without it this peer joins as a new one") from None
         if at < len(data):
             os.truncate(path, at)
         return found
@@ -141,6 +144,8 @@ class Spool:
         kind, size, checksum = _RECORD.unpack_from(data, at)
         begin, end = at + _RECORD.size, at + _RECORD.size + size
         body = memoryview(data)[begin:end]
+        if end < len(data) and zlib.crc32(body) != checksum:  # no crash does that
+            raise ValueError("a record that is not the last one was changed")
         if end > len(data) or zlib.crc32(body) != checksum:
             return at
         if kind == _CLOSED:

@@ -33,20 +33,24 @@ class Traffic:
 
 
 class Talk:
-    """`hear` takes frames that are no parts of messages, `arrived` is called when a message is whole."""
+    """`limit`: the bytes of a message; `last`: the last round that may be named.
+
+    `hear` takes frames that are no parts of messages, `arrived` is called when a message is whole.
+    """
 
     def __init__(
         self,
         link: Link,
         lacks: int,
         limit: int,
+        last: int,
         traffic: Traffic,
         hear: Callable[[MeshFrame], None],
         arrived: Callable[[], None],
     ) -> None:
         self.cut = asyncio.Event()  # set to end the connection
         self.heard = 0.0  # when the last frame came, by the loop's clock
-        self._link, self._limit, self._traffic = link, limit, traffic
+        self._link, self._limit, self._last, self._traffic = link, limit, last, traffic
         self._hear, self._arrived = hear, arrived
         self._unsent = lacks  # messages from this number on are to be sent
         self._wake, self._taken = asyncio.Event(), asyncio.Event()
@@ -115,6 +119,8 @@ class Talk:
             self._traffic.received += len(data) + WRAPPING
             frame = parse(MeshFrame, data)
             kind = frame.WhichOneof("kind")
+            if (named := latest_in(frame)) > self._last:
+                raise FrameError(f"round {named}, and the run ends before")
             if kind == "chunk":
                 self._take(assembly, frame.chunk)
             elif kind == "nothing":
@@ -149,3 +155,21 @@ class Talk:
         self._link.arrived[number] = data
         self._link.lacks = number + 1
         self._arrived()
+
+
+def latest_in(frame: MeshFrame) -> int:
+    """The latest round that a frame names."""
+    kind = frame.WhichOneof("kind")
+    if kind == "chunk":
+        return frame.chunk.message // STEPS
+    if kind == "nothing":
+        return frame.nothing // STEPS
+    if kind == "hello":
+        return max(frame.hello.entered, frame.hello.until, frame.hello.lacks // STEPS, *frame.hello.opened, 0)
+    if kind == "propose":
+        return max(frame.propose.round, frame.propose.entered)
+    if kind == "too_late":
+        return max(frame.too_late.round, frame.too_late.entered)
+    if kind == "closed":
+        return max(frame.closed.opened, frame.closed.until)
+    return frame.leave.round if kind == "leave" else frame.accept.round if kind == "accept" else 0
