@@ -107,3 +107,20 @@ def test_eight_peers_join_late_leave_and_crash_as_in_the_simulation(tmp_path: Pa
     model = (simulation / "model.safetensors").read_bytes()
     for id in set(range(8)) - {1}:
         assert (tmp_path / f"peer-{id}" / "model.safetensors").read_bytes() == model, f"peer {id}"
+
+
+@pytest.mark.long
+def test_a_late_peer_begins_at_an_attested_snapshot(tmp_path: Path, stack: ExitStack) -> None:
+    config = ["strategy=fedavg", *CONFIG[1:3], "partition.clients=3", "evaluate_every=0", "rounds=8"]
+    fleet = Fleet(tmp_path, stack, config, 3, "--peers", "2", "--round-seconds", "3600")
+    fleet.relay.until("listening on")
+    peers = {id: fleet.peer(id, "--attest-every", "2") for id in (0, 1)}
+    fleet.reach(0, 5, peers[0])
+    peers[0].signal(signal.SIGSTOP)
+    peers[2] = fleet.peer(2, "--attest-every", "2")
+    peers[2].until("begins at the snapshot of round")
+    peers[0].signal(signal.SIGCONT)
+    for id, peer in peers.items():
+        assert peer.wait() == 0, f"peer {id}:\n{peer.said}"
+    models = {(tmp_path / f"peer-{id}" / "model.safetensors").read_bytes() for id in peers}
+    assert len(models) == 1

@@ -20,24 +20,32 @@ from fedshare.experiments.tracking import Tracker
 from fedshare.identity import certificates
 from fedshare.identity.identity import Identity
 from fedshare.identity.signing import Signer
+from fedshare.ledger.transcript import kept
 from fedshare.machine.files import private_folder
 from fedshare.network import Exchange, Heard, NotAwaited, Purpose, Quotas
 from fedshare.payload import Payload
 from fedshare.peers.gathering import Gathering
 from fedshare.peers.mesh import Apart
+from fedshare.relay.commits import Head
+from fedshare.relay.entries import Kind
 from fedshare.relay.follower import Checks, Follower
 from fedshare.relay.members import Members
-from fedshare.relay.position import Positions
+from fedshare.relay.position import Position, Positions
 from fedshare.relay.spool import Spool
 from fedshare.report.clock import say
+from fedshare.rounds import chain
+from fedshare.rounds.chain import Link
+from fedshare.rounds.rows import row_of
 from fedshare.runs import RunFolder, checkpoint
 from fedshare.runs.checkpoint import Checkpoint
 from fedshare.simulation import Population
 from fedshare.simulation.peers import Player
-from fedshare.state import State, copied, pack
+from fedshare.state import State, copied, digests, pack, unpack
 from fedshare.transport.relay import snapshots
 from fedshare.transport.relay.client import RelayClient
 from fedshare.transport.relay.relayed import Relayed
+from fedshare.transport.relay.status import status
+from fedshare.transport.stream.diagnose import NotYet
 
 
 @dataclass
@@ -147,12 +155,80 @@ class Way:
             client, positions, round, members.copy(), follower.head.head, strategy.expects(state, 0), self.timeout
         )
 
+    def join(self) -> Checkpoint | None:
+        """Begin at a snapshot, and return it; None if replaying the log is less to read, or there is no sound one.
+
+        A run with a ledger is always replayed: the ledger is to hold every round.
+        """
+        part, strategy = self.part, self.part.population.strategy
+        initial = strategy.init(part.population.scratch.initial, part.population.clients)
+        if kept(initial) is not None:
+            return None
+        offered = snapshots.offered(self.address, part.identity, self.heartbeat) if self._there() else []
+        for one in reversed(offered):
+            try:
+                data = snapshots.fetch(self.address, part.identity, one.round, one.digest, one.size, self.heartbeat)
+                server = self._begin(unpack(data), one)
+            except (ValueError, KeyError, TypeError, UserError) as error:
+                say(f"the snapshot of round {one.round} is not used: {first_line(error)}")
+                continue
+            say(f"begins at the snapshot of round {one.round}: {one.size} bytes instead of {one.saves}")
+            return began_at(part, initial, one.round, server)
+        return None
+
+    def _there(self) -> bool:
+        """Whether the relay answers; if not, there is time to wait for it later."""
+        try:
+            status(self.address, self.part.identity, self.heartbeat)
+        except NotYet:
+            return False
+        return True
+
+    def _begin(self, held: State, one: snapshots.Snapshot) -> State:
+        """Return a snapshot's state, and keep its position. Raises ValueError unless two peers attest it."""
+        members = Members.unpack(held["members"].encode())
+        if not members.round == held["round"] == one.round:
+            raise ValueError("it is of another round")
+        judge = checks(self.part.identity)
+        for peer, member in members.all.items():
+            if why := judge(peer, bytes.fromhex(member.key), member.certificate.encode()):
+                raise ValueError(f"it names peer {peer}, but {why}")
+        head = Head(one.round, bytes.fromhex(held["head"]), b"")
+        positions = Positions(self.place / "log")
+        positions.write(Position(self.part.run, bytes.fromhex(held["relay"]), head, members))
+        with ExitStack() as stack:
+            try:
+                commit = self.follow(stack, one.round).client.peek(self.wait).commit
+            except RunHalted as error:
+                positions.forget()
+                raise ValueError(f"the log does not lead on from it: {first_line(error)}") from error
+        said = {entry.peer for entry in commit.entries if entry.kind == Kind.ATTEST and entry.body == one.digest}
+        if len(said) < min(2, len(members.ids())):
+            positions.forget()
+            raise ValueError(f"{len(said)} peers attest it")
+        server: State = held["server"]
+        return server
+
     def leave_snapshot(self, round: int, data: bytes) -> None:
         """Leave a snapshot with the relay; the run goes on without if that fails."""
         try:
             snapshots.leave(self.address, self.part.identity, round, data, self.heartbeat)
         except (UserError, RunHalted) as error:
             say(f"no snapshot of round {round} was left with the relay: {first_line(error)}")
+
+
+def began_at(part: Part, initial: State, round: int, server: State) -> Checkpoint:
+    """Write the rounds up to a snapshot's into the run's folder, as ones in which nobody was heard."""
+    digest, none = chain.START, {"bytes_up": 0, "bytes_down": 0, "absent": [], "seconds": {}}
+    for number in range(1, round + 1):
+        state = server if number == round else initial
+        link = Link.extend(digest, number, digests(state), {})
+        digest = link.digest
+        row = row_of(part.population.strategy, state, number, {}, {}, digest)
+        part.folder.append(row | none | ({"snapshot": True} if number == round else {}), link)
+    start = Checkpoint(round, digest, server, {part.me: {}})
+    checkpoint.save(part.folder.checkpoints, start)
+    return start
 
 
 def address(options: argparse.Namespace, config: DictConfig, population: Population) -> str:
@@ -165,9 +241,10 @@ def address(options: argparse.Namespace, config: DictConfig, population: Populat
 def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None, watcher: Tracker) -> None:
     """Run the rounds after `start`; `watcher` is told of each."""
     config, place = part.config, part.folder.path / "peer"
+    way = Way(part, options.relay, place, options.wait, options.heartbeat, config.timeout)
+    start = start or way.join()
     after = start.round if start else 0
     with ExitStack() as stack:
-        way = Way(part, options.relay, place, options.wait, options.heartbeat, config.timeout)
         relayed = way.follow(stack, after)
         player = Written(Player(part.population, part.me), place / "upload")
         following = Following(relayed, part.me, player, after, part.folder, options.attest_every, way.leave_snapshot)

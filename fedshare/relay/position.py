@@ -86,6 +86,11 @@ class Positions:
                 f"{path}: is damaged ({error}): remove it, and the log is followed from an earlier round"
             ) from error
 
+    def forget(self) -> None:
+        """Follow the log from its beginning again."""
+        for round in self.rounds():
+            self._path(round).unlink()
+
     def newest(self) -> Position | None:
         rounds = self.rounds()
         return self.read(rounds[-1]) if rounds else None

@@ -211,19 +211,20 @@ class Host:
         return welcome
 
     def _who(self, context: grpc.aio.ServicerContext) -> int | None:
-        """Return the member that calls, by its certificate; -1 without TLS; None if it is none."""
+        """Return who calls, by its certificate; -1 without TLS; None if it was removed."""
         self._speaks(context)
         pem = tls.shown(context)
         if pem is None:
             return -1
         peer = tls.certified(context)
         member = self._keeper.sequencer.members.all.get(-1 if peer is None else peer)
-        return peer if member and not member.removed else None
+        return None if peer is None or (member and member.removed) else peer
 
     async def _status(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         self._speaks(context)
         context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
-        return StatusSaid(json=json.dumps(self.status())).SerializeToString()
+        snapshots = await self._tail.read(_offered)
+        return StatusSaid(json=json.dumps(self.status() | {"snapshots": snapshots})).SerializeToString()
 
     def status(self) -> dict[str, Any]:
         """Return who is there, for `fedshare peers` and metrics."""
@@ -284,6 +285,15 @@ class Host:
             for session in self.sessions.values():
                 session.waits(text)
         self._loop.call_later(EVERY, self._remind)
+
+
+def _offered(store: Store) -> list[dict[str, Any]]:
+    """Return the snapshots, and the bytes of the commits that one who begins at them need not read."""
+    whole = store.size(0)
+    return [
+        {"round": round, "digest": digest.hex(), "size": size, "saves": whole - store.size(round + 1)}
+        for round, digest, size in store.snapshots()
+    ]
 
 
 class _NotNow(Exception):

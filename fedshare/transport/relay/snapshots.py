@@ -3,14 +3,16 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 
 import grpc
 
 from fedshare._proto.relay_pb2 import Piece, SnapshotName, SnapshotStored
-from fedshare.errors import UserError, brief
+from fedshare.errors import UserError, brief, first_line
 from fedshare.identity.identity import Identity
 from fedshare.relay.keeper import Keeper
 from fedshare.transport.relay.protocol import FETCH, STORE, pieces
+from fedshare.transport.relay.status import status
 from fedshare.transport.relay.tail import Tail
 from fedshare.transport.stream import tls
 from fedshare.transport.stream.frames import CHUNK, FrameError, parse
@@ -20,8 +22,18 @@ SLOWEST = 30.0  # seconds between two pieces
 PATIENCE = 3600.0  # seconds for a snapshot, either way
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A state that a relay holds: after which round, its SHA-256, its bytes, and those of the commits up to it."""
+
+    round: int
+    digest: bytes
+    size: int
+    saves: int
+
+
 class Snapshots:
-    """`who` returns the member that calls, -1 without TLS, None if it is none."""
+    """`who` returns who calls, -1 without TLS, None if it was removed."""
 
     def __init__(self, keeper: Keeper, tail: Tail, who: Callable[[grpc.aio.ServicerContext], int | None]) -> None:
         self._keeper, self._tail, self._who = keeper, tail, who
@@ -29,7 +41,7 @@ class Snapshots:
 
     async def fetch(self, frame: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         if self._who(context) is None:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "for members of the run")
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "for peers of the run")
         try:
             name = parse(SnapshotName, frame)
         except FrameError as error:
@@ -43,7 +55,7 @@ class Snapshots:
 
     async def store(self, frames: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
         if self._who(context) is None:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "for members of the run")
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "for peers of the run")
         try:
             refusal = await self._stored(context)
         except FrameError as error:
@@ -105,6 +117,20 @@ class Snapshots:
 
         self._keeper.write(act, done)
         return (await verdict).why
+
+
+def offered(address: str, identity: Identity | None, deadline: float) -> list[Snapshot]:
+    """Return the snapshots that are worth their bytes, the best last. Raises UserError."""
+    found = list[Snapshot]()
+    said = status(address, identity, deadline)
+    try:
+        for one in said["snapshots"]:
+            held = Snapshot(int(one["round"]), bytes.fromhex(one["digest"]), int(one["size"]), int(one["saves"]))
+            if held.size < held.saves and held.round + 1 < int(said["rounds"]):
+                found.append(held)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{address}: the relay names no snapshots: {first_line(error)}") from None
+    return found
 
 
 def leave(address: str, identity: Identity | None, round: int, data: bytes, heartbeat: float) -> None:
