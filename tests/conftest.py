@@ -19,8 +19,8 @@ LONGEST = [  # files, by what they took on 2 cores
     *("test_readme", "test_pretrain", "test_matrix", "test_gate", "test_hostile"),
 ]
 DRAWING = [  # files whose runs draw their pictures; those of other tests are laid out, and not written as SVG
-    *("test_absent", "test_cli", "test_compare", "test_decentralised", "test_matrix", "test_real_data", "test_report"),
-    "test_runs",
+    *("test_absent", "test_cli", "test_compare", "test_decentralised", "test_disks", "test_matrix", "test_real_data"),
+    *("test_report", "test_runs"),
 ]
 SKIPPED = pytest.StashKey[set[str]]()
 

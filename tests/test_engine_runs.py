@@ -49,9 +49,9 @@ def rounds(make: Callable[[], Population], engine: Make, workers: int = 0) -> tu
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("strategy", ["fedavg", "ditto", "fedcac"])
-def test_the_bits_do_not_depend_on_the_number_of_workers(strategy: str) -> None:
-    runs = [rounds(partial(many, strategy), Batched, workers)[0] for workers in (0, 1, 2, 4)]
+@pytest.mark.parametrize(("strategy", "numbers"), [("fedavg", (0, 1, 4)), ("ditto", (0, 2)), ("fedcac", (0, 3))])
+def test_the_bits_do_not_depend_on_the_number_of_workers(strategy: str, numbers: tuple[int, ...]) -> None:
+    runs = [rounds(partial(many, strategy), Batched, workers)[0] for workers in numbers]
     assert all([done.link for done in run] == [done.link for done in runs[0]] for run in runs)
 
 

@@ -36,6 +36,9 @@ class _Loader(ConfigLoaderImpl):
         super().__init__(path)
         self._held: dict[tuple[Any, ...], DictConfig | Exception] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_held": {}}  # a launcher's processes need none of it, and not all errors can be pickled
+
     def load_configuration(
         self,
         config_name: str | None,
