@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from omegaconf import DictConfig, OmegaConf
 
 from fedshare.errors import UserError
-from fedshare.experiments import beginnings
+from fedshare.experiments.beginnings import begin, check_streams, create
 from fedshare.experiments.config import application, build, compose
 from fedshare.experiments.config.schema import MAY_CHANGE, MEANT
 from fedshare.experiments.config.stored import stored
@@ -43,9 +43,9 @@ def peer(options: argparse.Namespace) -> int:
         raise UserError(f"--keys {options.keys}: its certificate is {identity.who}'s, not client {options.id}'s")
     signer = identity.signer() if identity else Signer.unprotected(f"peer {options.id}")
     if resuming:
-        beginnings.begin(folder, population, config)
+        begin(folder, population, config)
     else:
-        beginnings.create(folder, config, population)
+        create(folder, config, population)
     part = Part(config, population, folder, options.id, _name(config, population), identity, signer)
     write_atomically(folder.path / RUN_NAME, part.run.hex() + "\n")
     with on_disk(folder.path, lambda: "once it can be written, the same command goes on"), folder.lock():
@@ -82,7 +82,7 @@ def _asked(options: argparse.Namespace) -> tuple[DictConfig, RunFolder, bool]:
     folder, config = RunFolder(named), compose.resolved(options.overrides, options.config_name, app)
     if not (resuming := folder.config.exists()):
         return config, folder, resuming
-    beginnings.check_streams(folder)
+    check_streams(folder)
     began = stored(folder, trusted=Trust.of(options.trust, options.config_dir, config))
     before, now = (OmegaConf.to_container(one) for one in (began, _settled(config)))
     assert isinstance(before, dict)
