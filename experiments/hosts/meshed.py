@@ -42,7 +42,8 @@ def address(options: argparse.Namespace, config: DictConfig, population: Populat
     population.strategy.check_apart()
     for given in filter(None, [options.advertise, *options.known]):
         split(given)
-    found = options.listen or _addresses(config, len(population.shares)).get(options.id)
+    known = _addresses(config, len(population.shares))
+    found = options.listen or known.get(options.id)
     if not found:
         raise UserError("--listen: required: HOST:PORT, the address for this peer's neighbours; or addresses=[...]")
     return str(found)
