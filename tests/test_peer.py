@@ -2,15 +2,19 @@
 
 import importlib.util
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import world
+from deployed import Command, free_port
 from fedshare.experiments.cli import main
 from fedshare.experiments.hosts.voice import ENTRY, Signed
 from fedshare.experiments.hosts.written import Written
+from fedshare.identity import owner
+from fedshare.identity.keys import make as keys_of_peers
 from fedshare.identity.signing import Signer, Verifier, signed_part
 from fedshare.ledger.entries import Entries, TwoThings
 from fedshare.network import Purpose
@@ -154,3 +158,44 @@ def main_status(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 0
+
+
+@pytest.mark.process
+def test_a_relay_inside_a_peer_gives_the_bits_of_the_simulation(tmp_path: Path) -> None:
+    run = ["strategy=onebyte", "data=digits", "model=logistic", "partition.clients=3", "clients_per_round=null"]
+    run += ["rounds=6", "evaluate_every=0"]
+    keys_of_peers(tmp_path / "keys", ["localhost"], 3, 30, peers=True)
+    flags = ["--keys", "keys", "--wait", str(world.PATIENCE)]
+    address = f"127.0.0.1:{free_port()}"
+    with ExitStack() as stack:
+        inside = ["--with-relay", address]
+        peers = [
+            stack.enter_context(Command(tmp_path, "peer", *run, *flags, "--id", str(me), *reach, f"folder=peer-{me}"))
+            for me, reach in enumerate([inside, ["--relay", address], ["--relay", address]])
+        ]
+        assert [peer.wait() for peer in peers] == [0, 0, 0], "\n".join(peer.said for peer in peers)
+    main_status(["run", *run, "engine=plain", "workers=0", f"folder={tmp_path / 'sim'}"])
+    models = {(tmp_path / name / "model.safetensors").read_bytes() for name in ("peer-0", "peer-1", "peer-2", "sim")}
+    assert len(models) == 1
+
+
+def test_an_order_to_remove_a_peer_is_signed_by_the_owner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    owner.make(tmp_path, None)
+    key = str(tmp_path / "owner" / "owner.key")
+    with pytest.raises(SystemExit) as ended:
+        main(["remove", str(tmp_path), "--peer", "3", "--key", key])
+    assert ended.value.code == 2
+    assert "is not the folder of a peer's run: run-name must hold 64 hex digits" in capsys.readouterr().err
+    (tmp_path / "run-name").write_text(RUN.hex())
+    main_status(["remove", str(tmp_path), "--peer", "3", "--key", key])
+    operator = Verifier(owner.public(tmp_path / "owner" / "owner.pub"))
+    here = voice(1, tmp_path, [])
+    here.operator, here.orders = operator, tmp_path / "removals.json"
+    ((peer, signature),) = here.removals()
+    assert peer == 3
+    assert here.genuine(0, 3, bytes(2) + signature)
+    assert not here.genuine(0, 2, bytes(2) + signature)
+    here.run = bytes(32)
+    assert not here.removals()
+    here.operator, here.run = None, RUN
+    assert not here.genuine(0, 3, bytes(2) + signature)

@@ -137,6 +137,11 @@ def _peer(made: Parser) -> None:
     made.add_argument("--lan", action="store_true", help="find the others on the local network: fedshare[lan]")
     made.add_argument("--relay", metavar="HOST:PORT", help="reach the others by the `fedshare relay` at this address")
     made.add_argument(
+        "--with-relay",
+        metavar="HOST:PORT",
+        help="keep the relay in this process, at this address; --keys holds its folder, too",
+    )
+    made.add_argument(
         "--attest-every", type=int, default=10, metavar="N", help="with --relay: compare states after every N rounds"
     )
     made.add_argument(

@@ -12,7 +12,7 @@ from fedshare.experiments.config import application, build, compose
 from fedshare.experiments.config.schema import MAY_CHANGE, MEANT
 from fedshare.experiments.config.stored import stored
 from fedshare.experiments.config.trust import Trust
-from fedshare.experiments.hosts import agreement, meshed, relayed
+from fedshare.experiments.hosts import agreement, meshed, relay_inside, relayed
 from fedshare.experiments.hosts.deploy_options import check_ranges
 from fedshare.experiments.hosts.identities import identity_of
 from fedshare.experiments.hosts.participant import RUN_NAME, Part
@@ -30,6 +30,8 @@ def peer(options: argparse.Namespace) -> int:
     """Take part in a run as one peer. The same command goes on with a run that was interrupted."""
     descriptors.raise_limit()
     check_ranges(options)
+    if options.with_relay:
+        options.relay = relay_inside.reached(options.with_relay)
     way = relayed if options.relay else meshed
     config, folder, resuming = _asked(options)
     _check(config)
@@ -57,6 +59,8 @@ def peer(options: argparse.Namespace) -> int:
             folder.amend(OmegaConf.to_yaml(config))
             say(f"going on with {folder.path} after round {start.round if start else 0}")
         with ExitStack() as stack:
+            if options.with_relay:
+                stack.enter_context(relay_inside.inside(options, folder.path / "relay", everyone))
             way.take_part(part, options, start, _watcher(options.metrics, stack))
     return 0
 

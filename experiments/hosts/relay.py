@@ -45,7 +45,7 @@ def relay(options: argparse.Namespace) -> int:
     with on_disk(folder, lambda: "what was acknowledged is safe; once it can be written, the same command goes on"):
         with running(options, folder) as server, terminable():
             try:
-                _attend(server, folder)
+                attend(server, folder)
             except KeyboardInterrupt:
                 say("stopped; peers wait for the relay")
                 return 130
@@ -97,7 +97,7 @@ def running(options: argparse.Namespace, folder: Path) -> Iterator[RelayServer]:
             exporter.close()
 
 
-def _attend(server: RelayServer, folder: Path) -> None:
+def attend(server: RelayServer, folder: Path) -> None:
     """Carry out orders, and keep the head beside the log, until the relay halts."""
     kept: Head | None = None
     while not server.halted.wait(_LOOK):
