@@ -195,7 +195,7 @@ def test_credentials_are_what_an_identity_is_made_of(name: str) -> None:
         return
     role = "client" if "client" in name or "peer" in name else "server"
     place = "client-3" if role == "client" else "server"
-    files = {"ca.crt", f"{role}.crt", f"{role}.key"} | ({"signing.key"} if "peer" in name else set())
+    files = {"ca.crt", f"{role}.crt", f"{role}.key"} | ({"signing.key"} if "peer" in name or "relay" in name else set())
     assert found == {f"{file}:/etc/fedshare/keys/{place}/{file}" for file in files}
 
 
