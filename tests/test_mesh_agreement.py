@@ -167,7 +167,7 @@ GRAPHS = {
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_after_any_faults_all_links_open_again_and_rounds_go_on(graph: str) -> None:
-    for seed in range(60):
+    for seed in range(25):
         model = Model(GRAPHS[graph], seed)
         for _ in range(model.draw.randrange(3000)):
             model.step(faults=True)
@@ -189,7 +189,7 @@ def test_after_any_faults_all_links_open_again_and_rounds_go_on(graph: str) -> N
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_a_message_is_taken_only_of_who_gave_it_in_that_round(graph: str) -> None:
-    for seed in range(60):
+    for seed in range(25):
         model = Model(GRAPHS[graph], seed)
         for _ in range(3000):
             model.step(faults=True)
