@@ -513,7 +513,7 @@ def test_what_is_no_owners_key_is_one_line(run: RunFolder, tmp_path: Path, keys:
         f"fedshare: {private}: is no public key; beside an owner.key lies its owner.pub"
     )
     assert "cannot be read: No such file" in says(capfd, 2, "verify", run.path, "--key", tmp_path / "none")
-    required = "--server and --clients: required (--owner makes an owner's key pair, and needs neither)"
+    required = "--server and --clients, or --peers: required (--owner makes an owner's key pair alone)"
     assert says(capfd, 2, "keys", tmp_path / "new") == f"fedshare: {required}"
     assert "makes no certificates" in says(capfd, 2, "keys", tmp_path / "new", "--owner", "--clients", "2")
     assert not (tmp_path / "new").exists()

@@ -14,6 +14,7 @@ from fedshare.peers.flooding import Flooding
 from fedshare.peers.mixing import RULES
 from fedshare.peers.recorded import Recorded
 from fedshare.peers.shape import Shape, diameter, gap
+from fedshare.peers.traffic import Traffic
 from fedshare.rounds.account import Account
 from fedshare.strategy import Strategy
 
@@ -66,8 +67,10 @@ class Topology(Peering):
         return Decentralised(strategy, self.mixes, self.links, peers, seed, self.mixing == "push")
 
     def accounted(self, account: Account, strategy: Strategy, peers: int, seed: int) -> Account:
-        assert isinstance(strategy, Around)
-        return strategy.accounted(account, partial(self.links, peers, seed))
+        links = partial(self.links, peers, seed)
+        if isinstance(strategy, Around):
+            return strategy.accounted(account, links)
+        return Traffic(account.groups, account.whole, links=links)
 
     def shape(self, peers: int, seed: int) -> Shape:
         first, period = self.links(peers, seed, 1), self.period(peers)
