@@ -121,7 +121,7 @@ def test_a_single_run_composes_its_config_once(monkeypatch: pytest.MonkeyPatch) 
     assert composed == [given]
     for overrides in ([*given, "seed=5", SINGLE], [*given, SINGLE]):
         app.compose_config("config", overrides, RunMode.RUN)
-    assert composed == [given, [*given, "seed=5", SINGLE], [*given, SINGLE]]
+    assert composed == [given, [*given, "seed=5", SINGLE]]
 
 
 def test_what_cannot_be_composed_is_tried_as_a_run_and_as_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:

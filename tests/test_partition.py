@@ -28,7 +28,8 @@ def partition() -> ModuleType:
 def test_both_halves_of_a_network_go_on_and_meet_again(
     partition: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = "strategy=onebyte peers=full data=digits model=logistic client.batch_size=16"
+    # Rounds long enough for links to be made anew before the last one.
+    config = "strategy=onebyte strategy.probes=256 peers=full data=digits model=logistic client.batch_size=16"
     options = ["--peers", "4", "--rounds", "24", "--folder", str(tmp_path), "--config", config]
     assert partition.main(options) == 0
     said = capsys.readouterr().out
