@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from fedshare.identity.signing import Signer, Verifier, signed_part
 from fedshare.ledger.entries import Entries, TwoThings
 from fedshare.network import Purpose
 from fedshare.payload import Payload
+from fedshare.runs import RunFolder, checkpoint
 from fedshare.simulation.peers import Player
 from fedshare.state import digests
 
@@ -199,3 +201,32 @@ def test_an_order_to_remove_a_peer_is_signed_by_the_owner(tmp_path: Path, capsys
     assert not here.removals()
     here.operator, here.run = None, RUN
     assert not here.genuine(0, 3, bytes(2) + signature)
+
+
+@pytest.mark.process
+def test_a_peer_whose_state_is_not_that_of_the_others_makes_it_again_from_the_log(tmp_path: Path) -> None:
+    run = ["strategy=onebyte", "data=digits", "model=logistic", "partition.clients=3", "clients_per_round=null"]
+    run += ["rounds=60", "evaluate_every=0", "--attest-every", "4", "--wait", str(world.PATIENCE)]
+    address = f"127.0.0.1:{free_port()}"
+
+    def start(me: int, *flags: str) -> Command:
+        return Command(tmp_path, "peer", *run, "--id", str(me), *flags, f"folder=peer-{me}")
+
+    with ExitStack() as stack:
+        others = [stack.enter_context(start(0, "--with-relay", address))]
+        others.append(stack.enter_context(start(1, "--relay", address)))
+        with start(2, "--relay", address) as peer:
+            peer.until("ckpt", 5)
+            peer.signal(signal.SIGTERM)
+            assert peer.wait() == 0, peer.said
+        folder = RunFolder(tmp_path / "peer-2")
+        last = checkpoint.rounds(folder.checkpoints)[0]
+        held = checkpoint.load(folder.checkpoints, last)
+        held.server["sums"] += 1
+        checkpoint.save(folder.checkpoints, held)
+        again = stack.enter_context(start(2, "--relay", address))
+        assert again.wait() == 0, again.said
+        assert [peer.wait() for peer in others] == [0, 0]
+        assert again.said.count("it is made again from the log") == 1
+    assert len({(tmp_path / f"peer-{me}" / "model.safetensors").read_bytes() for me in range(3)}) == 1
+    main_status(["verify", str(tmp_path / "peer-2")])

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ from fedshare.simulation.peers import Player
 from fedshare.state import State, copied, digests, pack, unpack
 from fedshare.transport.relay import snapshots
 from fedshare.transport.relay.client import RelayClient
-from fedshare.transport.relay.relayed import Relayed
+from fedshare.transport.relay.relayed import Diverged, Relayed
 from fedshare.transport.relay.status import status
 from fedshare.transport.stream.diagnose import NotYet
 
@@ -239,14 +240,32 @@ def address(options: argparse.Namespace, config: DictConfig, population: Populat
 
 
 def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None, watcher: Tracker) -> None:
-    """Run the rounds after `start`; `watcher` is told of each."""
+    """Run the rounds after `start`; `watcher` is told of each.
+
+    If most others attest another state than this peer's, it makes its state again from the log, once.
+    """
+    player = Written(Player(part.population, part.me), part.folder.path / "peer" / "upload")
+    try:
+        _follow(part, options, start, watcher, player)
+    except RunHalted as error:
+        if not isinstance(error.__cause__, Diverged):
+            raise
+        say(f"{error.__cause__}: it is made again from the log")
+        shutil.rmtree(part.folder.checkpoints)
+        part.folder.rewind(0)
+        player.state = {}  # its memory follows from the rounds, too, and they are trained again
+        _follow(part, options, None, watcher, player)
+
+
+def _follow(
+    part: Part, options: argparse.Namespace, start: Checkpoint | None, watcher: Tracker, player: Written
+) -> None:
     config, place = part.config, part.folder.path / "peer"
     way = Way(part, options.relay, place, options.wait, options.heartbeat, config.timeout)
     start = start or way.join()
     after = start.round if start else 0
     with ExitStack() as stack:
         relayed = way.follow(stack, after)
-        player = Written(Player(part.population, part.me), place / "upload")
         following = Following(relayed, part.me, player, after, part.folder, options.attest_every, way.leave_snapshot)
         network = Leaving(following)
         security = "mutual TLS" if part.identity else "no TLS"
