@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ def program(name: str) -> str | None:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """Its DSN; skips the test where there is no PostgreSQL, or nobody to run it as."""
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'fedshare[postgres]'")
     initdb, postgres = program("initdb"), program("pg_ctl")
@@ -32,10 +33,13 @@ def cluster(folder: Path) -> Iterator[str]:
             user = next(name for name in ("postgres", "nobody") if pwd.getpwnam(name))
         if user is None:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres or nobody")
-        shutil.chown(folder, user)
-        for parent in folder.parents:  # pytest's own folders are for this user alone
-            if "pytest" in parent.name:
-                parent.chmod(parent.stat().st_mode | 0o011)
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:  # pytest's own are for this user alone
+        if user:
+            shutil.chown(folder, user)
+        yield from _running(Path(folder), user, initdb, postgres)
+
+
+def _running(folder: Path, user: str | None, initdb: str, postgres: str) -> Iterator[str]:
     data, port = folder / "data", free_port()
 
     def run(*command: str) -> None:

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with postgres.cluster(tmp_path_factory.mktemp("cluster")) as dsn:
+def server() -> Iterator[str]:
+    with postgres.cluster() as dsn:
         yield dsn
 
 
