@@ -6,10 +6,9 @@ from typing import Any
 
 from fedshare.errors import UserError
 from fedshare.experiments.config.own import add_config_dir, add_trust
-from fedshare.experiments.hosts import relay_options
-from fedshare.experiments.options import Parser
+from fedshare.experiments.hosts import peer_options, relay_options
+from fedshare.experiments.options import TLS, Parser, connection
 
-_TLS = "the folder made by `fedshare keys`, or this participant's part of it"
 _PAIRS: dict[str, Any] = {"action": "append", "default": [], "metavar": "PAIRS"}
 _FORM = "KEY=VALUE ..., which may be given several times, or a TOML file"
 
@@ -22,9 +21,9 @@ def parser(command: str) -> Parser:
         "server": _server,
         "client": _client,
         "gate": _gate,
-        "peer": _peer,
+        "peer": peer_options.peer,
         "relay": relay_options.add,
-        "peers": _peers,
+        "peers": peer_options.peers,
         "flower-run": _flower_run,
         "doctor": _doctor,
     }[command](made)
@@ -105,59 +104,7 @@ def _server(made: Parser) -> None:
     )
     _app(made, "a folder with a third-party Flower app: run its ServerApp")
     made.add_argument("-c", "--run-config", **_PAIRS, help=f"for --app: {_FORM}")
-    _connection(made)
-
-
-def _peer(made: Parser) -> None:
-    made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
-    made.add_argument("-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`")
-    add_config_dir(made)
-    add_trust(made)
-    made.add_argument("--id", type=int, required=True, metavar="N", help="which peer this is, from 0")
-    made.add_argument(
-        "--listen",
-        metavar="HOST:PORT",
-        help="address for neighbours; 0.0.0.0:PORT: all interfaces; default: the one in `addresses`",
-    )
-    made.add_argument(
-        "--advertise", metavar="HOST:PORT", help="where others reach this peer; default: as in `addresses`, or --listen"
-    )
-    made.add_argument(
-        "--known",
-        metavar="HOST:PORT",
-        action="append",
-        default=[],
-        help="address of any peer, which tells those of the others; may be given several times",
-    )
-    made.add_argument(
-        "--metrics",
-        metavar="[HOST:]PORT",
-        help="serve metrics for Prometheus at this address; without HOST, on this machine only",
-    )
-    made.add_argument("--lan", action="store_true", help="find the others on the local network: fedshare[lan]")
-    made.add_argument("--relay", metavar="HOST:PORT", help="reach the others by the `fedshare relay` at this address")
-    made.add_argument(
-        "--with-relay",
-        metavar="HOST:PORT",
-        help="keep the relay in this process, at this address; --keys holds its folder, too",
-    )
-    made.add_argument(
-        "--attest-every", type=int, default=10, metavar="N", help="with --relay: compare states after every N rounds"
-    )
-    made.add_argument(
-        "--wait",
-        type=float,
-        default=600.0,
-        metavar="S",
-        help="maximum time in seconds to wait for neighbours at first, or for a relay that is away",
-    )
-    made.add_argument(
-        "--grace", type=float, default=30.0, metavar="S", help="seconds that a neighbour may be disconnected"
-    )
-    made.add_argument(
-        "--owner", metavar="FILE", help="owner.pub: who holds its key may remove peers (`fedshare remove`)"
-    )
-    _connection(made)
+    connection(made)
 
 
 def _gate(made: Parser) -> None:
@@ -171,7 +118,7 @@ def _gate(made: Parser) -> None:
         help="folder where servers of runs listen; created with access for this user only",
     )
     _callers(made)
-    _connection(made)
+    connection(made)
 
 
 def _callers(made: Parser) -> None:
@@ -225,14 +172,7 @@ def _client(made: Parser) -> None:
     made.add_argument("--stay", action="store_true", help="when a run is over, wait for the next")
     _app(made, "a folder with a third-party Flower app: run its ClientApp")
     made.add_argument("--node-config", **_PAIRS, help=f"for --app: node config of this host's nodes: {_FORM}")
-    _connection(made)
-
-
-def _peers(made: Parser) -> None:
-    made.add_argument("address", metavar="HOST:PORT", help="the address of a peer")
-    made.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    made.add_argument("--keys", metavar="DIR", help=_TLS)
-    made.add_argument("--insecure", action="store_true", help="allow connections to other machines without TLS")
+    connection(made)
 
 
 def _flower_run(made: Parser) -> None:
@@ -253,7 +193,7 @@ def _doctor(made: Parser) -> None:
     made.add_argument("--id", type=int, help="which client")
     _run(made)
     made.add_argument("--listen", metavar="HOST:PORT", help="check whether a server could listen at this address")
-    made.add_argument("--keys", metavar="DIR", help=_TLS)
+    made.add_argument("--keys", metavar="DIR", help=TLS)
     made.add_argument(
         "--state", metavar="DIR", help="where clients store their state; default: as for `fedshare client`"
     )
@@ -266,9 +206,3 @@ def _run(made: Parser) -> None:
 
 def _app(made: Parser, help: str) -> None:
     made.add_argument("--app", metavar="PATH", help=help)
-
-
-def _connection(made: Parser) -> None:
-    made.add_argument("--keys", metavar="DIR", help=_TLS)
-    made.add_argument("--insecure", action="store_true", help="allow connections to other machines without TLS")
-    made.add_argument("--heartbeat", type=float, default=10.0, metavar="S", help="seconds between pings")
