@@ -183,7 +183,8 @@ def test_a_peer_that_is_started_again_too_late_joins_as_a_new_one(tmp_path: Path
         assert back["round"] > away + 3
         assert back["fresh"] == [0, 2]
         mesh.reach(0, back["round"] + 2)
-        assert {row["round"]: row["fresh"] for row in mesh.rows(0)}[back["round"]] == [1]
+        # Peer 0 may have gone to that round at once, so that its link with peer 2 has opened anew, too.
+        assert 1 in {row["round"]: row["fresh"] for row in mesh.rows(0)}[back["round"]]
         events = [event for event in mesh.events(0) if event[1] == 1]
         assert [what for _, _, what in events] == ["crash", "rejoin"]
         assert events[0][0] in (away, away + 1)
