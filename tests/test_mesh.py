@@ -187,6 +187,6 @@ def test_a_peer_that_is_started_again_too_late_joins_as_a_new_one(tmp_path: Path
         assert 1 in {row["round"]: row["fresh"] for row in mesh.rows(0)}[back["round"]]
         events = [event for event in mesh.events(0) if event[1] == 1]
         assert [what for _, _, what in events] == ["crash", "rejoin"]
-        assert events[0][0] in (away, away + 1)
+        assert away <= events[0][0] <= away + 2  # it may have sent a round before it could note it
         assert events[1][0] == back["round"]
         mesh.check()
