@@ -224,7 +224,7 @@ def test_a_client_that_reads_nothing_is_cut_off_too(pki: Path, monkeypatch: pyte
         files.write_atomically(pki / "server" / DENIED, "client 0\nend\n")
         (answer,) = receive(server, 1)
         assert answer.reason == BARRED
-        wait_until(lambda: not server._host._callers._greeted, "its stream has ended")
+        wait_until(lambda: not server._host._newcomers.callers._greeted, "its stream has ended")
         over.set()
     assert server.present() == []
 

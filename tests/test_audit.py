@@ -18,7 +18,6 @@ from test_stream import Guest, hello, identity, pki, serving, until_present, wai
 import fedshare
 import forked
 from deployed import Command, Deployment, eventually
-from fedshare._proto.stream_pb2 import Hello
 from fedshare.errors import UserError
 from fedshare.experiments.hosts.desk import Desk
 from fedshare.identity import certificates
@@ -239,9 +238,9 @@ def _mute(listening: StreamServer, own: Identity) -> None:
 
 def _too_long(listening: StreamServer, own: Identity) -> None:
     """A frame for which the server's gRPC ends the call: the call has no address from then on."""
-    waits, greeting = threading.Event(), entrance_module._greeting
+    waits, greeting = threading.Event(), entrance_module.first_frame
 
-    async def awaited(context: grpc.aio.ServicerContext) -> Hello:
+    async def awaited(context: grpc.aio.ServicerContext) -> object:
         waits.set()
         return await greeting(context)
 
@@ -255,7 +254,7 @@ def _too_long(listening: StreamServer, own: Identity) -> None:
         pytest.MonkeyPatch.context() as patch,
         grpc.secure_channel(listening.address, credentials, unlimited) as channel,
     ):
-        patch.setattr(entrance_module, "_greeting", awaited)
+        patch.setattr(entrance_module, "first_frame", awaited)
         with pytest.raises(grpc.RpcError, match="larger than max"):
             list(channel.stream_stream(METHOD)(frames(), timeout=PATIENCE))
 

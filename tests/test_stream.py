@@ -26,7 +26,7 @@ from fedshare._proto.stream_pb2 import Chunk, Down, Hello, Leave, Up
 from fedshare.errors import RunHalted, UserError
 from fedshare.identity import certificates, keys
 from fedshare.identity.identity import Identity
-from fedshare.transport.stream import entrance, frames, tls
+from fedshare.transport.stream import frames, service, tls
 from fedshare.transport.stream import line as line_module
 from fedshare.transport.stream.client import StreamClient
 from fedshare.transport.stream.diagnose import NotYet
@@ -699,7 +699,7 @@ def test_a_message_above_the_limit_of_a_client_ends_it() -> None:
 
 
 def test_who_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entrance, "HELLO_DEADLINE", 0.3)
+    monkeypatch.setattr(service, "HELLO_DEADLINE", 0.3)
     with serving() as listening:
         _, code, details = converse(listening.address)
         assert (code, details.endswith("sent no greeting in 0.3 s")) == (INVALID, True)

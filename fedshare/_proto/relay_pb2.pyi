@@ -1,7 +1,6 @@
-from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -52,7 +51,7 @@ class PeerHello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., peer: _Optional[int] = ..., version: _Optional[str] = ..., run: _Optional[bytes] = ..., key: _Optional[bytes] = ..., known: _Optional[int] = ..., seen: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class RelayWelcome(_message.Message):
-    __slots__ = ("key", "rounds", "head", "status", "known", "known_signed", "said", "message", "snapshots")
+    __slots__ = ("key", "rounds", "head", "status", "known", "known_signed", "said", "message")
     KEY_FIELD_NUMBER: _ClassVar[int]
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
@@ -61,7 +60,6 @@ class RelayWelcome(_message.Message):
     KNOWN_SIGNED_FIELD_NUMBER: _ClassVar[int]
     SAID_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     rounds: int
     head: bytes
@@ -70,8 +68,7 @@ class RelayWelcome(_message.Message):
     known_signed: bytes
     said: int
     message: int
-    snapshots: _containers.RepeatedCompositeFieldContainer[SnapshotName]
-    def __init__(self, key: _Optional[bytes] = ..., rounds: _Optional[int] = ..., head: _Optional[bytes] = ..., status: _Optional[bytes] = ..., known: _Optional[bytes] = ..., known_signed: _Optional[bytes] = ..., said: _Optional[int] = ..., message: _Optional[int] = ..., snapshots: _Optional[_Iterable[_Union[SnapshotName, _Mapping]]] = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., rounds: _Optional[int] = ..., head: _Optional[bytes] = ..., status: _Optional[bytes] = ..., known: _Optional[bytes] = ..., known_signed: _Optional[bytes] = ..., said: _Optional[int] = ..., message: _Optional[int] = ...) -> None: ...
 
 class Saying(_message.Message):
     __slots__ = ("number", "round", "kind", "signature", "body", "size")

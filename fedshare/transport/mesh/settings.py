@@ -8,7 +8,6 @@ from fedshare.transport.stream.frames import MESSAGE_LIMIT
 PROTOCOL = 1  # of the links; two neighbours must have the same
 LINK, MEET, STATUS = (f"/fedshare.v1.Mesh/{method}" for method in ("Link", "Meet", "Status"))
 SERVICE = "fedshare.v1.Mesh"
-HELLO_LIMIT = 4096  # bytes of a greeting
 BEYOND = 1000  # rounds after the last one that neighbours may come to name while they agree
 AHEAD = 8  # whole messages of a neighbour that are kept before this peer takes them
 

@@ -24,7 +24,7 @@ from fedshare.transport.relay.protocol import CONNECT, LATE, MESSAGE, NOT_NOW, P
 from fedshare.transport.stream import tls
 from fedshare.transport.stream.diagnose import NotYet, reach
 from fedshare.transport.stream.frames import CHUNK, FrameError, parse
-from fedshare.transport.stream.line import CONNECT_DEADLINE, LONGEST_PAUSE, SHORTEST_PAUSE, _is_ready
+from fedshare.transport.stream.line import CONNECT_DEADLINE, LONGEST_PAUSE, SHORTEST_PAUSE, is_ready
 
 LARGEST = 8 << 30  # bytes of a commit
 AHEAD = 64 << 20  # bytes of commits that wait to be taken
@@ -82,7 +82,6 @@ class RelayClient:
         self.rounds = follower.head.round + 1  # commits that the log is known to have
         self.waits = ""  # for what the open round waits, as the relay says
         self.acknowledged = 0  # the highest number that is on the relay's disk
-        self.snapshots: list[tuple[int, bytes, int]] = []  # round, digest, bytes of those that can be fetched
         self.largest = 0  # bytes that a message may have
 
     @property
@@ -195,7 +194,7 @@ class RelayClient:
         """Hold one connection, until it ends."""
         identity = self._identity.now() if self._identity else None
         with tls.channel(self.address, identity, self._heartbeat) as channel:
-            if not _is_ready(channel):
+            if not is_ready(channel):
                 self._diagnose(identity)
                 raise NotYet(f"{self.address}: no gRPC connection in {CONNECT_DEADLINE:g} s")
             with self._changed:
@@ -280,7 +279,6 @@ class RelayClient:
                 outbox.put(entry)
             self.rounds, self.largest = max(self.rounds, said.rounds), said.message
             self.acknowledged = max(self.acknowledged, said.said)
-            self.snapshots = [(one.round, one.digest, one.size) for one in said.snapshots]
             if self._ever:
                 self._say(f"connected to the relay at {self.address} again")
             self._welcomed = self._ever = True

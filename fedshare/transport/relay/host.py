@@ -23,14 +23,13 @@ from fedshare.relay.store import Store
 from fedshare.transport.relay.protocol import CONNECT, FETCH, PROTOCOL, SERVICE, STATUS, STORE
 from fedshare.transport.relay.session import Session
 from fedshare.transport.relay.snapshots import Snapshots
+from fedshare.transport.relay.state import described, offered
 from fedshare.transport.relay.tail import Tail
-from fedshare.transport.stream import callers, grpc_log, tls
-from fedshare.transport.stream.callers import Callers, Peer
-from fedshare.transport.stream.frames import FrameError, parse
-from fedshare.transport.stream.handshakes import Handshakes
-from fedshare.transport.stream.service import CLOSE_DEADLINE, HELLO_DEADLINE, Door, Health
+from fedshare.transport.stream import callers, tls
+from fedshare.transport.stream.frames import FrameError, greeting
+from fedshare.transport.stream.newcomers import Newcomers
+from fedshare.transport.stream.service import CLOSE_DEADLINE, Door, Health, first_frame
 
-HELLO_LIMIT = 4096  # bytes of a greeting
 CALLERS = 64  # connections of one address without a greeting
 EVERY = 10.0  # seconds between two lines about who is waited for
 
@@ -51,10 +50,9 @@ class Host:
         self._version, self._heartbeat, self._say, self._post = version, heartbeat, say, post
         self.sessions: dict[int, Session] = {}
         self.refused = 0
-        self._health = Health(self._speaks)
-        self._handshakes = Handshakes(lambda: callers.connected(self._port), self._unheard)
         self._tally = Tally(say)
-        self._port = 0
+        self._newcomers = Newcomers(identity is not None, self._tally)
+        self._health = Health(self._newcomers.speaks)
         self._rounds = 0 if keeper.last is None else keeper.last.round + 1  # commits of the log
         self._head = keeper.last
         self._since = time.monotonic()  # when the last commit was made
@@ -75,17 +73,17 @@ class Host:
         }
         server.add_generic_rpc_handlers((Door(methods),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        self._port = tls.listen(server, address, self._identity, self._handshakes.begins)
+        port = tls.listen(server, address, self._identity, self._newcomers.begins)
         await server.start()
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        self._callers = Callers(self._port, 0, min(CALLERS, room), min(8 * CALLERS, room), room, self._tally)
-        self._handshakes.informed = grpc_log.listen(self._handshakes.failed)
-        self._sweep()
+        self._newcomers.watch(port, 0, CALLERS, room)
+        self._newcomers.explain()
         self._remind()
-        return self._port
+        return port
 
     async def close(self) -> None:
         self._closing = True
+        self._newcomers.close()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(0.2)
         if rest := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -118,12 +116,12 @@ class Host:
     # Calls.
 
     async def _connect(self, _: object, context: grpc.aio.ServicerContext) -> None:
-        self._speaks(context)
+        self._newcomers.speaks(context)
         try:
-            hello = await _greeting(context)
+            hello = greeting(PeerUp, await first_frame(context)).hello
             certificate = self._let_in(hello, context)
             await self._admitted(hello, certificate)
-            with self._callers.greeted(context.peer()):
+            with self._newcomers.greeted(context):
                 await self._serve(hello, context)
         except FrameError as error:
             self._refuse(context, f"it sent {error}")
@@ -194,7 +192,7 @@ class Host:
 
     async def _welcome(self, hello: PeerHello) -> RelayWelcome:
         known = await self._tail.head(hello.seen - 1) if 0 < hello.seen <= 2**63 - 1 else None
-        said, snapshots = await self._tail.read(lambda store: (store.noted(hello.peer), store.snapshots()))
+        said = await self._tail.read(lambda store: store.noted(hello.peer))
         rounds, head = self._rounds, self._head.head if self._head else bytes(32)
         welcome = RelayWelcome(
             key=self._keeper.public,
@@ -204,15 +202,13 @@ class Host:
             said=said,
             message=self._keeper.settings.message,
         )
-        for round, digest, size in snapshots:
-            welcome.snapshots.add(round=round, digest=digest, size=size)
         if known is not None:
             welcome.known, welcome.known_signed = known.head, known.signature
         return welcome
 
     def _who(self, context: grpc.aio.ServicerContext) -> int | None:
         """Return who calls, by its certificate; -1 without TLS; None if it was removed."""
-        self._speaks(context)
+        self._newcomers.speaks(context)
         pem = tls.shown(context)
         if pem is None:
             return -1
@@ -221,59 +217,24 @@ class Host:
         return None if peer is None or (member and member.removed) else peer
 
     async def _status(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        self._speaks(context)
+        self._newcomers.speaks(context)
         context.set_trailing_metadata((("time", f"{time.time():.3f}"),))
-        snapshots = await self._tail.read(_offered)
+        snapshots = await self._tail.read(offered)
         return StatusSaid(json=json.dumps(self.status() | {"snapshots": snapshots})).SerializeToString()
 
     def status(self) -> dict[str, Any]:
         """Return who is there, for `fedshare peers` and metrics."""
-        sequencer = self._keeper.sequencer
-        members = dict(sequencer.members.all)
-        return {
-            "version": self._version,
-            "run": self._keeper.run.hex(),
-            "rounds": self._rounds,
-            "head": self._head.head.hex() if self._head else "",
-            "waits": sequencer.waits_for(),
-            "round_seconds": round(self._round_time, 6),
-            "since_seconds": round(time.monotonic() - self._since, 6),
-            "peers": {
-                str(peer): {
-                    "connected": peer in self.sessions,
-                    "takes_part": one.here,
-                    "missed": one.missed,
-                    "left": one.left,
-                    "removed": one.removed,
-                    "lag": self._rounds - self.sessions[peer].rounds if peer in self.sessions else None,
-                    "bytes": self.sessions[peer].bytes if peer in self.sessions else 0,
-                }
-                for peer, one in sorted(members.items())
-            },
-        }
+        log = {"version": self._version, "run": self._keeper.run.hex(), "rounds": self._rounds}
+        times = {"round_seconds": self._round_time, "since_seconds": time.monotonic() - self._since}
+        log["head"] = self._head.head.hex() if self._head else ""
+        return log | described(self._keeper.sequencer, self.sessions, self._rounds, times)
 
     # Now and then.
-
-    def _speaks(self, context: grpc.aio.ServicerContext) -> None:
-        if self._identity:
-            self._handshakes.speaks(callers.peer_of(context.peer()))
-
-    def _unheard(self, peer: Peer | None, reason: str) -> None:
-        place = callers.one_place(peer[0]) if peer else "others"
-        self._tally.say(place, f"{place}: {reason}")
 
     def _refuse(self, context: grpc.aio.ServicerContext, reason: str) -> None:
         place = callers.place_of(context.peer())
         self.refused += 1
         self._tally.say(place, f"{place}: {reason}")
-
-    def _sweep(self) -> None:
-        if not self._closing:
-            began = self._loop.time()
-            self._callers.sweep()
-            self._handshakes.sweep()
-            self._tally.flush()
-            self._loop.call_later(max(callers.SWEEP, callers.SHARE * (self._loop.time() - began)), self._sweep)
 
     def _remind(self) -> None:
         """Say for whom a round waits."""
@@ -287,30 +248,5 @@ class Host:
         self._loop.call_later(EVERY, self._remind)
 
 
-def _offered(store: Store) -> list[dict[str, Any]]:
-    """Return the snapshots, and the bytes of the commits that one who begins at them need not read."""
-    whole = store.size(0)
-    return [
-        {"round": round, "digest": digest.hex(), "size": size, "saves": whole - store.size(round + 1)}
-        for round, digest, size in store.snapshots()
-    ]
-
-
 class _NotNow(Exception):
     """The log takes nothing for now. The message says why."""
-
-
-async def _greeting(context: grpc.aio.ServicerContext) -> PeerHello:
-    """Return the first frame of a call. Raises FrameError where it does not come, or is something else."""
-    try:
-        frame = await asyncio.wait_for(context.read(), HELLO_DEADLINE)
-    except TimeoutError:
-        raise FrameError(f"no greeting in {HELLO_DEADLINE:g} s") from None
-    if frame is grpc.aio.EOF:
-        raise FrameError("no greeting")
-    if len(frame) > HELLO_LIMIT:
-        raise FrameError(f"a greeting of {len(frame)} bytes; at most {HELLO_LIMIT} are taken")
-    up = parse(PeerUp, frame)
-    if up.WhichOneof("kind") != "hello":
-        raise FrameError("something else before its greeting")
-    return up.hello

@@ -1,6 +1,5 @@
 """Who is let in: by its greeting, its certificate, the operator's lists and orders, and the run that it asks for."""
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 
@@ -11,12 +10,10 @@ from fedshare.errors import NAME, UserError, brief
 from fedshare.identity.admission import Admission
 from fedshare.transport.stream import handover, tls
 from fedshare.transport.stream.callers import place_of
-from fedshare.transport.stream.frames import PROTOCOL, FrameError, parse
+from fedshare.transport.stream.frames import PROTOCOL, FrameError, greeting, parse
 from fedshare.transport.stream.journal import Journal
-from fedshare.transport.stream.service import HELLO_DEADLINE, refusal
+from fedshare.transport.stream.service import first_frame, refusal
 from fedshare.transport.stream.settings import Settings
-
-HELLO_LIMIT = 4096  # bytes of a greeting
 
 
 class Entrance:
@@ -34,7 +31,7 @@ class Entrance:
         """
         place = place_of(context.peer())
         try:
-            hello = await _greeting(context)
+            hello = greeting(Up, await first_frame(context)).hello
             certified = tls.certified(context)
         except (FrameError, UserError) as error:
             why = f"{'it sent ' * isinstance(error, FrameError)}{error}"
@@ -91,19 +88,3 @@ class Entrance:
         if ours.clients and hello.client >= ours.clients:
             return f"there are {ours.clients} clients, 0 to {ours.clients - 1}"
         return None
-
-
-async def _greeting(context: grpc.aio.ServicerContext) -> Hello:
-    """The first frame of a call. Raises FrameError where it does not come, or is something else."""
-    try:
-        frame = await asyncio.wait_for(context.read(), HELLO_DEADLINE)
-    except TimeoutError:
-        raise FrameError(f"no greeting in {HELLO_DEADLINE:g} s") from None
-    if frame is grpc.aio.EOF:
-        raise FrameError("no greeting")
-    if len(frame) > HELLO_LIMIT:
-        raise FrameError(f"a greeting of {len(frame)} bytes; at most {HELLO_LIMIT} are taken")
-    up = parse(Up, frame)
-    if up.WhichOneof("kind") != "hello":
-        raise FrameError("something else before its greeting")
-    return up.hello

@@ -11,6 +11,7 @@ PROTOCOL = 1  # of the stream; the two ends must have the same
 CHUNK = 1 << 19  # bytes of a message in one frame; a link that takes longer than a heartbeat for it counts as dead
 FRAME_LIMIT = CHUNK + 4096
 MESSAGE_LIMIT = 8 << 30  # bytes of a message
+HELLO_LIMIT = 4096  # bytes of a greeting
 
 M = TypeVar("M", bound=Message)
 Buffer = bytes | bytearray | memoryview
@@ -85,3 +86,15 @@ def parse(kind: type[M], data: bytes) -> M:
         return kind.FromString(data)
     except DecodeError:
         raise FrameError(f"{len(data)} bytes that are no frame of fedshare.v1") from None
+
+
+def greeting(kind: type[M], frame: object) -> M:
+    """The frame of `kind`, parsed, that must be a greeting: its ``hello``. Raises FrameError where it is none."""
+    if not isinstance(frame, bytes):
+        raise FrameError("no greeting")
+    if len(frame) > HELLO_LIMIT:
+        raise FrameError(f"a greeting of {len(frame)} bytes; at most {HELLO_LIMIT} are taken")
+    said = parse(kind, frame)
+    if said.WhichOneof("kind") != "hello":
+        raise FrameError("something else before its greeting")
+    return said

@@ -7,14 +7,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedshare._proto.stream_pb2 import Down, Farewell
 from fedshare.errors import UserError
-from fedshare.transport.stream import callers, grpc_log, handover, tls
-from fedshare.transport.stream.callers import Callers, Peer
+from fedshare.transport.stream import callers, handover, tls
+from fedshare.transport.stream.callers import Peer
 from fedshare.transport.stream.connection import Connection
 from fedshare.transport.stream.entrance import Entrance
 from fedshare.transport.stream.frames import FrameError
-from fedshare.transport.stream.handshakes import Handshakes
 from fedshare.transport.stream.journal import Journal
 from fedshare.transport.stream.members import Members
+from fedshare.transport.stream.newcomers import Newcomers
 from fedshare.transport.stream.service import ASK, CLOSE_DEADLINE, METHOD, SERVICE, Door, Health, refusal
 from fedshare.transport.stream.settings import Settings
 
@@ -31,10 +31,9 @@ class Host:
     ) -> None:
         self._loop, self._settings, self._identity = loop, settings, identity
         self._journal, self._entrance, self._members = journal, entrance, members
-        self._health = Health(self._speaks)
-        self._handshakes = Handshakes(self._connections, self._unheard)
+        self._newcomers = Newcomers(identity is not None, journal.tally, self._unheard)
+        self._health = Health(self._newcomers.speaks)
         self._server: grpc.aio.Server | None = None
-        self._port = 0
         self._closing = False
 
     async def listen(self, address: str, room: int) -> int:
@@ -47,14 +46,11 @@ class Host:
         connect, ask = grpc.stream_stream_rpc_method_handler(first), grpc.unary_unary_rpc_method_handler(second)
         server.add_generic_rpc_handlers((Door({METHOD: connect, ASK: ask}),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        self._port = port = tls.listen(server, address, self._identity, self._handshakes.begins)
+        port = tls.listen(server, address, self._identity, self._newcomers.begins)
         await server.start()
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         self._server = server
-        clients = max(ours.clients, ours.awaited)
-        each, in_all = ours.callers, min(8 * ours.callers, room - clients)
-        self._callers = Callers(port, clients, min(each, in_all), in_all, room, self._journal.tally)
-        self._sweep()
+        self._newcomers.watch(port, max(ours.clients, ours.awaited), ours.callers, room, self._entrance.refresh)
         self._remind()
         return port
 
@@ -62,6 +58,7 @@ class Host:
         """Hang up; with `farewell`, clients hear it first."""
         assert self._server is not None
         self._closing = True
+        self._newcomers.close()
         self._members.close(None if farewell is None else Down(farewell=Farewell(reason=farewell)))
         await self._health.enter_graceful_shutdown()
         await self._server.stop(None if farewell is None else CLOSE_DEADLINE)
@@ -71,16 +68,16 @@ class Host:
 
     def explain(self) -> None:
         """Say why handshakes fail, where this process reads gRPC's log: see `grpc_log.captured`. In any thread."""
-        self._handshakes.informed = grpc_log.listen(self._handshakes.failed)
+        self._newcomers.explain()
 
     # Calls.
 
     async def _connect(self, _: object, context: grpc.aio.ServicerContext) -> None:
-        self._speaks(context)
+        self._newcomers.speaks(context)
         try:
             caller = tls.caller(context)  # before anything is read: of a call that has ended, gRPC may know no address
             hello = await self._entrance.hello(context, caller)
-            with self._callers.greeted(context.peer()):
+            with self._newcomers.greeted(context):
                 await self._members.serve(hello, Connection(context, caller))
         except FrameError as error:
             self._journal.refusal(f"{context.peer()} sent {error}")
@@ -90,35 +87,14 @@ class Host:
             await context.write(refusal(str(error)).SerializeToString())
 
     async def _ask(self, frame: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        self._speaks(context)
+        self._newcomers.speaks(context)
         return await self._entrance.answer(frame, context)
-
-    # Connections without a call yet.
-
-    def _connections(self) -> set[Peer]:
-        return callers.connected(self._port)
-
-    def _speaks(self, context: grpc.aio.ServicerContext) -> None:
-        if self._identity:
-            self._handshakes.speaks(callers.peer_of(context.peer()))
 
     def _unheard(self, peer: Peer | None, reason: str) -> None:
         """A connection has ended before any call."""
         place = callers.one_place(peer[0]) if peer else "others"
-        self._journal.tally.say(place, f"{place}: {reason}")
         self._journal.record("refused", place, address=peer[0] if peer else "unknown", reason=reason)
         self._journal.refusal(reason)
-
-    # Now and then.
-
-    def _sweep(self) -> None:
-        if not self._closing:
-            began = self._loop.time()
-            self._callers.sweep()
-            self._handshakes.sweep()
-            self._journal.tally.flush()
-            self._entrance.refresh()
-            self._loop.call_later(max(callers.SWEEP, callers.SHARE * (self._loop.time() - began)), self._sweep)
 
     def _remind(self) -> None:
         """Say whose certificate ends soon, and do so again."""

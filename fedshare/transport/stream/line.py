@@ -82,7 +82,7 @@ class Line:
         """One connection, until it ends: True if it is not to be made again."""
         identity = self._identity.now() if self._identity else None
         with tls.channel(self._address, identity, self._heartbeat) as channel:
-            if not _is_ready(channel):
+            if not is_ready(channel):
                 self._diagnose(identity)
                 raise NotYet(f"{self._address}: no gRPC connection in {CONNECT_DEADLINE:g} s")
             outbox: Outbox = queue.SimpleQueue()
@@ -143,7 +143,7 @@ class Line:
         return self._closing.is_set()
 
 
-def _is_ready(channel: grpc.Channel) -> bool:
+def is_ready(channel: grpc.Channel) -> bool:
     """Wait for the connection, but no longer than it takes to fail."""
     states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
     channel.subscribe(states.put, try_to_connect=True)

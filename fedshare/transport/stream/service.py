@@ -1,16 +1,26 @@
 """The gRPC service: its names, its deadlines, and its doors for frames and for health checks."""
 
+import asyncio
 from collections.abc import Callable
 
 import grpc
 from grpc_health.v1 import health
 
 from fedshare._proto.stream_pb2 import Down, Refusal
+from fedshare.transport.stream.frames import FrameError
 
 METHOD, ASK = "/fedshare.v1.Stream/Connect", "/fedshare.v1.Stream/Ask"
 SERVICE = "fedshare.v1.Stream"
 HELLO_DEADLINE = 10.0  # seconds for a caller to say who it is
 CLOSE_DEADLINE = 5.0  # seconds for the last frames to leave
+
+
+async def first_frame(context: grpc.aio.ServicerContext) -> object:
+    """The first frame of a call, or gRPC's end of it. Raises FrameError where it does not come."""
+    try:
+        return await asyncio.wait_for(context.read(), HELLO_DEADLINE)
+    except TimeoutError:
+        raise FrameError(f"no greeting in {HELLO_DEADLINE:g} s") from None
 
 
 def refusal(reason: str) -> Down:
