@@ -6,8 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedshare.errors import RunHalted
+from fedshare.experiments.hosts.participant import Part
+from fedshare.experiments.running.rounds import rounds
+from fedshare.experiments.tracking import Tracker
 from fedshare.peers.gathering import Gathering
 from fedshare.report.clock import say
+from fedshare.runs.checkpoint import Checkpoint
+from fedshare.simulation import Population
 
 
 class Leaving:
@@ -61,3 +66,19 @@ class Leaving:
     def _leave(self) -> None:
         self.left = True
         raise RunHalted(f"peer {self._network.me} leaves")
+
+
+def played(part: Part, network: Leaving, population: Population, start: Checkpoint | None, watcher: Tracker) -> bool:
+    """Run the rounds after `start`; return whether they are over, and this peer was not asked to leave before."""
+    try:
+        rounds(
+            *(part.config, part.folder, network, population, start, None, watcher),
+            interrupts=network.leaving,
+            alone=True,
+        )
+    except RunHalted:
+        if not network.left:
+            raise
+        say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
+        return False
+    return True

@@ -8,19 +8,19 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import fedshare
-from fedshare.errors import RunHalted, UserError
+from fedshare.errors import UserError
 from fedshare.experiments.config import build
-from fedshare.experiments.hosts.leaving import Leaving
+from fedshare.experiments.hosts.leaving import Leaving, played
 from fedshare.experiments.hosts.participant import Part
 from fedshare.experiments.hosts.voice import REMOVALS, Signed
 from fedshare.experiments.hosts.written import Written
-from fedshare.experiments.running.rounds import rounds
 from fedshare.experiments.tracking import Tracker
 from fedshare.identity import owner
 from fedshare.identity.signing import Verifier
 from fedshare.ledger.meaning import Meaning
 from fedshare.machine.files import private_folder
 from fedshare.peers import Topology
+from fedshare.peers.flood import receivers_of
 from fedshare.peers.gathering import Gathering
 from fedshare.peers.mesh import Apart
 from fedshare.peers.recorded import Collects
@@ -93,15 +93,8 @@ def take_part(part: Part, options: argparse.Namespace, start: Checkpoint | None,
         security = "mutual TLS" if part.identity else "no TLS"
         say(f"peer {part.me} of run {part.run.hex()[:12]}: listens at {listen}, {security}")
         say(f"neighbours: {_listed(neighbours)}")
-        try:
-            rounds(config, part.folder, network, mine, start, None, watcher, interrupts=network.leaving, alone=True)
-        except RunHalted:
-            if not network.left:
-                raise
-            say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
-        else:
-            if isinstance(own, Collects):
-                _keep_ledger(part, own)
+        if played(part, network, mine, start, watcher) and isinstance(own, Collects):
+            _keep_ledger(part, own)
         mesh.leave()
 
 
@@ -132,7 +125,7 @@ def _neighbours(config: DictConfig, population: Population, me: int) -> set[int]
     found = set[int]()
     for round in range(1, period + 1):
         links = graph.links(count, config.seed, round)
-        found |= {*links[me]} | {peer for peer, senders in enumerate(links) if me in senders}
+        found |= {*links[me], *receivers_of(links, me)}
     return found
 
 

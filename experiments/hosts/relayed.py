@@ -1,31 +1,25 @@
-"""A peer whose others are reached by a relay: what it follows, attests, and catches up with."""
+"""A peer whose others are reached by a relay: how it joins, follows the log, and catches up."""
 
 import argparse
-import hashlib
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 import fedshare
 from fedshare.errors import RunHalted, UserError, first_line
-from fedshare.experiments.hosts.leaving import Leaving
+from fedshare.experiments.hosts.following import Following
+from fedshare.experiments.hosts.leaving import Leaving, played
 from fedshare.experiments.hosts.participant import Part
 from fedshare.experiments.hosts.written import Written
-from fedshare.experiments.running.rounds import rounds
 from fedshare.experiments.tracking import Tracker
 from fedshare.identity import certificates
 from fedshare.identity.identity import Identity
 from fedshare.identity.signing import Signer
 from fedshare.ledger.transcript import kept
 from fedshare.machine.files import private_folder
-from fedshare.network import Exchange, Heard, NotAwaited, Purpose, Quotas
-from fedshare.payload import Payload
-from fedshare.peers.gathering import Gathering
 from fedshare.peers.mesh import Apart
 from fedshare.relay.commits import Head
 from fedshare.relay.entries import Kind
@@ -37,72 +31,16 @@ from fedshare.report.clock import say
 from fedshare.rounds import chain
 from fedshare.rounds.chain import Link
 from fedshare.rounds.rows import row_of
-from fedshare.runs import RunFolder, checkpoint
+from fedshare.runs import checkpoint
 from fedshare.runs.checkpoint import Checkpoint
 from fedshare.simulation import Population
 from fedshare.simulation.peers import Player
-from fedshare.state import State, copied, digests, pack, unpack
+from fedshare.state import State, digests, unpack
 from fedshare.transport.relay import snapshots
 from fedshare.transport.relay.client import RelayClient
 from fedshare.transport.relay.relayed import Diverged, Relayed
 from fedshare.transport.relay.status import status
 from fedshare.transport.stream.diagnose import NotYet
-
-
-@dataclass
-class Following(Gathering):
-    """The network of a peer that follows a log: rounds that are over are not trained again."""
-
-    folder: RunFolder | None = None
-    every: int = 10  # rounds between two attestations
-    upload: Callable[[int, bytes], None] = lambda round, data: None  # leaves a snapshot with the relay
-
-    def client_ids(self) -> list[int]:
-        found = super().client_ids()
-        if self.folder and self.start and self.start % self.every == 0 and self._attested < self.start:
-            self._attested = self.start
-            self._attest(found)
-        return found
-
-    _attested: int = 0
-
-    def _attest(self, ids: list[int]) -> None:
-        relayed = self.peers
-        assert isinstance(relayed, Relayed)
-        assert self.folder is not None
-        data = common(relayed, checkpoint.load(self.folder.checkpoints, self.start).server)
-        relayed.attest(hashlib.sha256(data).digest())
-        turn = self.start // self.every % max(1, len(ids))  # they take turns with the upload
-        if self.me in ids and ids[turn] == self.me and relayed.client.rounds <= self.start + 1:
-            self.upload(self.start, data)
-
-    def exchange(
-        self,
-        purpose: Purpose,
-        round: int,
-        downloads: dict[int, Payload],
-        quotas: Quotas | None = None,
-        heard: Heard | None = None,
-    ) -> Exchange:
-        if purpose is not Purpose.TRAIN:
-            return super().exchange(purpose, round, downloads, quotas, heard)
-        relayed = self.peers
-        assert isinstance(relayed, Relayed)
-        if self.me in downloads and relayed.took_part(round) is False:  # it was away, or too late
-            others = {peer: download for peer, download in downloads.items() if peer != self.me}
-            found = super().exchange(purpose, round, others, quotas, heard)
-            return replace(found, absent=found.absent | {self.me: NotAwaited("was not there")})
-        before = copied(self.player.state)
-        found = super().exchange(purpose, round, downloads, quotas, heard)
-        if self.me in downloads and self.me not in found.answers:
-            self.player.state = before  # as in a simulation: what came too late has not happened
-        return found
-
-
-def common(relayed: Relayed, state: State) -> bytes:
-    """Return what all peers have in common after a round: the server's memory, and how far the log is."""
-    held: dict[str, Any] = {"round": relayed.start, "head": relayed.head.hex(), "relay": relayed.relay.hex()}
-    return pack(held | {"members": relayed.members.pack().decode(), "server": state})
 
 
 def checks(identity: Identity | None) -> Checks:
@@ -270,15 +208,6 @@ def _follow(
         network = Leaving(following)
         security = "mutual TLS" if part.identity else "no TLS"
         say(f"peer {part.me} of run {part.run.hex()[:12]}: relay {options.relay}, {security}")
-        try:
-            rounds(
-                *(config, part.folder, network, part.population, start, None, watcher),
-                interrupts=network.leaving,
-                alone=True,
-            )
-        except RunHalted:
-            if not network.left:
-                raise
-            say(f"peer {part.me} leaves after round {network.done}; the same command goes on with {part.folder.path}")
+        played(part, network, part.population, start, watcher)
         if not relayed.leave():
             say("the relay has not heard that this peer leaves; it finds out by itself")

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from fedshare.forms.wire import Limits, from_bytes, to_bytes
+from fedshare.forms.wire import from_bytes, to_bytes
 from fedshare.machine.files import write_atomically
 from fedshare.network import Purpose
-from fedshare.payload import Payload, Quota
+from fedshare.payload import Payload
 from fedshare.peers.gathering import Player
 from fedshare.state import State, pack, unpack
 
@@ -56,6 +56,4 @@ class Written:
         held = unpack(whole[32:])
         if held["round"] != round:
             return None
-        message = held["upload"].numpy().tobytes()
-        quota = Quota(len(message), len(message), len(message))
-        return from_bytes(message, Limits.of(quota)), held["memory"]
+        return from_bytes(held["upload"].numpy().tobytes()), held["memory"]

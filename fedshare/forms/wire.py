@@ -118,13 +118,14 @@ def to_bytes(payload: Payload) -> bytes:
     return b"".join((len(head).to_bytes(4, "little"), head, data))
 
 
-def from_bytes(message: bytes, limits: Limits) -> Payload:
+def from_bytes(message: bytes, limits: Limits | None = None) -> Payload:
     """Return the payload that `to_bytes` encoded. Raises ValueError on anything else, or beyond `limits`."""
-    if len(message) > limits.body:
+    if limits and len(message) > limits.body:
         raise ValueError(f"it has {len(message)} bytes; at most {limits.body} are taken")
     size = int.from_bytes(message[:4], "little")
-    if len(message) < 4 + size or size > limits.head:
-        raise ValueError(f"its header has {size} bytes; at most {min(limits.head, len(message) - 4)} are possible")
+    most = min(limits.head, len(message) - 4) if limits else len(message) - 4
+    if size > most:
+        raise ValueError(f"its header has {size} bytes; at most {most} are possible")
     try:
         contents = Contents.FromString(message[4 : 4 + size])
     except DecodeError:

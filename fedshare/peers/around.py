@@ -1,7 +1,7 @@
 """What strategies among peers share, however the peers aggregate: clients do what the inner strategy says."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -59,3 +59,13 @@ def consensus(models: Tensor) -> float:
     """Return the root mean square distance of models, ``[peers, parameters]`` in float64, from their average."""
     apart = models - models.mean(0)
     return float(apart.square().sum() / len(models)) ** 0.5
+
+
+def aggregated(
+    inner: Strategy, peer: int, state: State, round: int, weights: dict[int, float], uploads: dict[int, Payload]
+) -> State:
+    """Return the memory of a peer after the round, with the uploads of the senders in `weights`."""
+    gathered = {sender: replace(uploads[sender], weight=weight) for sender, weight in sorted(weights.items())}
+    if isinstance(inner, Centred):
+        return inner.aggregate_at(peer, state, round, gathered)
+    return inner.aggregate(state, round, gathered)

@@ -7,9 +7,9 @@ from fedshare.errors import RunHalted
 from fedshare.forms.wire import Limits, from_bytes, to_bytes
 from fedshare.network import Quotas
 from fedshare.payload import Payload, Quota
-from fedshare.peers.around import Around, Centred, Mixing
-from fedshare.peers.flood import Links
-from fedshare.peers.mesh import Mesh, Voice
+from fedshare.peers.around import Around, Mixing, aggregated
+from fedshare.peers.flood import Links, receivers_of
+from fedshare.peers.mesh import Entering, Mesh, Voice
 from fedshare.peers.traffic import OfOne
 from fedshare.rounds.account import Account
 from fedshare.state import State
@@ -37,10 +37,7 @@ class Averaging(Around):
         weights = self.mixes(round, None)[self.me]
         if missing := weights.keys() - uploads.keys():
             weights = self.mixes(round, frozenset(range(self.count)) - missing)[self.me]
-        gathered = {sender: self._weighed(uploads[sender], weight) for sender, weight in sorted(weights.items())}
-        if isinstance(self.inner, Centred):
-            return self.inner.aggregate_at(self.me, state, round, gathered)
-        return self.inner.aggregate(state, round, gathered)
+        return aggregated(self.inner, self.me, state, round, weights, uploads)
 
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:
         return self.inner.expects(state, client_id)
@@ -58,10 +55,6 @@ class Averaging(Around):
     def reports(self) -> dict[str, str]:  # type: ignore[override]
         return self.inner.reports
 
-    @staticmethod
-    def _weighed(upload: Payload, weight: float) -> Payload:
-        return Payload(upload.tensors, upload.metrics, weight)
-
 
 @dataclass
 class Neighbours:
@@ -72,26 +65,20 @@ class Neighbours:
     me: int
     links: Callable[[int], list[list[int]]]  # of the round
     needed: bool  # whether the round cannot do without one of them
-    sent: int = 0  # bytes in the last round,
-    received: int = 0  # and those that came
 
     def __post_init__(self) -> None:
-        self._entered = 0
+        self._rounds = Entering(self.mesh)
 
     def ids(self, round: int) -> list[int]:
-        if round > self._entered:
-            self._entered = self.mesh.enter(round)
-        if round != self._entered:
+        if not self._rounds.takes_part(round):
             return []
         there = {*self.links(round)[self.me]}
         return sorted({*(there if self.needed else there & self.mesh.open()), self.me})
 
     def gather(self, round: int, upload: Payload | None, quotas: Quotas | None = None) -> dict[int, Payload]:
         links = self.links(round)
-        receivers = [peer for peer, senders in enumerate(links) if self.me in senders]
         message = b"" if upload is None else to_bytes(upload)
-        answers = self.mesh.swap(0, dict.fromkeys(receivers, message), links[self.me])
-        self.sent, self.received = len(message) * len(receivers), sum(map(len, answers.values()))
+        answers = self.mesh.swap(0, dict.fromkeys(receivers_of(links, self.me), message), links[self.me])
         if self.needed and (missing := sorted(set(links[self.me]) - answers.keys())):
             raise RunHalted(f"round {round}: nothing came from peers {missing}, and peers.mixing=push needs everyone")
         gathered = {} if upload is None else {self.me: upload}

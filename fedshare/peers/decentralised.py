@@ -9,7 +9,7 @@ import torch
 
 from fedshare.network import Peers
 from fedshare.payload import Payload
-from fedshare.peers.around import Around, Centred, Mixing, consensus
+from fedshare.peers.around import Around, Centred, Mixing, aggregated, consensus
 from fedshare.peers.averaging import Averaging, Neighbours
 from fedshare.peers.mesh import Mesh, Voice
 from fedshare.state import State
@@ -45,18 +45,14 @@ class Decentralised(Around):
 
     def aggregate(self, state: State, round: int, uploads: dict[int, Payload]) -> State:
         mixing, peers = self.mixes(self.count, self.seed, round, uploads.keys()), dict(state["peers"])
+        centred = isinstance(self.inner, Centred)
         alike: dict[tuple[object, ...], State] = {}  # on a full graph, all peers compute the same
         for peer in uploads:
             weights = mixing[peer]
-            key = id(peers[peer]), *sorted(weights.items())
-            if key in alike:
-                peers[peer] = alike[key]
-                continue
-            gathered = {sender: replace(uploads[sender], weight=weight) for sender, weight in sorted(weights.items())}
-            if isinstance(self.inner, Centred):
-                peers[peer] = self.inner.aggregate_at(peer, peers[peer], round, gathered)
-            else:
-                peers[peer] = alike[key] = self.inner.aggregate(peers[peer], round, gathered)
+            key = (peer,) if centred else (id(peers[peer]), *sorted(weights.items()))
+            if key not in alike:
+                alike[key] = aggregated(self.inner, peer, peers[peer], round, weights, uploads)
+            peers[peer] = alike[key]
         return {"peers": peers}
 
     def expects(self, state: State, client_id: int) -> dict[str, Tensors]:

@@ -12,6 +12,12 @@ from fedshare.peers.station import Station
 
 Links = list[list[int]]  # by peer, the peers whose uploads it receives, sorted, without itself
 
+
+def receivers_of(links: Links, peer: int) -> list[int]:
+    """Return the peers that receive from `peer`, sorted."""
+    return [receiver for receiver, senders in enumerate(links) if peer in senders]
+
+
 _QUIET = 64  # hops without news after which the flood has settled: part of the peers cannot be reached
 
 

@@ -121,7 +121,7 @@ class Flooding(Around):
         return strategy, Alone(mesh, me)
 
     def accounted(self, account: Account, links: Callable[[int], Links]) -> Account:
-        return Flooded(account.groups, account.whole, links=links)
+        return Flooded(account.groups, account.whole, links=links, counted=_sent)
 
     def report(self, state: State) -> dict[str, Any]:
         fraction = Meaning.of(state["manifest"]).manifest.fraction
@@ -136,6 +136,12 @@ class Flooding(Around):
     def _recorded(self) -> Recorded:
         assert isinstance(self.inner, Recorded)
         return self.inner
+
+
+def _sent(state: State) -> tuple[int, int, list[int]]:
+    """Return the bytes that all peers sent in the round, which are those received, and what each sent."""
+    each: list[int] = state["flood"]["sent"].tolist()
+    return sum(each), sum(each), each
 
 
 def _saved(spread: Spread, sums: Tensor) -> State:

@@ -47,6 +47,19 @@ class Mesh(Protocol):
         ...
 
 
+class Entering:
+    """Enters the rounds of a mesh as they are asked for, in order."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh, self._entered = mesh, 0
+
+    def takes_part(self, round: int) -> bool:
+        """Return whether the peer takes part in `round`."""
+        if round > self._entered:
+            self._entered = self._mesh.enter(round)
+        return round == self._entered
+
+
 class Voice(Protocol):
     """How a peer signs its entries, and checks those of others. `doubt` is told what is wrong with a message."""
 

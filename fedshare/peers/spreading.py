@@ -17,11 +17,11 @@ from fedshare.network import Quotas
 from fedshare.payload import Payload
 from fedshare.peers.applied import applied
 from fedshare.peers.around import Around
-from fedshare.peers.flood import Flood, Links
-from fedshare.peers.mesh import SIGNED, Mesh, Voice
+from fedshare.peers.flood import Flood, Links, receivers_of
+from fedshare.peers.mesh import SIGNED, Entering, Mesh, Voice
 from fedshare.peers.recorded import Recorded
 from fedshare.peers.station import Station
-from fedshare.peers.traffic import FloodOfOne
+from fedshare.peers.traffic import Flooded
 from fedshare.rounds.account import Account
 from fedshare.state import State
 from fedshare.strategy import Purpose
@@ -100,7 +100,7 @@ class Spreading(Around):
         return state | {"params": params, "flood": _saved(place, sums[0])}
 
     def accounted(self, account: Account, links: Callable[[int], Links]) -> Account:
-        return FloodOfOne(account.groups, account.whole, links=links)
+        return Flooded(account.groups, account.whole, links=links, counted=_sent)
 
     def commits(self, state: State) -> Iterator[Commit]:
         entries = _restored(state["flood"], 0).station.entries
@@ -121,15 +121,12 @@ class Spreading(Around):
         self._keep(place, self.links(round))
 
     def _keep(self, place: Place, links: Links) -> None:
-        place.station.keep(self._receivers(links))
+        place.station.keep(receivers_of(links, self.me))
         place.met &= {*links[self.me]}
-
-    def _receivers(self, links: Links) -> list[int]:
-        return [peer for peer, senders in enumerate(links) if self.me in senders]
 
     def _hop(self, place: Place, number: int, round: int, links: Links) -> None:
         """Send each receiver what is due, and hear each sender. Those that have not met exchange a summary before."""
-        station, receivers, senders = place.station, self._receivers(links), links[self.me]
+        station, receivers, senders = place.station, receivers_of(links, self.me), links[self.me]
         new = [peer for peer in receivers if not station.has_met(peer)]
         summaries = {peer: station.entries.summary() for peer in senders if peer not in place.met}
         theirs = self._swap(place, 2 * number, summaries, new) if new or summaries else {}
@@ -171,15 +168,18 @@ class Alone:
     me: int
 
     def __post_init__(self) -> None:
-        self._entered = 0
+        self._rounds = Entering(self.mesh)
 
     def ids(self, round: int) -> list[int]:
-        if round > self._entered:
-            self._entered = self.mesh.enter(round)
-        return [self.me] if round == self._entered else []
+        return [self.me] if self._rounds.takes_part(round) else []
 
     def gather(self, round: int, upload: Payload | None, quotas: Quotas | None = None) -> dict[int, Payload]:
         return {} if upload is None else {self.me: upload}
+
+
+def _sent(state: State) -> tuple[int, int, list[int]]:
+    sent, received = state["flood"]["traffic"].tolist()
+    return sent, received, []  # what others sent is not known here
 
 
 def _saved(place: Place, sums: torch.Tensor) -> State:

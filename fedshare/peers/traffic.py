@@ -35,7 +35,12 @@ class Traffic(Account):
 
 @dataclass(frozen=True, kw_only=True)
 class Flooded(Traffic):
-    """Entries of a ledger, summaries and acknowledgements go over each link, as often as they are sent."""
+    """Entries of a ledger, summaries and acknowledgements go over each link, as often as they are sent.
+
+    `counted` returns, of a memory, the bytes sent and received in its round, and those sent by each peer.
+    """
+
+    counted: Callable[[State], tuple[int, int, list[int]]]
 
     def round(
         self,
@@ -45,14 +50,11 @@ class Flooded(Traffic):
         downloads: Mapping[int, Payload],
         state: State,
     ) -> dict[str, int | dict[str, int]]:
-        each = state["flood"]["sent"].tolist()
-        sent, row = sum(each), super().round(number, uploads, dropped, downloads, state)
-        return (
-            row
-            | {f"bytes_{way}": sent for way in ("up", "down")}
-            | {f"bytes_{way}_by_group": {"entries": sent} for way in ("up", "down")}
-            | {"bytes_by_peer": {str(peer): size for peer, size in enumerate(each)}}
-        )
+        row = super().round(number, uploads, dropped, downloads, state)
+        *both, each = self.counted(state)
+        for way, size in zip(("up", "down"), both, strict=True):
+            row |= {f"bytes_{way}": size, f"bytes_{way}_by_group": {"entries": size}}
+        return row | {"bytes_by_peer": {str(peer): size for peer, size in enumerate(each)}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +75,3 @@ class OfOne(Traffic):
         good, bad = ([some[self.me]] * receivers if self.me in some else [] for some in (uploads, dropped))
         came = {**uploads, **dropped}
         return self.row(good, bad, [payload for sender, payload in came.items() if sender != self.me])
-
-
-@dataclass(frozen=True, kw_only=True)
-class FloodOfOne(Traffic):
-    """The messages of a flood that one peer has sent and received."""
-
-    def round(
-        self,
-        number: int,
-        uploads: Mapping[int, Payload],
-        dropped: Mapping[int, Payload],
-        downloads: Mapping[int, Payload],
-        state: State,
-    ) -> dict[str, int | dict[str, int]]:
-        row = super().round(number, uploads, dropped, downloads, state)
-        for way, size in zip(("up", "down"), state["flood"]["traffic"].tolist(), strict=True):
-            row |= {f"bytes_{way}": size, f"bytes_{way}_by_group": {"entries": size}}
-        return row | {"bytes_by_peer": {}}
