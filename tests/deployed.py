@@ -45,31 +45,11 @@ def flower_app(folder: Path, source: str, config: str = "") -> Path:
     return folder
 
 
-class Command:
-    """One `fedshare ...` process and what it says, in a file."""
+class Running:
+    """A process and what it says, in a file."""
 
-    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
-        self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
-        environment = os.environ | {"FEDSHARE_STATE": str(folder / "state"), "PYTHONUNBUFFERED": "1"} | environ
-        if arguments[0] == "client":  # a process that has loaded torch cannot set them
-            environment |= Place(None, None, 1).environ()
-        with self.log.open("w") as log:
-            self.process = forked.python(
-                *("-m", "fedshare", *arguments), stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment
-            )
-
-    def __enter__(self) -> "Command":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.terminate()
-            try:
-                self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+    log: Path
+    process: forked.Process
 
     @property
     def said(self) -> str:
@@ -93,6 +73,33 @@ class Command:
         """Wait until it has said `text`."""
         eventually(lambda: self.said.count(text) >= count or self.process.poll() is not None, f"{text!r}:\n{self.said}")
         assert self.said.count(text) >= count, f"it ended without {text!r}:\n{self.said}"
+
+
+class Command(Running):
+    """One `fedshare ...` process."""
+
+    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
+        self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
+        environment = os.environ | {"FEDSHARE_STATE": str(folder / "state"), "PYTHONUNBUFFERED": "1"} | environ
+        if arguments[0] == "client":  # a process that has loaded torch cannot set them
+            environment |= Place(None, None, 1).environ()
+        with self.log.open("w") as log:
+            self.process = forked.python(
+                *("-m", "fedshare", *arguments), stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment
+            )
+
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections import defaultdict
@@ -10,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import forked
-from deployed import eventually, free_port
-from world import PATIENCE
+from deployed import Running, eventually, free_port
 
 PROGRAM = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import mesh_peer\n"
 PROGRAM += "sys.exit(mesh_peer.main(sys.argv[1:]))"
 Row = dict[str, Any]
 
 
-class Peer:
+class Peer(Running):
     def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
         self.log = folder / f"peer-{arguments[0]}-{time.monotonic_ns()}.log"
         with self.log.open("w") as log:
@@ -29,29 +27,6 @@ class Peer:
                 cwd=folder,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"} | environ,
             )
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text()
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def wait(self) -> int:
-        """Its exit status."""
-        try:
-            return self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running after {PATIENCE:g} s:\n{self.said}") from None
-
-    def until(self, text: str) -> None:
-        """Wait until it has said `text`."""
-        eventually(lambda: text in self.said or self.process.poll() is not None, f"{text!r}:\n{self.said}")
-        assert text in self.said, f"it ended without {text!r}:\n{self.said}"
 
     def done(self) -> None:
         """Wait until it has ended, as it should."""

@@ -141,7 +141,9 @@ FENCED = {
     "ray": ("fedshare.simulation.on_ray",),
     "psycopg": ("fedshare.relay.postgres",),
     "zeroconf": ("fedshare.transport.mesh.lan",),
-    "prometheus_client": ("experiments.hosts.prometheus", "experiments.hosts.relay_metrics"),
+    "prometheus_client": (
+        *("experiments.hosts.metrics_page", "experiments.hosts.prometheus", "experiments.hosts.relay_metrics"),
+    ),
 }
 
 

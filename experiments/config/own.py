@@ -26,6 +26,16 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command that takes a config, as `fedshare run` does."""
+    parser.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
+    parser.add_argument(
+        "-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`"
+    )
+    add_config_dir(parser)
+    add_trust(parser)
+
+
 def importable(directory: str | None) -> None:
     """Make the modules in `directory` importable, after all others. Raises UserError if there is no such folder."""
     if directory is None:

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from fedshare.errors import UserError
-from fedshare.experiments.config.own import add_config_dir, add_trust
+from fedshare.experiments.config.own import add_config, add_config_dir, add_trust
 from fedshare.experiments.hosts import peer_options, relay_options
 from fedshare.experiments.options import TLS, Parser, connection
 
@@ -51,10 +51,7 @@ def check_ranges(options: argparse.Namespace) -> None:
 
 
 def _server(made: Parser) -> None:
-    made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
-    made.add_argument("-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`")
-    add_config_dir(made)
-    add_trust(made)
+    add_config(made)
     made.add_argument(
         "--listen",
         metavar="HOST:PORT",

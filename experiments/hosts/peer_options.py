@@ -1,14 +1,11 @@
 """The flags of `fedshare peer` and `fedshare peers`."""
 
-from fedshare.experiments.config.own import add_config_dir, add_trust
+from fedshare.experiments.config.own import add_config
 from fedshare.experiments.options import TLS, Parser, connection
 
 
 def peer(made: Parser) -> None:
-    made.add_argument("overrides", nargs="*", help="GROUP=OPTION and KEY=VALUE, as for `fedshare run`")
-    made.add_argument("-cn", "--config-name", default="config", metavar="NAME", help="a preset, as for `fedshare run`")
-    add_config_dir(made)
-    add_trust(made)
+    add_config(made)
     made.add_argument("--id", type=int, required=True, metavar="N", help="which peer this is, from 0")
     made.add_argument(
         "--listen",

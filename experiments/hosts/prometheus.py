@@ -1,4 +1,4 @@
-"""Prometheus metrics of a deployment, over HTTP. This is the only file that uses prometheus_client.
+"""Prometheus metrics of a deployment, over HTTP.
 
 A tracker, fed from the rows of a run; connected clients and the checkpoint's age are read at each scrape.
 """
@@ -10,10 +10,9 @@ from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
 import fedshare
-from fedshare.errors import UserError
+from fedshare.experiments.hosts.metrics_page import Page
 from fedshare.experiments.tracking import Note, _note
 from fedshare.machine.extras import importing
 from fedshare.report.reasons import FAILURES, REFUSALS, failure, refusal
@@ -21,18 +20,19 @@ from fedshare.report.rows import headline
 from fedshare.runs import RunFolder, checkpoint
 
 with importing("prometheus_client", "--metrics"):
-    from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
+    from prometheus_client import Counter, Gauge, Info
 
 STATES = {"trained": "clients", "dropped": "dropped", "absent": "absent", "untested": "untested"}
 STATES |= {"suspended": "suspended"}  # -> a row's key
 _MEANS = {"all": "", "mean": "_mean", "worst10": "_worst10"}  # what a score is over -> suffix of its key in a row
 
 
-class Exporter:
+class Exporter(Page):
     """Counters start with this process, as Prometheus expects; gauges also show the previous round."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
+        super().__init__()
+        registry = self.registry
 
         def counter(name: str, about: str, *labels: str) -> Counter:
             return Counter(f"fedshare_{name}", about, labels, registry=registry)
@@ -58,7 +58,6 @@ class Exporter:
         packages = {name: version(name) for name in ("torch", "flwr", "grpcio")}
         python = {"version": fedshare.__version__, "python": platform.python_version()}
         Info("fedshare_build", "What runs", registry=registry).info(python | packages)
-        ProcessCollector(registry=registry)
         for reason in FAILURES:  # all of them, so that a rate has a start
             for when in ("train", "test"):
                 self._failures.labels(when, reason)
@@ -66,24 +65,6 @@ class Exporter:
             self._refusals.labels(reason)
         for way in ("up", "down"):
             self._bytes.labels(way)
-        self._server: WSGIServer | None = None
-
-    def listen(self, address: str) -> str:
-        """Listen at "[HOST:]PORT", by default on this machine only; return the page's URL. Raises UserError."""
-        host, _, port = address.rpartition(":")
-        if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-            raise UserError(f"--metrics {address}: must be [HOST:]PORT, such as 9464 or 0.0.0.0:9464")
-        host = host or "127.0.0.1"
-        try:
-            self._server, _ = start_http_server(int(port), host.strip("[]"), self._registry)
-        except OSError as error:
-            raise UserError(f"--metrics {address}: cannot listen there: {error.strerror or error}") from error
-        return f"http://{host}:{self._server.server_port}/metrics"
-
-    def close(self) -> None:
-        if self._server:
-            self._server.shutdown()
-            self._server.server_close()
 
     def watch(self, present: Callable[[], Collection[int]], connections: Callable[[], int]) -> None:
         """Set the functions that report present clients and connections."""
